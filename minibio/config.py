@@ -1,0 +1,91 @@
+"""Every number of the paper, in tables: what the models are and how each one is trained.
+
+`MODELS` names architectures, `METHODS` names experiments; `--model` and `--method` pick a row, and
+any field can be overridden on the command line. Letters are the project's (README): C width,
+H heads, F feed-forward width, E embedding width, V vocabulary, L layers, P positions. Each number
+carries its source; F-numbers refer to the list of differences between paper and code in README.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One architecture. The defaults are BERT-base's, uncased."""
+
+    family: str = "bert"  # bert | distilbert | mobilebert | ib-bert
+    V: int = 30522  # vocabulary
+    L: int = 12  # layers
+    C: int = 768  # width of the stream between layers
+    H: int = 12  # heads
+    F: int = 3072  # width inside the feed-forward network
+    P: int = 512  # positions: the longest sequence
+    n_segments: int = 2  # token types; DistilBERT has none
+    activation: str = "gelu"
+    dropout: float = 0.1  # on embeddings and on each sub-layer's output
+    attention_dropout: float = 0.1  # on attention probabilities
+    classifier_dropout: float | None = None  # before a classifier; None = family's rule
+    norm_eps: float = 1e-12
+    init_std: float = 0.02
+    pad_id: int = 0
+    # DistilBERT
+    sinusoidal: bool = False  # positions start as sines (and are then loaded or trained all the same)
+    # MobileBERT and IB-BERT
+    E: int | None = None  # width of the token embedding table; None = C
+    C_intra: int | None = None  # width inside a bottleneck block; None = no bottleneck
+    n_ffn: int = 1  # feed-forward networks in a block
+    norm: str = "layer_norm"  # layer_norm | no_norm
+    shared_qk: bool = False  # queries and keys read one shared bottleneck
+    trigram: bool = False  # embeddings of neighbours concatenated
+    tanh_pooler: bool = True  # MobileBERT's classifier_activation; False: the raw first token
+
+    @property
+    def width(self) -> int:
+        """Width of queries, keys and values, all heads together."""
+        return self.C_intra or self.C
+
+    @property
+    def D(self) -> int:
+        """Width of one head."""
+        return self.width // self.H
+
+    def __post_init__(self):
+        if self.E is None:
+            object.__setattr__(self, "E", self.C)
+        if self.width % self.H:
+            raise ValueError(
+                f"ModelConfig: width {self.width} is no multiple of {self.H} heads; change C or H"
+            )
+
+
+CASED, UNCASED = 28996, 30522  # BERT's WordPiece vocabularies; BioBERT's is the cased one
+
+BERT = ModelConfig()
+BERT_6 = replace(BERT, L=6, V=CASED)  # section 4.1.1; a BERT with token types, not a DistilBERT (F2)
+DISTILBERT = ModelConfig(family="distilbert", L=6, n_segments=0)
+TINYBERT = ModelConfig(L=4, C=312, F=1200)  # section 4.2.1; TinyBERT's own configuration (F8)
+MOBILEBERT = ModelConfig(
+    family="mobilebert", L=24, C=512, H=4, F=512, E=128, C_intra=128, n_ffn=4,
+    norm="no_norm", activation="relu", shared_qk=True, trigram=True,
+    dropout=0.0, tanh_pooler=False,  # both as the published configuration has them
+)  # fmt: skip
+IB_BERT = ModelConfig(
+    family="ib-bert", L=24, C=512, H=4, F=4096, E=128, C_intra=1024, trigram=True
+)  # MobileBERT's teacher: configuration uncased_L-24_H-1024_B-512_A-4 (F32e)
+
+MODELS = {
+    "biobert": replace(BERT, V=CASED),
+    "bert-base-uncased": BERT,
+    "distil-biobert": BERT_6,
+    "compact-biobert": BERT_6,
+    "tiny-biobert": replace(TINYBERT, V=CASED),  # the teacher's vocabulary, since Eq. 8 needs it (F7)
+    "bio-distilbert-cased": replace(DISTILBERT, V=CASED),
+    "bio-distilbert-uncased": DISTILBERT,
+    "bio-tinybert": TINYBERT,
+    "tinybert-6l": replace(BERT, L=6),
+    "bio-mobilebert": MOBILEBERT,
+    "ib-bert": IB_BERT,
+    # for the built-in sample: the same code at a size that trains in minutes on a laptop
+    "sample-teacher": ModelConfig(V=2048, L=4, C=192, H=6, F=768, P=128),
+    "sample-tiny": ModelConfig(V=2048, L=2, C=96, H=6, F=384, P=128),
+}
