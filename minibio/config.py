@@ -28,8 +28,6 @@ class ModelConfig:
     norm_eps: float = 1e-12
     init_std: float = 0.02
     pad_id: int = 0
-    # DistilBERT
-    sinusoidal: bool = False  # positions start as sines (and are then loaded or trained all the same)
     # MobileBERT and IB-BERT
     E: int | None = None  # width of the token embedding table; None = C
     C_intra: int | None = None  # width inside a bottleneck block; None = no bottleneck
@@ -86,6 +84,61 @@ MODELS = {
     "bio-mobilebert": MOBILEBERT,
     "ib-bert": IB_BERT,
     # for the built-in sample: the same code at a size that trains in minutes on a laptop
-    "sample-teacher": ModelConfig(V=2048, L=4, C=192, H=6, F=768, P=128),
-    "sample-tiny": ModelConfig(V=2048, L=2, C=96, H=6, F=384, P=128),
+    "sample-teacher": ModelConfig(V=2048, L=4, C=192, H=6, F=768),
+    "sample-tiny": ModelConfig(V=2048, L=2, C=96, H=6, F=384),
 }
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: which objective, on what, for how long. All processes together."""
+
+    method: str  # mlm | distil | tiny | compact | mobile
+    model: str  # row of MODELS: the model trained; the student where there is a teacher
+    # the objective
+    fidelity: str = "paper"  # paper: equations as printed; released: what the authors' code computes
+    alpha: tuple[float, ...] = ()  # weights of the terms of Eq. 4, 11, 13
+    temperature: float | None = None  # of the soft labels; None = 1 in the paper, F17 as released
+    layer_map: tuple[int, ...] = ()  # Eq. 5: the teacher's layer of each student layer; () = uniform
+    init_layers: tuple[int, ...] = ()  # teacher layers copied into the student, 0-based; () = random
+    # the data
+    length: int = 256  # tokens of the longest sequence (F35)
+    batch: int = 192  # sequences of one step: 24 on each of 8 GPUs (F40)
+    # the optimiser: AdamW, clipped by global norm, as in F44
+    steps: int = 100_000  # section 5 (F39)
+    lr: float = 5e-4  # peak (F41)
+    warmup: int = 5_000  # steps (F42)
+    schedule: str = "linear"
+    weight_decay: float = 1e-4  # F43
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    clip: float = 1.0
+    seed: int = 42
+    precision: str = "fp32"
+
+
+METHODS = {
+    # section 3: BioDistilBERT, BioTinyBERT, BioMobileBERT, pre-trained further (F39, F41-F43)
+    "mlm": RunConfig(
+        "mlm", "bio-tinybert", steps=200_000, lr=1e-4, warmup=10_000, weight_decay=0.01
+    ),
+    # section 4.1: Eq. 4 with its weights; every other layer of the teacher (F3)
+    "distil": RunConfig(
+        "distil", "distil-biobert", alpha=(2.0, 5.0, 1.0),
+        init_layers=(0, 2, 4, 6, 8, 10), weight_decay=0.0,
+    ),
+    # section 4.2: Eq. 9, all weights 1; a student at random (F9)
+    "tiny": RunConfig("tiny", "tiny-biobert", warmup=10_000),
+    # section 4.3: Eq. 11 with its weights; the odd layers of the teacher (F3)
+    "compact": RunConfig(
+        "compact", "compact-biobert", alpha=(1.0, 5.0, 3.0), init_layers=(1, 3, 5, 7, 9, 11)
+    ),
+    # section 4.4: Eq. 13, which the authors could not run for want of its teacher; alpha: F32d
+    "mobile": RunConfig("mobile", "bio-mobilebert", alpha=(0.5,), lr=1e-4, weight_decay=0.01),
+}  # fmt: skip
+
+# What differs where the corpus is the built-in sample: sizes and lengths of run for a laptop.
+SAMPLE_TEACHER = RunConfig(
+    "mlm", "sample-teacher", batch=32, steps=1000, lr=1e-3, warmup=100, weight_decay=0.01, length=128
+)
+SAMPLE = {"model": "sample-tiny", "batch": 32, "steps": 500, "lr": 2e-3, "warmup": 50, "length": 128}

@@ -1,0 +1,75 @@
+"""Multi-head self-attention over a row of tokens (Vaswani et al., 2017; section 2.2 of the paper).
+
+Each token asks (query), is found (key) and is read (value):
+
+    a = softmax(q k^T / sqrt(D))     attention map of one head, (T, T), rows sum to 1
+    out = dropout(a) v
+
+Tokens see their own sequence only. The map itself is never handed out: what distillation wants from
+it is a number per row, so a layer that is to be compared with a teacher's is given the teacher's
+queries and keys (`Match`) and returns the divergence of each row of the two maps. Everything that
+touches a map goes through the two functions of `kernels`; read `kernels/reference.py` for what they
+compute.
+"""
+
+from typing import NamedTuple
+
+import torch.nn as nn
+from torch import Tensor
+
+import kernels
+from minibio.batch import Batch
+from minibio.config import ModelConfig
+
+
+class Match(NamedTuple):
+    """What one layer of the teacher hands to the student's layer paired with it."""
+
+    q_t: Tensor  # (N, H, D_t)
+    k_t: Tensor  # (N, H, D_t)
+    divergence: str  # one of kernels.DIVERGENCES
+
+
+class AttentionOutput(NamedTuple):
+    """What a self-attention layer knows when it is done."""
+
+    out: Tensor  # (N, width)
+    q: Tensor  # (N, H, D)
+    k: Tensor  # (N, H, D)
+    rows: Tensor | None  # (N, H) divergence of each attention row from the teacher's
+
+
+class SelfAttention(nn.Module):
+    """Queries and keys from one stream, values from a second (in BERT both are the same).
+
+    Args:
+        config:    heads, width and dropout.
+        C_qk, C_v: widths of the two streams read; None = the layer's own width.
+    """
+
+    def __init__(self, config: ModelConfig, C_qk: int | None = None, C_v: int | None = None):
+        super().__init__()
+        self.H, self.D = config.H, config.D
+        self.dropout = config.attention_dropout
+        width = config.width
+        self.query = nn.Linear(C_qk or width, width)
+        self.key = nn.Linear(C_qk or width, width)
+        self.value = nn.Linear(C_v or width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(
+        self, x_qk: Tensor, x_v: Tensor, batch: Batch, match: Match | None = None
+    ) -> AttentionOutput:
+        """x_qk: (N, C_qk), x_v: (N, C_v) -> out (N, width)."""
+        q = self.query(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
+        k = self.key(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
+        v = self.value(x_v).unflatten(-1, (self.H, self.D))  # (N, H, D)
+        row = (batch.cu_seqlens, batch.lengths)
+        dropout = self.dropout if self.training else 0.0
+        if match is None:
+            a, rows = kernels.attention(q, k, v, *row, dropout=dropout), None
+        else:
+            a, rows = kernels.attention_kl(
+                q, k, v, match.q_t, match.k_t, *row, divergence=match.divergence, dropout=dropout
+            )
+        return AttentionOutput(self.output(a.flatten(1)), q, k, rows)

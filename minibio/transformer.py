@@ -1,0 +1,149 @@
+"""The post-norm transformer encoder: BERT, DistilBERT and TinyBERT, by configuration.
+
+    x = norm(token + position + segment)
+    L times:   x = norm(x + attention(x))
+               x = norm(x + ffn(x))
+
+DistilBERT is the same without segments; TinyBERT is the same, narrower. Read attention.py before
+this file and heads.py after it. MobileBERT, whose layer is another, is in mobilebert.py; it shares
+`Encoder`, the loop over layers. Left out: the next-sentence head, decoders, relative positions.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from minibio.attention import AttentionOutput, Match, SelfAttention
+from minibio.batch import Batch
+from minibio.config import ModelConfig
+
+ACTIVATIONS = {
+    "gelu": F.gelu,  # the exact one, by erf
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+@dataclass
+class EncoderOutput:
+    """What the encoder computed. Layers are numbered 1..L; hidden state 0 is the embeddings'."""
+
+    hidden_states: list[Tensor]  # L+1 of (N, C)
+    queries_keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # (N, H, D) each
+    row_losses: dict[int, Tensor] = field(default_factory=dict)  # (N, H)
+
+
+class Embeddings(nn.Module):
+    """norm(token + position + segment), then dropout."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.token = nn.Embedding(config.V, config.C, padding_idx=config.pad_id)
+        self.position = nn.Embedding(config.P, config.C)
+        self.segment = nn.Embedding(config.n_segments, config.C) if config.n_segments else None
+        self.norm = nn.LayerNorm(config.C, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.token(batch.tokens) + self.position(batch.positions)  # (N, C)
+        if self.segment is not None:
+            x = x + self.segment(batch.segments)
+        return self.dropout(self.norm(x))
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), on each token alone."""
+
+    def __init__(self, C: int, width: int, activation: str):
+        super().__init__()
+        self.up = nn.Linear(C, width)
+        self.down = nn.Linear(width, C)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))  # (N, C) -> (N, F) -> (N, C)
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward; each is added to its input and the sum is normalised."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.C, eps=config.norm_eps)
+        self.ffn = FeedForward(config.C, config.F, config.activation)
+        self.output_norm = nn.LayerNorm(config.C, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, batch: Batch, match: Match | None = None
+    ) -> tuple[Tensor, AttentionOutput]:
+        a = self.attention(x, x, batch, match)
+        x = self.attention_norm(x + self.dropout(a.out))  # (N, C)
+        x = self.output_norm(x + self.dropout(self.ffn(x)))  # (N, C)
+        return x, a
+
+
+class Encoder(nn.Module):
+    """Embeddings and L layers."""
+
+    def __init__(self, config: ModelConfig, embeddings=Embeddings, layer=Layer):
+        super().__init__()
+        self.config = config
+        self.embeddings = embeddings(config)
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.L))
+
+    def forward(
+        self,
+        batch: Batch,
+        match: Mapping[int, Match] | None = None,
+        keep: Collection[int] = (),
+    ) -> EncoderOutput:
+        """Hidden states of every layer, and what distillation asks for.
+
+        Args:
+            batch: the row of tokens.
+            match: student: {layer: the teacher's queries and keys}; the divergence of each row of
+                   the two attention maps comes back in `row_losses`.
+            keep:  teacher: the layers whose queries and keys are handed out.
+        Raises:
+            ValueError: a sequence is longer than the positions, a token id is beyond the
+                vocabulary (seen on the CPU alone: looking would make a GPU wait).
+        """
+        config, match = self.config, match or {}
+        if batch.max_len > config.P:
+            raise ValueError(
+                f"Encoder: a sequence has {batch.max_len} tokens, expected at most {config.P} "
+                f"(the model's positions); cut it"
+            )
+        if batch.device.type == "cpu" and batch.N and int(batch.tokens.max()) >= config.V:
+            raise ValueError(
+                f"Encoder: token id is {int(batch.tokens.max())}, expected below {config.V} "
+                f"(the model's vocabulary); use the model's own tokenizer"
+            )
+        x = self.embeddings(batch)  # (N, C)
+        result = EncoderOutput([x])
+        for l, layer in enumerate(self.layers, start=1):
+            x, a = layer(x, batch, match.get(l))
+            result.hidden_states.append(x)
+            if l in keep:
+                result.queries_keys[l] = (a.q, a.k)
+            if a.rows is not None:
+                result.row_losses[l] = a.rows
+        return result
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, std: float) -> None:
+    """BERT's initial weights: normal with deviation `std`, biases 0, norms the identity."""
+    for m in module.modules():
+        if isinstance(m, nn.Linear | nn.Embedding):
+            m.weight.normal_(std=std)
+        if isinstance(m, nn.Linear) and m.bias is not None:
+            m.bias.zero_()
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+            m.weight[m.padding_idx].zero_()
