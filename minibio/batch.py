@@ -16,7 +16,7 @@ All counts are known on the host (`lengths`, N, M), so that a step never waits f
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -58,17 +58,6 @@ class Batch:
     def n_pairs(self) -> int:
         """sum_b T_b^2: (query, key) pairs of one head, the denominator of Eq. 6."""
         return sum(T * T for T in self.lengths)
-
-    @cached_property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Neighbours of equal length: (first token, sequences, length) of each run."""
-        starts = [0, *accumulate(self.lengths)]
-        runs, b = [], 0
-        for T, group in groupby(self.lengths):
-            n = sum(1 for _ in group)
-            runs.append((starts[b], n, T))
-            b += n
-        return runs
 
     @property
     def device(self) -> torch.device:

@@ -91,7 +91,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Embeddings and L layers."""
 
-    def __init__(self, config: ModelConfig, embeddings=Embeddings, layer=Layer):
+    def __init__(self, config: ModelConfig, embeddings: type = Embeddings, layer: type = Layer):
         super().__init__()
         self.config = config
         self.embeddings = embeddings(config)

@@ -1,0 +1,155 @@
+"""The definitions: what every kernel has to compute, in a dozen lines each. Read this first.
+
+Plain PyTorch, nothing clever: the test of every faster implementation, and the first thing taught.
+float64 stays float64, which is what makes `gradcheck` mean something; everything narrower is
+computed in float32 and rounded once at the end.
+
+A row of N tokens holds B sequences; `cu_seqlens (B+1,)` says where each begins. Attention never
+crosses a boundary, so every function here walks over the sequences one by one.
+"""
+
+import torch
+from torch import Tensor
+
+DIVERGENCES = ("kl_st", "kl_ts", "mse_maps", "mse_scores")
+
+
+def wide(x: Tensor) -> Tensor:
+    """float64 as it is, anything narrower as float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def attention_scores(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+    """Scaled scores of one sequence, z = scale q k^T.
+
+    Args:
+        q, k:  (T, H, D).
+        scale: default 1 / sqrt(D).
+    Returns:
+        (H, T, T); row i holds query i's score of every key.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return torch.einsum("ihd,jhd->hij", wide(q), wide(k)) * scale
+
+
+def attention_rows(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+    """Attention map of one sequence: (T, H, D) twice -> (H, T, T), rows sum to 1."""
+    return attention_scores(q, k, scale).softmax(-1)
+
+
+def row_divergence(z_s: Tensor, z_t: Tensor, divergence: str) -> Tensor:
+    """What tells two attention rows apart, summed over keys.
+
+        kl_st        sum_j a_s ln(a_s / a_t)     Eq. 10, 12      nats
+        kl_ts        sum_j a_t ln(a_t / a_s)     as released     nats
+        mse_maps     sum_j (a_s - a_t)^2         Eq. 6           no unit
+        mse_scores   sum_j (z_s - z_t)^2         TinyBERT's own  no unit
+
+    with a = softmax(z).
+
+    Args:
+        z_s, z_t: (..., T) scaled scores of student and teacher.
+    Returns:
+        (...): one number a row.
+    """
+    if divergence == "mse_scores":
+        return (z_s - z_t).square().sum(-1)
+    log_a_s, log_a_t = z_s.log_softmax(-1), z_t.log_softmax(-1)
+    if divergence == "kl_st":
+        return (log_a_s.exp() * (log_a_s - log_a_t)).sum(-1)
+    if divergence == "kl_ts":
+        return (log_a_t.exp() * (log_a_t - log_a_s)).sum(-1)
+    if divergence == "mse_maps":
+        return (log_a_s.exp() - log_a_t.exp()).square().sum(-1)
+    raise ValueError(f"row_divergence: divergence is {divergence!r}, expected one of {DIVERGENCES}")
+
+
+def spans(cu_seqlens: Tensor) -> list[slice]:
+    """The sequences of a row, as slices of it."""
+    ends = cu_seqlens.tolist()
+    return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """out = dropout(softmax(scale q k^T)) v, sequence by sequence (Vaswani et al., 2017).
+
+    Args:
+        q, k, v:    (N, H, D).
+        cu_seqlens: (B+1,) integer, from 0 to N.
+        dropout:    share of the probabilities set to zero; the others grow by 1 / (1 - dropout).
+    Returns:
+        out (N, H, D) in q's dtype; lse (N, H), the log-sum-exp of each row of scores, in nats.
+    """
+    out, lse = [wide(q[:0])], [wide(q[:0, :, 0])]
+    for s in spans(cu_seqlens):
+        z = attention_scores(q[s], k[s], scale)  # (H, T, T)
+        a = torch.nn.functional.dropout(z.softmax(-1), dropout)
+        out.append(torch.einsum("hij,jhd->ihd", a, wide(v[s])))
+        lse.append(z.logsumexp(-1).T)
+    return torch.cat(out).to(q.dtype), torch.cat(lse)
+
+
+def attention_kl(
+    q_s: Tensor,
+    k_s: Tensor,
+    v_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    divergence: str,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's attention, and how far each row of its maps is from the teacher's.
+
+    Dropout falls on the probabilities that multiply V alone; the divergence is of the maps before
+    it, else two equal models would differ.
+
+    Args:
+        q_s, k_s, v_s: (N, H, D_s).
+        q_t, k_t:      (N, H, D_t); the widths may differ, the heads may not.
+        divergence:    one of `DIVERGENCES`.
+    Returns:
+        out (N, H, D_s); row_loss (N, H), summed over keys; lse_s (N, H) in nats.
+    """
+    out, lse = attention(q_s, k_s, v_s, cu_seqlens, scale=scale_s, dropout=dropout)
+    rows = [wide(q_s[:0, :, 0])]
+    for s in spans(cu_seqlens):
+        z_s = attention_scores(q_s[s], k_s[s], scale_s)  # (H, T, T)
+        z_t = attention_scores(q_t[s], k_t[s], scale_t)  # (H, T, T)
+        rows.append(row_divergence(z_s, z_t.to(z_s.dtype), divergence).T)  # (T, H)
+    return out, torch.cat(rows), lse
+
+
+def cross_entropy_rows(x: Tensor, labels: Tensor) -> Tensor:
+    """-ln softmax(x)[label], nats.  x: (M, V), labels: (M,), -100 = ignored, 0 -> (M,)."""
+    log_p = wide(x).log_softmax(-1)  # (M, V)
+    picked = log_p.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)  # (M,)
+    return torch.where(labels == -100, torch.zeros_like(picked), -picked)
+
+
+def soft_cross_entropy_rows(x_s: Tensor, x_t: Tensor, temperature: float = 1.0) -> Tensor:
+    """-T^2 sum_v p_t ln p_s, with p = softmax(x / T), nats.  (M, V) twice -> (M,)."""
+    p_t = (wide(x_t) / temperature).softmax(-1)  # (M, V)
+    log_p_s = (wide(x_s) / temperature).log_softmax(-1)  # (M, V)
+    return -(p_t * log_p_s).sum(-1) * temperature**2
+
+
+def kl_rows(x_s: Tensor, x_t: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(p_t || p_s), with p = softmax(x / T), nats.  (M, V) twice -> (M,).
+
+    T^2 keeps the gradient's size whatever the temperature (Hinton et al., 2015).
+    """
+    log_p_t = (wide(x_t) / temperature).log_softmax(-1)  # (M, V)
+    log_p_s = (wide(x_s) / temperature).log_softmax(-1)  # (M, V)
+    return (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1) * temperature**2

@@ -1,0 +1,50 @@
+"""The model card a run writes beside its weights: what was trained, how, and how to load it."""
+
+from minibio.config import ModelConfig
+
+WHAT = {
+    "mlm": "masked-language-model pre-training (Eq. 1)",
+    "distil": "distillation of predictions and last hidden state (Eq. 4, DistilBioBERT)",
+    "tiny": "transformer-layer distillation (Eq. 9, TinyBioBERT)",
+    "compact": "distillation of predictions and of every layer (Eq. 11, CompactBioBERT)",
+    "mobile": "layer-wise distillation from an inverted-bottleneck teacher (Eq. 13, MobileBERT)",
+}
+FIELDS = (
+    "fidelity", "teacher", "start", "corpus", "documents", "steps", "batch", "length", "lr",
+    "warmup", "schedule", "weight_decay", "precision", "seed", "processes", "tokens", "seconds",
+)  # fmt: skip
+
+
+def model_card(record: dict, config: ModelConfig) -> str:
+    """Markdown with the Hugging Face front matter, from the run's record (run.json)."""
+    rows = "\n".join(f"| {name} | {record[name]} |" for name in FIELDS if name in record)
+    loss, first = record["held_out"]["mlm_loss"], record["held_out_first"]["mlm_loss"]
+    load = "model, tokenizer = minibio.load(directory)"
+    if config.family != "ib-bert":  # transformers has no such model
+        load += "\n\nimport transformers\nmodel = transformers.AutoModelForMaskedLM.from_pretrained(directory)"
+    return f"""---
+library_name: {"minibio" if config.family == "ib-bert" else "transformers"}
+pipeline_tag: fill-mask
+tags: [biomedical, {config.family}, minibio]
+---
+
+# {record["model"]}
+
+A {config.family} of {config.L} layers, {config.C} wide, {config.H} heads, {config.V:,} word pieces:
+{record["parameters"]:,} parameters, {record["parameters_encoder"]:,} of them in the encoder.
+Trained by {WHAT[record["method"]]} with minibio {record["versions"]["minibio"]}
+on torch {record["versions"]["torch"]}.
+
+| | |
+|---|---|
+{rows}
+
+Held-out masked-LM loss: {first:.4f} before, **{loss:.4f}** nats per masked token after;
+accuracy {record["held_out"]["accuracy"]:.2%}. The curve is in `log.jsonl` and `loss.png`.
+
+```python
+import minibio
+
+{load}
+```
+"""

@@ -1,0 +1,78 @@
+"""Processes: who am I, and how do we add up? Raw torch.distributed, started by torchrun.
+
+Without torchrun's environment there is one process and no group, and every function here still
+works. Collectives are called by all ranks or by none.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as td
+
+from minibio.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world`."""
+
+    rank: int
+    local: int  # rank on this machine
+    world: int
+    device: torch.device
+
+
+def start(device: str | None = None) -> Ranks:
+    """Join the other processes: nccl between GPUs, gloo between CPUs.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1"; None = cuda where there is one.
+    Raises:
+        InputError: no such device here.
+    """
+    rank, local, world = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device is {name!r}, expected cpu, cuda or cuda:NUMBER") from None
+    if where.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"--device is {name!r}, but torch sees no GPU here; use --device cpu")
+        if world > 1 or where.index is None:
+            where = torch.device("cuda", local)
+        torch.cuda.set_device(where)
+    if world > 1:
+        td.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    return Ranks(rank, local, world, where)
+
+
+def stop(ranks: Ranks) -> None:
+    """Leave the group."""
+    if ranks.world > 1 and td.is_initialized():
+        td.destroy_process_group()
+
+
+def barrier(ranks: Ranks) -> None:
+    """Wait for all."""
+    if ranks.world > 1:
+        td.barrier()
+
+
+def all_sum(values: list[float], ranks: Ranks) -> list[float]:
+    """Element by element over all processes, in float64; the same list on every rank."""
+    if ranks.world == 1:
+        return [float(x) for x in values]
+    x = torch.tensor(values, dtype=torch.float64, device=ranks.device)
+    td.all_reduce(x)
+    return x.tolist()
+
+
+def print0(*parts) -> None:
+    """Print on rank 0 alone."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(*parts, flush=True)

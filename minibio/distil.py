@@ -1,0 +1,274 @@
+"""The five objectives: what the student is asked for, and what it needs from the teacher.
+
+    MaskedLM   Eq. 1     no teacher                              BioDistilBERT, BioTinyBERT, ...
+    Distil     Eq. 4     predictions, last hidden state          DistilBioBERT
+    Tiny       Eq. 9     embeddings, every layer, predictions    TinyBioBERT
+    Compact    Eq. 11    predictions and every layer             CompactBioBERT
+    Mobile     Eq. 13    every layer                             MobileBERT, from IB-BERT
+
+An objective holds the student and the projections that are trained with it and thrown away at the
+end; the teacher stays outside. Its forward gives the terms of the equation by name and their sum as
+"loss". Read losses.py before this file and train.py after it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from minibio import losses
+from minibio.attention import Match
+from minibio.batch import Batch
+from minibio.config import RunConfig
+from minibio.errors import InputError
+from minibio.heads import Model, Output
+
+
+class Counts(NamedTuple):
+    """The denominators of one step, over all its micro-batches and processes."""
+
+    N: float  # tokens
+    M: float  # predicted tokens
+    n_pairs: float  # sum_b T_b^2
+
+    @staticmethod
+    def of(batches: list[Batch]) -> "Counts":
+        """The counts of these batches together."""
+        return Counts(*(sum(getattr(b, name) for b in batches) for name in Counts._fields))
+
+
+class Objective(nn.Module):
+    """A student with its projections, and the loss of one method.
+
+    Args:
+        student: a masked-LM model.
+        teacher: the frozen teacher, looked at for its shapes only; None for plain masked LM.
+        run:     weights, temperature, layer map, fidelity.
+    Raises:
+        InputError: the teacher does not fit the student: layers, heads, widths, vocabulary.
+    """
+
+    keep: tuple[int, ...] = ()  # teacher layers whose queries and keys are needed
+    every_token = False  # the head works on all N tokens, not on the M predicted ones
+
+    def __init__(self, student: Model, teacher: Model | None, run: RunConfig):
+        super().__init__()
+        self.student, self.run = student, run
+        if teacher is not None and teacher.config.V != student.config.V:
+            raise InputError(
+                f"the teacher has {teacher.config.V} word pieces, expected {student.config.V} "
+                f"(as the student): soft labels need one vocabulary"
+            )
+
+    def forward(self, batch: Batch, taught: Output | None, counts: Counts) -> dict[str, Tensor]:
+        """The terms of this micro-batch and their weighted sum, "loss".
+
+        Args:
+            batch:  the row of tokens with its M targets.
+            taught: `teach(...)` of the same batch.
+            counts: the denominators; the losses of all micro-batches add up to the step's loss.
+        """
+        raise TypeError(f"{type(self).__name__} has no equation; use one of OBJECTIVES")
+
+    def match_layers(self, teacher: Model, divergence: str) -> None:
+        """Fix g (Eq. 5) and check that the paired attention maps can be compared."""
+        L_s, L_t = self.student.config.L, teacher.config.L
+        if self.run.layer_map:
+            self.g = tuple(self.run.layer_map)
+            if len(self.g) != L_s or not all(0 < l <= L_t for l in self.g):
+                raise InputError(
+                    f"--layer-map is {','.join(map(str, self.g))}, expected {L_s} layers "
+                    f"(the student's) of 1..{L_t} (the teacher's)"
+                )
+        else:
+            try:
+                self.g = losses.layer_map(L_s, L_t)
+            except ValueError as error:
+                raise InputError(f"{error}; or name the layers with --layer-map") from None
+        H_s, H_t = self.student.config.H, teacher.config.H
+        if H_s != H_t:
+            raise InputError(
+                f"the student has {H_s} heads, expected {H_t} (as the teacher): "
+                f"attention maps are compared head by head"
+            )
+        self.keep, self.divergence = self.g, divergence
+
+    def matches(self, taught: Output) -> dict[int, Match]:
+        """Student layer -> its teacher layer's queries and keys."""
+        return {
+            l: Match(*taught.queries_keys[g_l], self.divergence)
+            for l, g_l in enumerate(self.g, start=1)
+        }
+
+    def same_width(self, teacher: Model, what: str) -> None:
+        """Refuse hidden states that no projection brings together."""
+        C_s, C_t = self.student.config.C, teacher.config.C
+        if C_s != C_t:
+            raise InputError(
+                f"the student is {C_s} wide, expected {C_t} (as the teacher): {what} compares "
+                f"hidden states without a projection"
+            )
+
+
+class MaskedLM(Objective):
+    """Eq. 1 alone: pre-training, from scratch or further."""
+
+    def forward(self, batch, taught, counts):
+        loss = losses.mlm(self.student(batch).logits, batch.labels, M=counts.M)
+        return {"mlm": loss, "loss": loss}
+
+
+class Distil(Objective):
+    """Eq. 4: masked LM, the teacher's predictions, and the direction of its last hidden state."""
+
+    def __init__(self, student, teacher, run):
+        super().__init__(student, teacher, run)
+        self.same_width(teacher, "Eq. 3")
+        # the paper has no temperature; the authors' code for this model has 2 (F17)
+        released = 2.0 if run.fidelity == "released" else 1.0
+        self.temperature = run.temperature or released
+
+    def forward(self, batch, taught, counts):
+        s = self.student(batch)
+        terms = {
+            "mlm": losses.mlm(s.logits, batch.labels, M=counts.M),
+            "soft": losses.soft_mlm(
+                s.logits, taught.logits, temperature=self.temperature, M=counts.M
+            ),
+            "align": losses.align(s.hidden_states[-1], taught.hidden_states[-1], N=counts.N),
+        }
+        return {**terms, "loss": losses.distil(*terms.values(), alpha=self.run.alpha)}
+
+
+class Tiny(Objective):
+    """Eq. 9: embeddings, every layer's hidden state and attention map, and predictions.
+
+    As printed, W_h is one matrix for all layers, W_e another, and Eq. 8 ranges over all N tokens;
+    the authors' code shares one projection with a bias and predicts masked tokens alone (F24, F26).
+    """
+
+    def __init__(self, student, teacher, run):
+        super().__init__(student, teacher, run)
+        self.match_layers(teacher, losses.DIVERGENCE["tiny", run.fidelity])
+        C_s, C_t = student.config.C, teacher.config.C
+        paper = run.fidelity == "paper"
+        self.every_token = paper
+        self.W_h = nn.Linear(C_s, C_t, bias=not paper)
+        self.W_e = nn.Linear(C_s, C_t, bias=False) if paper else self.W_h
+        for W in {self.W_h, self.W_e}:
+            nn.init.normal_(W.weight, std=student.config.init_std)
+        self.temperature = run.temperature or 1.0
+
+    def forward(self, batch, taught, counts):
+        batch_s = batch.without_targets() if self.every_token else batch
+        s = self.student(batch_s, match=self.matches(taught))
+        h_s, h_t = s.hidden_states, taught.hidden_states
+        N_out = counts.N if self.every_token else counts.M
+        terms = {
+            "embed": losses.embed(h_s[0], h_t[0], self.W_e, N=counts.N),
+            "layers": [
+                losses.tiny_layer(
+                    h_s[l], h_t[g_l], self.W_h, s.row_losses[l], n_pairs=counts.n_pairs, N=counts.N
+                )
+                for l, g_l in enumerate(self.g, start=1)
+            ],
+            "output": losses.output(
+                s.logits, taught.logits, temperature=self.temperature, N=N_out
+            ),
+        }
+        loss = losses.tiny(*terms.values())
+        return {**terms, "layers": sum(terms["layers"]), "loss": loss}
+
+
+class Compact(Objective):
+    """Eq. 11: Distil's predictions with a cosine and a KL term on every layer."""
+
+    def __init__(self, student, teacher, run):
+        super().__init__(student, teacher, run)
+        self.same_width(teacher, "Eq. 10")
+        self.match_layers(teacher, losses.DIVERGENCE["compact", run.fidelity])
+        self.temperature = run.temperature or 1.0
+
+    def forward(self, batch, taught, counts):
+        s = self.student(batch, match=self.matches(taught))
+        layers = [
+            losses.compact_layer(
+                s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
+                lengths=batch.lengths, N=counts.N, fidelity=self.run.fidelity,
+            )
+            for l, g_l in enumerate(self.g, start=1)
+        ]  # fmt: skip
+        mlm = losses.mlm(s.logits, batch.labels, M=counts.M)
+        soft = losses.soft_mlm(
+            s.logits, taught.logits, temperature=self.temperature, M=counts.M
+        )
+        loss = losses.compact(mlm, soft, layers, alpha=self.run.alpha)
+        return {"mlm": mlm, "soft": soft, "layers": sum(layers), "loss": loss}
+
+
+class Mobile(Objective):
+    """Eq. 13: masked LM and the mean over layers of Eq. 12; student and teacher equally deep."""
+
+    def __init__(self, student, teacher, run):
+        super().__init__(student, teacher, run)
+        self.same_width(teacher, "Eq. 12")
+        self.match_layers(teacher, losses.DIVERGENCE["mobile", run.fidelity])
+
+    def forward(self, batch, taught, counts):
+        s = self.student(batch, match=self.matches(taught))
+        layers = [
+            losses.mobile_layer(
+                s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
+                N=counts.N, fidelity=self.run.fidelity,
+            )
+            for l, g_l in enumerate(self.g, start=1)
+        ]  # fmt: skip
+        mlm = losses.mlm(s.logits, batch.labels, M=counts.M)
+        loss = losses.mobile(mlm, layers, alpha=self.run.alpha[0])
+        return {"mlm": mlm, "layers": sum(layers) / len(layers), "loss": loss}
+
+
+OBJECTIVES = {
+    "mlm": MaskedLM,
+    "distil": Distil,
+    "tiny": Tiny,
+    "compact": Compact,
+    "mobile": Mobile,
+}
+
+
+@torch.no_grad()
+def teach(teacher: Model, batch: Batch, objective: Objective) -> Output:
+    """The teacher's side of one batch: hidden states, queries and keys of `keep`, logits."""
+    batch = batch.without_targets() if objective.every_token else batch
+    return teacher(batch, keep=objective.keep)
+
+
+@torch.no_grad()
+def initialise_from(student: Model, teacher: Model, layers: tuple[int, ...]) -> None:
+    """Start the student from the teacher's embeddings and chosen layers (section 4.1.2).
+
+    The masked-LM head stays fresh, as in the released code (F5).
+
+    Args:
+        layers: one teacher layer for each student layer, counted from 0 as F3 counts them.
+    Raises:
+        InputError: their number or range is wrong, or student and teacher differ in shape.
+    """
+    L_s, L_t = student.config.L, teacher.config.L
+    if len(layers) != L_s or not all(0 <= l < L_t for l in layers):
+        raise InputError(
+            f"--init-layers is {','.join(map(str, layers))}, expected {L_s} layers "
+            f"(the student's) of 0..{L_t - 1} (the teacher's)"
+        )
+    try:
+        student.encoder.embeddings.load_state_dict(teacher.encoder.embeddings.state_dict())
+        for mine, l in zip(student.encoder.layers, layers, strict=True):
+            mine.load_state_dict(teacher.encoder.layers[l].state_dict())
+    except RuntimeError:
+        raise InputError(
+            f"the student ({student.config.family}, {student.config.C} wide) cannot start from the "
+            f"teacher's layers ({teacher.config.family}, {teacher.config.C} wide): "
+            f"shapes differ; pass --init-layers none"
+        ) from None

@@ -1,0 +1,100 @@
+"""What a run will cost, before it starts: operations, time and memory (`train.py --dry-run`).
+
+Operations are counted, two for each multiplication with its addition:
+
+    linear maps     2 N (weights)            on each of the N tokens
+    attention       4 width sum_b T_b^2      q k^T and a v, all heads together
+    masked-LM head  2 M (C^2 + C V)          on the M predicted tokens alone
+
+A backward pass costs twice its forward; the teacher has none. Time is operations over half the
+speed of a large matrix product measured on this device; memory is counted tensor by tensor and is
+right to a factor of two. Real figures stand in log.jsonl after a hundred steps.
+"""
+
+import time
+
+import torch
+
+from minibio.config import ModelConfig, RunConfig
+from minibio.corpus import Corpus
+from minibio.dist import Ranks
+from minibio.distil import Objective
+from minibio.heads import Model
+
+BYTES = 4  # of a float32: weights, gradients, statistics
+SHARE_OF_PEAK = 0.5  # what a training step reaches of a large product's speed; a rule of thumb
+
+
+def forward_flops(model: Model, N: float, M: float, n_pairs: float) -> float:
+    """Operations of one forward pass over N tokens, M of them predicted, n_pairs = sum T^2."""
+    c = model.config
+    matrices = (p for name, p in model.encoder.named_parameters() if "layers." in name)
+    weights = sum(p.numel() for p in matrices if p.dim() == 2)
+    return 2 * N * weights + 4 * c.width * n_pairs * c.L + 2 * M * (c.C * c.C + c.C * c.V)
+
+
+def activation_bytes(c: ModelConfig, N: float, M: float) -> float:
+    """What a forward pass keeps for its backward, attention maps and matched rows aside."""
+    per_layer = 4 * c.width + 8 * c.C + 2 * c.n_ffn * c.F  # q k v, sums and norms, ffn
+    return BYTES * (N * c.L * per_layer + 3 * M * c.V)  # logits, log-softmax, its gradient
+
+
+@torch.no_grad()
+def products_per_second(device: torch.device, dtype: torch.dtype, n: int = 1024) -> float:
+    """Operations a second of an (n, n) x (n, n) product on `device`; the best of a few."""
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def estimate(
+    objective: Objective, teacher: Model | None, run: RunConfig, corpus: Corpus, ranks: Ranks
+) -> dict[str, str]:
+    """The rows that `--dry-run` prints."""
+    T = corpus.lengths.clip(max=run.length).astype(float)  # tokens of each document
+    N, n_pairs = run.batch * T.mean(), run.batch * (T**2).mean()
+    masked = 0.15 * N
+    M = N if objective.every_token else masked
+    student, c = objective.student, objective.student.config
+    step = 3 * forward_flops(student, N, M, n_pairs)
+    weights = sum(p.numel() for p in objective.parameters())
+    memory = 4 * BYTES * weights  # the weight, its gradient, AdamW's two moments
+    memory += activation_bytes(c, N / ranks.world, M / ranks.world)
+    if teacher is not None:
+        step += forward_flops(teacher, N, M, n_pairs)
+        step += 2 * 3 * n_pairs * c.width * len(objective.keep)  # both maps of the matched layers
+        memory += BYTES * (teacher.n_parameters + 2 * M / ranks.world * c.V)
+        memory += 4 * BYTES * n_pairs / ranks.world * c.H * len(objective.keep)
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    speed = products_per_second(ranks.device, dtype)
+    seconds = step / ranks.world / (SHARE_OF_PEAK * speed)
+    rows = {
+        "student": f"{student.n_parameters:,} parameters, "
+        f"{weights - student.n_parameters:,} more while training",
+        "tokens": f"{N:,.0f} a step, {masked:,.0f} masked, {N * run.steps:,.0f} in all "
+        f"({run.batch * run.steps / len(T):.3g} epochs of {len(T):,} documents)",
+        "operations": f"{step / 1e12:.3g} TFLOP a step, {step * run.steps / 1e15:.3g} PFLOP in all",
+        "device": f"{speed / 1e12:.3g} TFLOP/s in a large {run.precision} product",
+        "time": f"about {duration(seconds)} a step, {duration(seconds * run.steps)} in all "
+        f"on {ranks.world} process{'es' * (ranks.world > 1)}",
+        "memory": f"about {memory / 2**30:.2g} GiB a process",
+    }
+    if teacher is not None:
+        rows = {"teacher": f"{teacher.n_parameters:,} parameters, frozen", **rows}
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """12 ms, 3.4 s, 5 min, 7 h, 2 days."""
+    for unit, size, until in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2e5)):
+        if seconds < until:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86400:.3g} days"

@@ -1,0 +1,65 @@
+"""What holds for every test: no network, a fixed seed, Triton interpreted where there is no GPU."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any @triton.jit runs
+os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks no server for a model it does not find
+
+BAND = 64
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device (make gpu)")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def banded_empty(monkeypatch):
+    """torch.empty* gives NaN inside NaN bands: a forgotten output is NaN, a stray store shows.
+
+    Kernel tests ask for it, `pytestmark = pytest.mark.usefixtures("banded_empty")`. It is not there
+    for all tests, since safetensors, modules of torch.nn and transformers call torch.empty too, with
+    arguments and dtypes that only torch itself knows how to serve.
+    """
+    made = []
+
+    def banded(shape, dtype, device):
+        n = torch.Size(shape).numel()
+        is_float = dtype.is_floating_point
+        fill = float("nan") if is_float else torch.iinfo(dtype).min  # integers have no NaN
+        buf = torch.full((n + 2 * BAND,), fill, dtype=dtype, device=device)
+        made.append((buf, n))
+        return buf[BAND : BAND + n].view(shape)
+
+    def empty(*shape, dtype=None, device=None):
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return banded(shape, dtype or torch.get_default_dtype(), device)
+
+    def empty_like(x, dtype=None):
+        return banded(x.shape, dtype or x.dtype, x.device)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    monkeypatch.setattr(
+        torch.Tensor,
+        "new_empty",
+        lambda x, *shape, dtype=None: empty(*shape, dtype=dtype or x.dtype, device=x.device),
+    )
+    yield
+    monkeypatch.undo()
+    for buf, n in made:
+        ends = torch.cat([buf[:BAND], buf[BAND + n :]])
+        whole = ends.isnan() if buf.dtype.is_floating_point else ends == torch.iinfo(buf.dtype).min
+        assert whole.all(), "a kernel wrote outside its output"

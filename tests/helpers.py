@@ -1,0 +1,99 @@
+"""Limits, inputs and small models that many tests share."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minibio.batch import Batch
+from minibio.config import ModelConfig
+
+ROOT = Path(__file__).resolve().parent.parent  # of the repository
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# relative to the truth's largest magnitude; 2 x eps where the output itself is rounded
+LIMIT = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 2 * 2**-10,
+    torch.bfloat16: 2 * 2**-7,
+}
+
+
+def guarded(x, pad=64):
+    """Same values between two NaN bands: a load outside the tensor shows in the result."""
+    buf = torch.full((x.numel() + 2 * pad,), float("nan"), dtype=x.dtype, device=x.device)
+    view = buf[pad : pad + x.numel()].view(x.shape)
+    view.copy_(x)
+    return view
+
+
+def assert_near(name, got, truth, limit):
+    """|got - truth| <= limit * max|truth| everywhere; refuses NaN; names the worst element.
+
+    Where the truth is 0 everywhere the limit is absolute.
+    """
+    assert got.shape == truth.shape, f"{name}: shape {got.shape}, expected {truth.shape}"
+    if not truth.numel():
+        return
+    got, truth = got.detach().double().flatten(), truth.detach().double().flatten()
+    assert not got.isnan().any(), f"{name}: NaN in result"
+    error = (got - truth).abs()
+    i = int(error.argmax())
+    scale = truth.abs().max().item() or 1.0
+    ratio = error[i].item() / scale
+    assert ratio <= limit, (
+        f"{name}: error {ratio:.2e} of max, expected <= {limit:.0e}; "
+        f"worst at {i}: got {got[i].item():.6g}, truth {truth[i].item():.6g}"
+    )
+
+
+def real_data(relative) -> Path:
+    """A file or folder of the real data sets; skips the test where they are not at hand.
+
+    They lie in $MINIBIO_DATA, or in ../shared/data beside the repository.
+    """
+    base = Path(os.environ.get("MINIBIO_DATA", ROOT.parent / "shared" / "data"))
+    path = base / relative
+    if not path.exists():
+        pytest.skip(f"no {path}; set MINIBIO_DATA to the folder of the real data sets")
+    return path
+
+
+# Odd on purpose: no width is a multiple of 8, and no two letters share a number.
+BERT = ModelConfig(V=101, L=3, C=60, H=5, F=84, P=40)
+CONFIGS = {
+    "bert": BERT,
+    "tinybert": replace(BERT, L=2, C=52, E=52, H=2, F=76),  # heads 26 wide
+    "distilbert": replace(BERT, family="distilbert", n_segments=0),
+    "mobilebert": ModelConfig(
+        family="mobilebert", V=101, L=3, C=44, H=5, F=52, P=40, E=22, C_intra=30, n_ffn=3,
+        norm="no_norm", activation="relu", shared_qk=True, trigram=True,
+        dropout=0.0, tanh_pooler=False,
+    ),
+    "ib-bert": ModelConfig(
+        family="ib-bert", V=101, L=3, C=44, H=5, F=84, P=40, E=22, C_intra=60, trigram=True
+    ),
+}  # fmt: skip
+FAMILIES = list(CONFIGS)
+
+
+def tiny_config(family="bert", **changes) -> ModelConfig:
+    """A small configuration of one family: a row of CONFIGS, with fields replaced."""
+    if "C" in changes and CONFIGS[family].E == CONFIGS[family].C:
+        changes.setdefault("E", changes["C"])
+    return replace(CONFIGS[family], **changes)
+
+
+def random_batch(lengths=(7, 1, 13), V=101, n_segments=2, n_predicted=0, seed=0) -> Batch:
+    """Sequences of random ids; with `n_predicted` > 0 that many places to be predicted."""
+    rng = torch.Generator().manual_seed(seed)
+    sequences = [torch.randint(V, (T,), generator=rng) for T in lengths]
+    segments = [(torch.arange(T) >= (T + 1) // 2).long() * (n_segments > 1) for T in lengths]
+    predict = labels = None
+    if n_predicted:
+        predict = torch.randperm(sum(lengths), generator=rng)[:n_predicted].sort().values
+        labels = torch.randint(V, (n_predicted,), generator=rng)
+    return Batch.from_sequences(sequences, segments, predict, labels)

@@ -1,0 +1,81 @@
+"""The encoder on the row: nothing leaks between sequences, and layers are numbered from 1."""
+
+import pytest
+import torch
+
+from minibio.attention import Match
+from minibio.batch import Batch
+from minibio.config import ModelConfig
+from minibio.transformer import Encoder, initialise
+
+CONFIG = ModelConfig(V=31, L=3, C=20, H=2, F=24, P=12)
+
+
+@pytest.fixture
+def encoder():
+    encoder = Encoder(CONFIG).double().eval()
+    initialise(encoder, std=0.3)
+    return encoder
+
+
+def sequences(*lengths):
+    return [torch.randint(1, CONFIG.V, (T,)).tolist() for T in lengths]
+
+
+def test_a_sequence_does_not_see_its_neighbours(encoder):
+    alone, *others = sequences(5, 3, 1, 12)
+    together = encoder(Batch.from_sequences([others[0], alone, *others[1:]]))
+    single = encoder(Batch.from_sequences([alone]))
+    for h, h_single in zip(together.hidden_states, single.hidden_states, strict=True):
+        torch.testing.assert_close(h[3:8], h_single, rtol=0, atol=1e-12)
+
+
+def test_order_of_sequences_does_not_matter(encoder):
+    a, b, c = sequences(4, 4, 7)
+    one = encoder(Batch.from_sequences([a, b, c])).hidden_states[-1]
+    two = encoder(Batch.from_sequences([c, b, a])).hidden_states[-1]
+    torch.testing.assert_close(one[8:], two[:7], rtol=0, atol=1e-12)
+    torch.testing.assert_close(one[:4], two[11:], rtol=0, atol=1e-12)
+
+
+def test_layers_are_numbered_from_one_and_hidden_state_0_is_the_embeddings(encoder):
+    batch = Batch.from_sequences(sequences(5))
+    out = encoder(batch, keep=(1, 3))
+    assert len(out.hidden_states) == CONFIG.L + 1
+    assert set(out.queries_keys) == {1, 3}
+    torch.testing.assert_close(out.hidden_states[0], encoder.embeddings(batch))
+    query = encoder.layers[2].attention.query(out.hidden_states[2])
+    torch.testing.assert_close(out.queries_keys[3][0].flatten(1), query)
+
+
+def test_a_match_with_itself_costs_nothing_and_changes_no_output(encoder):
+    batch = Batch.from_sequences(sequences(5, 2))
+    plain = encoder(batch, keep=(1, 2))
+    match = {l: Match(*qk, "kl_st") for l, qk in plain.queries_keys.items()}
+    match = {l: m._replace(q_t=m.q_t.detach(), k_t=m.k_t.detach()) for l, m in match.items()}
+    matched = encoder(batch, match)
+    assert set(matched.row_losses) == {1, 2}
+    for rows in matched.row_losses.values():
+        assert rows.shape == (7, CONFIG.H) and rows.abs().max() < 1e-12
+    torch.testing.assert_close(matched.hidden_states[-1], plain.hidden_states[-1])
+
+
+def test_empty_batch(encoder):
+    out = encoder(Batch.from_sequences([]))
+    assert [h.shape for h in out.hidden_states] == [(0, CONFIG.C)] * (CONFIG.L + 1)
+
+
+def test_too_long_and_unknown_tokens_are_refused(encoder):
+    with pytest.raises(ValueError, match="13 tokens, expected at most 12"):
+        encoder(Batch.from_sequences(sequences(13)))
+    with pytest.raises(ValueError, match="token id is 31, expected below 31"):
+        encoder(Batch.from_sequences([[1, 31]]))
+
+
+def test_initial_weights():
+    encoder = Encoder(ModelConfig(V=500, L=1, C=64, H=2, F=256))
+    initialise(encoder, std=0.02)
+    assert 0.0195 < encoder.layers[0].ffn.up.weight.std() < 0.0205
+    assert encoder.layers[0].ffn.up.bias.abs().max() == 0
+    assert encoder.embeddings.token.weight[0].abs().max() == 0  # the padding row
+    assert encoder.embeddings.norm.weight.eq(1).all()
