@@ -130,9 +130,7 @@ def read_json(path) -> dict:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, expected a JSON file") from None
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.start} is not UTF-8, expected a JSON file"
-        ) from None
+        raise InputError(f"{path}: byte {error.start} is not UTF-8, expected a JSON file") from None
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: line {error.lineno}, column {error.colno}: {error.msg}, expected JSON"

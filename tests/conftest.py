@@ -29,9 +29,9 @@ def fixed_seed():
 def banded_empty(monkeypatch):
     """torch.empty* gives NaN inside NaN bands: a forgotten output is NaN, a stray store shows.
 
-    Kernel tests ask for it, `pytestmark = pytest.mark.usefixtures("banded_empty")`. It is not there
-    for all tests, since safetensors, modules of torch.nn and transformers call torch.empty too, with
-    arguments and dtypes that only torch itself knows how to serve.
+    Kernel tests ask for it: `pytestmark = pytest.mark.usefixtures("banded_empty")`. It is not there
+    for all tests, since safetensors, torch.nn and transformers call torch.empty too, with arguments
+    and dtypes that only torch itself knows how to serve.
     """
     made = []
 
