@@ -230,11 +230,8 @@ def build_student(run: RunConfig, args, corpus: Corpus, teacher: Model | None) -
             corpus.check_tokenizer(tokenizer)
         return student.train()
     shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn, "V": corpus.V}
-    base = MODELS[run.model]
-    if base.E == base.C:
-        shape["E"] = args.width or base.C
     try:
-        config = dataclasses.replace(base, **{k: v for k, v in shape.items() if v is not None})
+        config = dataclasses.replace(MODELS[run.model], **{k: v for k, v in shape.items() if v is not None})
     except ValueError as error:
         raise InputError(f"{error} (--width, --heads)") from None
     torch.manual_seed(run.seed)  # the same weights on every rank

@@ -29,13 +29,18 @@ class ModelConfig:
     init_std: float = 0.02
     pad_id: int = 0
     # MobileBERT and IB-BERT
-    E: int | None = None  # width of the token embedding table; None = C
+    C_embed: int | None = None  # width of the token embedding table; None = C
     C_intra: int | None = None  # width inside a bottleneck block; None = no bottleneck
     n_ffn: int = 1  # feed-forward networks in a block
     norm: str = "layer_norm"  # layer_norm | no_norm
     shared_qk: bool = False  # queries and keys read one shared bottleneck
     trigram: bool = False  # embeddings of neighbours concatenated
     tanh_pooler: bool = True  # MobileBERT's classifier_activation; False: the raw first token
+
+    @property
+    def E(self) -> int:
+        """Width of the token embedding table."""
+        return self.C_embed or self.C
 
     @property
     def width(self) -> int:
@@ -48,8 +53,6 @@ class ModelConfig:
         return self.width // self.H
 
     def __post_init__(self):
-        if self.E is None:
-            object.__setattr__(self, "E", self.C)
         if self.width % self.H:
             raise ValueError(
                 f"ModelConfig: width {self.width} is no multiple of {self.H} heads; change C or H"
@@ -63,12 +66,12 @@ BERT_6 = replace(BERT, L=6, V=CASED)  # section 4.1.1; a BERT with token types, 
 DISTILBERT = ModelConfig(family="distilbert", L=6, n_segments=0)
 TINYBERT = ModelConfig(L=4, C=312, F=1200)  # section 4.2.1; TinyBERT's own configuration (F8)
 MOBILEBERT = ModelConfig(
-    family="mobilebert", L=24, C=512, H=4, F=512, E=128, C_intra=128, n_ffn=4,
+    family="mobilebert", L=24, C=512, H=4, F=512, C_embed=128, C_intra=128, n_ffn=4,
     norm="no_norm", activation="relu", shared_qk=True, trigram=True,
     dropout=0.0, tanh_pooler=False,  # both as the published configuration has them
 )  # fmt: skip
 IB_BERT = ModelConfig(
-    family="ib-bert", L=24, C=512, H=4, F=4096, E=128, C_intra=1024, trigram=True
+    family="ib-bert", L=24, C=512, H=4, F=4096, C_embed=128, C_intra=1024, trigram=True
 )  # MobileBERT's teacher: configuration uncased_L-24_H-1024_B-512_A-4 (F32e)
 
 MODELS = {

@@ -31,7 +31,7 @@ def test_equals_the_formula_sequence_by_sequence():
 
 
 def test_two_streams_of_their_own_width():
-    config = ModelConfig(family="ib-bert", C=10, C_intra=12, H=3, E=4, attention_dropout=0.0)
+    config = ModelConfig(family="ib-bert", C=10, C_intra=12, H=3, C_embed=4, attention_dropout=0.0)
     attention = SelfAttention(config, C_qk=12, C_v=10)
     batch = Batch.from_sequences([[1, 1], [1]])
     result = attention(torch.randn(3, 12), torch.randn(3, 10), batch)

@@ -159,8 +159,8 @@ def test_starts_that_do_not_fit(layers, student, message):
         ("tiny", {"H": 3}, "3 heads, expected 2"),
         ("tiny", {"V": 30}, "31 word pieces, expected 30"),
         ("tiny", {"L": 3}, "--layer-map"),
-        ("distil", {"C": 12, "E": 12}, "12 wide, expected 24"),
-        ("compact", {"C": 12, "E": 12}, "12 wide, expected 24"),
+        ("distil", {"C": 12}, "12 wide, expected 24"),
+        ("compact", {"C": 12}, "12 wide, expected 24"),
     ],
 )
 def test_teachers_that_do_not_fit(method, changes, message):

@@ -12,11 +12,11 @@ from minibio.heads import Model
 BERT = ModelConfig(V=31, L=1, C=12, H=2, F=16, P=16)
 DISTILBERT = dataclasses.replace(BERT, family="distilbert", n_segments=0)
 MOBILEBERT = ModelConfig(
-    family="mobilebert", V=31, L=1, C=12, H=2, F=8, P=16, E=8, C_intra=8, n_ffn=2,
+    family="mobilebert", V=31, L=1, C=12, H=2, F=8, P=16, C_embed=8, C_intra=8, n_ffn=2,
     norm="no_norm", activation="relu", shared_qk=True, trigram=True, tanh_pooler=False,
 )  # fmt: skip
 IB_BERT = ModelConfig(
-    family="ib-bert", V=31, L=1, C=12, H=2, F=16, P=16, E=8, C_intra=16, trigram=True
+    family="ib-bert", V=31, L=1, C=12, H=2, F=16, P=16, C_embed=8, C_intra=16, trigram=True
 )
 CONFIGS = [BERT, DISTILBERT, MOBILEBERT, IB_BERT]
 BATCH = Batch.from_sequences([[2, 9, 3], [2, 4, 5, 3]], predict=[1, 4, 5], labels=[6, 7, 8])
