@@ -66,15 +66,15 @@ def real_data(relative) -> Path:
 BERT = ModelConfig(V=101, L=3, C=60, H=5, F=84, P=40)
 CONFIGS = {
     "bert": BERT,
-    "tinybert": replace(BERT, L=2, C=52, E=52, H=2, F=76),  # heads 26 wide
+    "tinybert": replace(BERT, L=2, C=52, H=2, F=76),  # heads 26 wide
     "distilbert": replace(BERT, family="distilbert", n_segments=0),
     "mobilebert": ModelConfig(
-        family="mobilebert", V=101, L=3, C=44, H=5, F=52, P=40, E=22, C_intra=30, n_ffn=3,
+        family="mobilebert", V=101, L=3, C=44, H=5, F=52, P=40, C_embed=22, C_intra=30, n_ffn=3,
         norm="no_norm", activation="relu", shared_qk=True, trigram=True,
         dropout=0.0, tanh_pooler=False,
     ),
     "ib-bert": ModelConfig(
-        family="ib-bert", V=101, L=3, C=44, H=5, F=84, P=40, E=22, C_intra=60, trigram=True
+        family="ib-bert", V=101, L=3, C=44, H=5, F=84, P=40, C_embed=22, C_intra=60, trigram=True
     ),
 }  # fmt: skip
 FAMILIES = list(CONFIGS)
@@ -82,8 +82,6 @@ FAMILIES = list(CONFIGS)
 
 def tiny_config(family="bert", **changes) -> ModelConfig:
     """A small configuration of one family: a row of CONFIGS, with fields replaced."""
-    if "C" in changes and CONFIGS[family].E == CONFIGS[family].C:
-        changes.setdefault("E", changes["C"])
     return replace(CONFIGS[family], **changes)
 
 
