@@ -24,31 +24,47 @@ class Ranks:
 
 
 def start(device: str | None = None) -> Ranks:
-    """Join the other processes: nccl between GPUs, gloo between CPUs.
+    """Read torchrun's environment and join the other processes: nccl on GPUs, gloo on CPUs.
 
     Args:
         device: "cpu", "cuda", "cuda:1"; None = cuda where there is one.
     Raises:
-        InputError: no such device here.
+        InputError: no such device here, or fewer GPUs than processes.
     """
     rank, local, world = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
     )
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = pick_device(device, local if world > 1 else None)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if world > 1 and where.type == "cuda":
+        td.init_process_group("nccl", device_id=where)
+    elif world > 1:
+        td.init_process_group("gloo")
+    return Ranks(rank, local, world, where)
+
+
+def pick_device(name: str | None, local: int | None = None) -> torch.device:
+    """The device called `name`; of several processes number `local` gets GPU number `local`."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device is {name!r}, expected cpu, cuda or cuda:NUMBER") from None
-    if where.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(f"--device is {name!r}, but torch sees no GPU here; use --device cpu")
-        if world > 1 or where.index is None:
-            where = torch.device("cuda", local)
-        torch.cuda.set_device(where)
-    if world > 1:
-        td.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    return Ranks(rank, local, world, where)
+        where = None
+    if where is None or where.type not in ("cpu", "cuda"):
+        raise InputError(f"--device is {name!r}, expected cpu, cuda or cuda:NUMBER")
+    if where.type == "cpu":
+        return where
+    if not torch.cuda.is_available():
+        raise InputError(f"--device is {name!r}, but torch sees no GPU here; use --device cpu")
+    index = local if local is not None else where.index or 0
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"--device is {name!r}, process {local or 0} needs GPU {index}, but torch sees "
+            f"{torch.cuda.device_count()}; start no more processes than there are GPUs"
+        )
+    return torch.device("cuda", index)
 
 
 def stop(ranks: Ranks) -> None:

@@ -5,6 +5,8 @@ import math
 import torch
 import torch.nn as nn
 
+SCHEDULES = ("linear", "cosine", "wsd")
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: matrices decay; biases, norms and everything else of one dimension do not.
@@ -42,6 +44,8 @@ def lr_at(step: int, *, peak: float, warmup: int, total: int, schedule: str = "l
     Raises:
         ValueError: unknown schedule.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"lr_at: schedule is {schedule!r}, expected one of {SCHEDULES}")
     if step < warmup:
         return peak * (step + 1) / warmup
     x = (step - warmup) / max(total - warmup, 1)
@@ -49,6 +53,4 @@ def lr_at(step: int, *, peak: float, warmup: int, total: int, schedule: str = "l
         return peak * max(1 - x, 0.0)
     if schedule == "cosine":
         return peak * (1 + math.cos(math.pi * min(x, 1.0))) / 2
-    if schedule == "wsd":
-        return peak * min(1.0, max(total - step, 0) / max(total / 10, 1))
-    raise ValueError(f"lr_at: schedule is {schedule!r}, expected linear, cosine or wsd")
+    return peak * min(1.0, max(total - step, 0) / max(total / 10, 1))

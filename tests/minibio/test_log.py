@@ -1,0 +1,36 @@
+"""Lines that outlive a killed run, and silence where nobody listens."""
+
+import json
+
+import torch
+
+from minibio.dist import Ranks
+from minibio.log import RunLog, progress
+
+FIRST, SECOND = (Ranks(rank, rank, 2, torch.device("cpu")) for rank in range(2))
+
+
+def test_every_line_is_on_disk_at_once(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", FIRST)
+    events = [{"event": "start", "seed": 1}, {"event": "train", "step": 1, "loss": 0.25}]
+    for n, event in enumerate(events, start=1):
+        log.write(event)
+        lines = (tmp_path / "log.jsonl").read_text("utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == events[:n]
+    log.close()
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", SECOND)
+    log.write({"event": "start"})
+    log.close()
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_no_bar_off_the_terminal(capsys):
+    for ranks in (FIRST, SECOND):
+        bar = progress(3, "tiny", ranks)
+        bar.update()
+        bar.set_postfix_str("loss 1")
+        bar.close()
+    assert capsys.readouterr() == ("", "")
