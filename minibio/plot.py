@@ -63,9 +63,9 @@ def moving_average(values: list[float], width: int) -> list[float]:
 
 
 def is_noisy(values: list[float], smooth: list[float]) -> bool:
-    """Whether the eye needs the average: the scatter about it is over 1 % of what it spans."""
-    scatter = sum(abs(a - b) for a, b in zip(values, smooth, strict=True)) / len(values)
-    return scatter > 0.01 * (max(smooth) - min(smooth))
+    """Whether the eye needs the average: values are over 1 % of it away, on average."""
+    scatter = sum(abs(a - b) / (abs(b) or 1.0) for a, b in zip(values, smooth, strict=True))
+    return scatter > 0.01 * len(values)
 
 
 def draw_training(ax, curve: Curve, colour: str, label: str) -> None:
@@ -102,6 +102,7 @@ def loss_curves(runs: dict[str, str | Path], out: str | Path) -> None:
         raise InputError(f"{out}: expected a name that ends in .{', .'.join(FORMATS)}")
     try:
         from matplotlib.figure import Figure  # without pyplot: no display, no global state
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         raise InputError("drawing needs matplotlib: pip install minibio[plot]") from None
     curves = {label: read_curves(path) for label, path in runs.items()}
@@ -116,6 +117,9 @@ def loss_curves(runs: dict[str, str | Path], out: str | Path) -> None:
     values = [y for train, _ in curves.values() for _, y in train if y > 0]
     if values and max(values) > 10 * min(values):
         left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_major_formatter("{x:g}")  # 20, not 2 x 10^1
+        left.yaxis.set_minor_formatter(NullFormatter())
     left.set(title="Training loss", ylabel="loss (sum of the method's terms)")
     right.set(title="Held-out text", ylabel="masked-LM loss (nats per predicted token)")
     for ax in (left, right):

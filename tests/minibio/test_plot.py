@@ -82,7 +82,7 @@ def test_moving_average_by_hand():
 def test_a_smooth_curve_needs_no_average():
     smooth = [math.exp(-i / 20) for i in range(100)]
     assert not plot.is_noisy(smooth, plot.moving_average(smooth, 5))
-    jagged = [y + 0.05 * (-1) ** i for i, y in enumerate(smooth)]
+    jagged = [y + 0.05 * y * (-1) ** i for i, y in enumerate(smooth)]
     assert plot.is_noisy(jagged, plot.moving_average(jagged, 5))
 
 
