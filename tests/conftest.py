@@ -27,7 +27,8 @@ def fixed_seed():
 
 @pytest.fixture
 def banded_empty(monkeypatch):
-    """torch.empty* gives NaN inside NaN bands: a forgotten output is NaN, a stray store shows.
+    """torch.empty, empty_like give NaN inside NaN bands: a forgotten output is NaN, a stray store
+    shows. (Not Tensor.new_empty: Triton's interpreter calls it itself, so kernels here do not.)
 
     Kernel tests ask for it: `pytestmark = pytest.mark.usefixtures("banded_empty")`. It is not there
     for all tests, since safetensors, torch.nn and transformers call torch.empty too, with arguments
@@ -52,11 +53,6 @@ def banded_empty(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch, "empty_like", empty_like)
-    monkeypatch.setattr(
-        torch.Tensor,
-        "new_empty",
-        lambda x, *shape, dtype=None: empty(*shape, dtype=dtype or x.dtype, device=x.device),
-    )
     yield
     monkeypatch.undo()
     for buf, n in made:
