@@ -20,7 +20,7 @@ from helpers import ROOT
 # From the bottom up. A new file takes its place here.
 LEVELS = (
     ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
-     "minibio.masking", "minibio.optim"),
+     "minibio.machine", "minibio.masking", "minibio.optim"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
      "minibio.card"),
     ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
