@@ -89,14 +89,20 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
     optimizer = optim.make_optimizer(
         objective, run.lr, run.weight_decay, betas=run.betas, eps=run.adam_eps
     )
-    batches_held_out = corpus.held_out_batches(run.batch, limit=1024)
+    batches_held_out = corpus.held_out_batches(run.batch, limit=256)
+    if not batches_held_out:
+        raise InputError(
+            f"{corpus.path} has no held-out document to measure on; build the shards from more "
+            f"documents, or with a larger --held-out"
+        )
     torch.manual_seed(run.seed + ranks.rank)  # dropout; weights were drawn alike on all ranks
     journal = log.RunLog(out / "log.jsonl", ranks)
     journal.write({"event": "start", **dataclasses.asdict(run), "world": ranks.world})
-    began = since = time.perf_counter()
-    sums, n_tokens, all_tokens = {}, 0, 0
+    began = time.perf_counter()
+    sums, n_tokens, all_tokens, training = {}, 0, 0, 0.0
     first = held_out(student, batches_held_out, run, ranks)
     journal.write({"event": "held_out", "step": 0, **first})
+    since = time.perf_counter()
     bar = log.progress(run.steps, f"{run.method} {out.name}", ranks)
     for step in range(run.steps):
         lr = optim.lr_at(
@@ -110,7 +116,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
         ]
         terms, norm, n = train_step(model, teacher, batches, optimizer, run, ranks)
         n_tokens, all_tokens = n_tokens + n, all_tokens + n
-        for name, x in {**terms, "grad_norm": norm * ranks.world}.items():
+        for name, x in {**terms, "grad_norm": norm}.items():
             sums[name] = sums.get(name, 0) + x  # stays on the device until the interval ends
         done = step + 1
         bar.update()
@@ -122,6 +128,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
                 raise InputError(
                     f"the loss is not finite near step {done}: {line}; lower --lr or raise --warmup"
                 )
+            training += now - since
             rate = n_tokens / (now - since)
             journal.write(
                 {"event": "train", "step": done, **line, "lr": lr, "tokens_per_s": round(rate)}
@@ -140,7 +147,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
     journal.close()
     return {
         "held_out_first": first, "held_out": last, "tokens": all_tokens,
-        "seconds": round(seconds, 1), "tokens_per_s": round(all_tokens / seconds),
+        "seconds": round(seconds, 1), "tokens_per_s": round(all_tokens / training),
     }  # fmt: skip
 
 

@@ -73,6 +73,7 @@ MOBILEBERT = ModelConfig(
 IB_BERT = ModelConfig(
     family="ib-bert", L=24, C=512, H=4, F=4096, C_embed=128, C_intra=1024, trigram=True
 )  # MobileBERT's teacher: configuration uncased_L-24_H-1024_B-512_A-4 (F32e)
+SAMPLE_BERT = ModelConfig(V=2048, H=6, dropout=0.0, attention_dropout=0.0)
 
 MODELS = {
     "biobert": replace(BERT, V=CASED),
@@ -87,8 +88,9 @@ MODELS = {
     "bio-mobilebert": MOBILEBERT,
     "ib-bert": IB_BERT,
     # for the built-in sample: the same code at a size that trains in minutes on a laptop
-    "sample-teacher": ModelConfig(V=2048, L=4, C=192, H=6, F=768),
-    "sample-tiny": ModelConfig(V=2048, L=2, C=96, H=6, F=384),
+    # (no dropout: a run of a few hundred steps sees no text twice)
+    "sample-teacher": replace(SAMPLE_BERT, L=4, C=192, F=768),
+    "sample-tiny": replace(SAMPLE_BERT, L=2, C=96, F=384),
 }
 
 
@@ -144,4 +146,5 @@ METHODS = {
 SAMPLE_TEACHER = RunConfig(
     "mlm", "sample-teacher", batch=32, steps=1000, lr=1e-3, warmup=100, weight_decay=0.01, length=128
 )
-SAMPLE = {"model": "sample-tiny", "batch": 32, "steps": 500, "lr": 2e-3, "warmup": 50, "length": 128}
+SAMPLE = {"model": "sample-tiny", "batch": 32, "steps": 500, "lr": 2e-3, "warmup": 50, "length": 128,
+          "weight_decay": 1e-4}  # fmt: skip
