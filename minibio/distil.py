@@ -23,6 +23,7 @@ from minibio.batch import Batch
 from minibio.config import RunConfig
 from minibio.errors import InputError
 from minibio.heads import Model, Output
+from minibio.transformer import initialise
 
 
 class Counts(NamedTuple):
@@ -156,8 +157,9 @@ class Tiny(Objective):
         self.every_token = paper
         self.W_h = nn.Linear(C_s, C_t, bias=not paper)
         self.W_e = nn.Linear(C_s, C_t, bias=False) if paper else self.W_h
-        for W in {self.W_h, self.W_e}:
-            nn.init.normal_(W.weight, std=student.config.init_std)
+        initialise(self.W_h, student.config.init_std)
+        if self.W_e is not self.W_h:
+            initialise(self.W_e, student.config.init_std)
         self.temperature = run.temperature or 1.0
 
     def forward(self, batch, taught, counts):

@@ -1,0 +1,229 @@
+"""The training loop from its command line: whole runs of a few steps, and what it refuses."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train
+from data.shard import shard
+from helpers import ROOT
+from minibio import errors
+from minibio.convert import load
+
+SMALL = ["--layers", "2", "--width", "24", "--heads", "2", "--ffn", "32"]
+SHORT = ["--steps", "4", "--batch", "4", "--length", "24", "--log-every", "2", "--eval-every", "2"]
+WORDS = "the gene protein of in tumour BRCA1 p53 inhibits binds aspirin fever acute chronic".split()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Token shards of 80 documents with a vocabulary of their own."""
+    directory = tmp_path_factory.mktemp("corpus")
+    rng = torch.Generator().manual_seed(1)
+    lines = []
+    for _ in range(80):
+        n = int(torch.randint(4, 30, (1,), generator=rng))
+        picks = torch.randint(len(WORDS), (n,), generator=rng).tolist()
+        lines.append(" ".join(WORDS[i] for i in picks) + " .")
+    (directory / "text.txt").write_text("\n".join(lines) + "\n")
+    shard([directory / "text.txt"], None, directory / "shards", length=24, held_out=0.1,
+          train_tokenizer=90, progress=False)  # fmt: skip
+    return directory / "shards"
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus, tmp_path_factory):
+    """A directory with a teacher of 4 layers."""
+    out = tmp_path_factory.mktemp("teacher") / "out"
+    train.main(["--method", "mlm", "--model", "sample-teacher", "--corpus", str(corpus), "--out",
+                str(out), *SMALL, "--layers", "4", *SHORT, "--lr", "1e-3"])  # fmt: skip
+    return out
+
+
+def run(corpus, out, *options, method="tiny", model="sample-tiny"):
+    train.main(["--method", method, "--model", model, "--corpus", str(corpus), "--out", str(out),
+                *SMALL, *SHORT, *map(str, options)])  # fmt: skip
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def refused(capsys, *options):
+    """Run the command as its user does; exit status 2 and one line, which is returned."""
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: train.main(list(map(str, options))), "train.py")
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("train.py: error: "), lines
+    return lines[0]
+
+
+def test_mlm_leaves_a_hugging_face_directory_with_log_and_card(teacher):
+    model, tokenizer = load(teacher, head="mlm")
+    assert model.config.L == 4 and model.config.V == tokenizer.V
+    log = [json.loads(line) for line in (teacher / "log.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in log if x["event"] == "train"] == [2, 4]
+    assert [x["step"] for x in log if x["event"] == "held_out"] == [0, 2, 4]
+    for x in log:
+        if x["event"] == "train":
+            assert x["loss"] == x["mlm"] and x["tokens_per_s"] > 0 and x["grad_norm"] > 0
+    record = json.loads((teacher / "run.json").read_text())
+    assert record["held_out"]["mlm_loss"] == log[-2]["mlm_loss"]
+    card = (teacher / "README.md").read_text()
+    assert f"{record['parameters']:,} parameters" in card and "minibio.load" in card
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "terms"),
+    [
+        ("distil", ["--init-layers", "0,2"], {"mlm", "soft", "align"}),
+        ("tiny", ["--width", 12], {"embed", "layers", "output"}),
+        ("tiny", ["--fidelity", "released"], {"embed", "layers", "output"}),
+        ("compact", ["--init-layers", "1,3"], {"mlm", "soft", "layers"}),
+    ],
+)
+def test_methods_run_from_a_teacher(corpus, teacher, tmp_path, method, options, terms):
+    log = run(corpus, tmp_path / "out", "--teacher", teacher, *options, method=method)
+    last = next(x for x in reversed(log) if x["event"] == "train")
+    assert terms <= set(last) and all(last[name] > 0 for name in terms)
+    load(tmp_path / "out", head="mlm")
+
+
+def test_training_lowers_the_loss(corpus, tmp_path):
+    log = run(corpus, tmp_path / "out", "--steps", 60, "--lr", 5e-3, "--warmup", 5, method="mlm")
+    held_out = [x["mlm_loss"] for x in log if x["event"] == "held_out"]
+    assert held_out[-1] < held_out[0] - 0.5
+
+
+def test_the_same_seed_gives_the_same_bits(corpus, teacher, tmp_path):
+    for name in ("a", "b"):
+        run(corpus, tmp_path / name, "--teacher", teacher)
+    a, b = (load(tmp_path / name, head="mlm")[0].state_dict() for name in "ab")
+    assert all(torch.equal(x, b[name]) for name, x in a.items())
+    run(corpus, tmp_path / "c", "--teacher", teacher, "--seed", 7)
+    c = load(tmp_path / "c", head="mlm")[0].state_dict()
+    assert not all(torch.equal(x, c[name]) for name, x in a.items())
+
+
+def test_micro_batches_change_nothing(corpus, teacher, tmp_path):
+    whole = run(corpus, tmp_path / "a", "--teacher", teacher)
+    parts = run(corpus, tmp_path / "b", "--teacher", teacher, "--accumulate", 4)
+    for x, y in zip(whole, parts, strict=True):
+        if x["event"] == "train":
+            assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+            assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
+
+
+def test_bf16_follows_fp32(corpus, teacher, tmp_path):
+    wide = run(corpus, tmp_path / "a", "--teacher", teacher)
+    narrow = run(corpus, tmp_path / "b", "--teacher", teacher, "--precision", "bf16")
+    for x, y in zip(wide, narrow, strict=True):
+        if x["event"] == "train":
+            assert x["loss"] == pytest.approx(y["loss"], rel=2e-2)
+
+
+def test_two_processes_agree_with_one(corpus, teacher, tmp_path):
+    one = run(corpus, tmp_path / "one", "--teacher", teacher)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr",
+        "127.0.0.1", "--master-port", "29517", "train.py", "--method", "tiny", "--model",
+        "sample-tiny", "--corpus", corpus, "--teacher", teacher, "--out", tmp_path / "two",
+        *SMALL, *SHORT,
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command)], cwd=ROOT, check=True, env=env, capture_output=True)
+    two = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    for x, y in zip(one, two, strict=True):
+        if x["event"] == "train":
+            assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+            assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
+        if x["event"] == "held_out":
+            assert x["mlm_loss"] == pytest.approx(y["mlm_loss"], rel=1e-5)
+
+
+def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample" / "shards").symlink_to(corpus)  # a small sample
+    small = train.dataclasses.replace(train.SAMPLE_TEACHER, steps=2, batch=4, length=24)
+    monkeypatch.setattr(train, "SAMPLE_TEACHER", small)
+    monkeypatch.setitem(train.SAMPLE, "length", 24)
+    options = ["--method", "tiny", "--sample", str(tmp_path / "sample"), "--steps", "2",
+               "--batch", "4", "--seed", "3"]  # fmt: skip
+    train.main([*options, "--out", str(tmp_path / "a")])
+    assert "there is none yet" in capsys.readouterr().out
+    assert load(tmp_path / "sample" / "teacher-3")[0].config.L == 4
+    train.main([*options, "--out", str(tmp_path / "b")])
+    assert "trained earlier" in capsys.readouterr().out
+
+
+def test_dry_run_trains_nothing(corpus, teacher, tmp_path, capsys):
+    train.main(["--method", "tiny", "--model", "sample-tiny", "--corpus", str(corpus), "--teacher",
+                str(teacher), "--out", str(tmp_path / "out"), *SMALL, *SHORT, "--dry-run"])  # fmt: skip
+    printed = capsys.readouterr().out
+    for word in ("student", "teacher", "tokens", "operations", "time", "memory"):
+        assert re.search(rf"^ +{word} ", printed, re.M), word
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shorter_run_has_a_shorter_warm_up(corpus, tmp_path):
+    log = run(corpus, tmp_path / "out", method="mlm")
+    assert log[0]["steps"] == 4 and log[0]["warmup"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--teacher", "TEACHER", "--width", 12, "--heads", 5], "width 12 is no multiple of 5"),
+        (["--teacher", "TEACHER", "--layers", 3], "4 layers.*--layer-map"),
+        (["--teacher", "TEACHER", "--layer-map", "4,5"], r"expected 2 layers .* of 1\.\.4"),
+        (["--teacher", "TEACHER", "--heads", 3], "3 heads, expected 2"),
+        (["--teacher", "TEACHER", "--length", 99], "99"),
+        (["--teacher", "TEACHER", "--batch", 5, "--accumulate", 2], "multiple of 2"),
+        (["--teacher", "TEACHER", "--steps", 0], "--steps is 0"),
+        (["--teacher", "TEACHER", "--model", "gpt"], "--model is 'gpt'"),
+        (["--teacher", "nowhere"], "--teacher nowhere is no directory"),
+        ([], "needs --teacher"),
+        (["--teacher", "TEACHER", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_bad_options_are_one_line(corpus, teacher, tmp_path, capsys, options, message):
+    options = [teacher if x == "TEACHER" else x for x in options]
+    line = refused(capsys, "--method", "tiny", "--model", "sample-tiny", "--corpus", corpus,
+                   "--out", tmp_path / "out", *SMALL, *SHORT, *options)  # fmt: skip
+    assert re.search(message, line), line
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_teacher_of_another_vocabulary(corpus, teacher, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(WORDS) + f" {i}" for i in range(40)))
+    shard([text], None, tmp_path / "shards", length=24, held_out=0.1, train_tokenizer=60,
+          progress=False)  # fmt: skip
+    line = refused(capsys, "--method", "tiny", "--corpus", tmp_path / "shards", "--teacher",
+                   teacher, "--out", tmp_path / "out", *SHORT)  # fmt: skip
+    assert "vocabulary" in line
+
+
+def test_an_unwritable_or_used_output(corpus, teacher, tmp_path, capsys):
+    (tmp_path / "file").write_text("here")
+    base = ["--method", "tiny", "--corpus", corpus, "--teacher", teacher, *SHORT, "--out"]
+    assert "file" in refused(capsys, *base, tmp_path / "file" / "out")
+    assert "--overwrite" in refused(capsys, *base, teacher)
+    assert load(teacher)[0].config.L == 4  # untouched
+
+
+def test_the_options_are_these():
+    """Adding an option is a decision, not an accident."""
+    names = {name for action in train.parser()._actions for name in action.option_strings}
+    assert names == {
+        "-h", "--help", "--method", "--corpus", "--teacher", "--out", "--overwrite", "--model",
+        "--from", "--layers", "--width", "--heads", "--ffn", "--sample", "--fidelity", "--alpha",
+        "--temperature", "--layer-map", "--init-layers", "--steps", "--batch", "--accumulate",
+        "--length", "--lr", "--warmup", "--schedule", "--weight-decay", "--clip", "--seed",
+        "--precision", "--device", "--log-every", "--eval-every", "--dry-run",
+    }  # fmt: skip
