@@ -14,7 +14,7 @@ OUT ?= bench-results
 PART ?=
 
 PY := .venv/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench gpu clean
@@ -36,7 +36,7 @@ test-all: .venv/.test-all  ## the slow tests too, with a real checkpoint from th
 
 lint: .venv/.test  ## ruff: rules and layout of the code
 	@$(PY) -m ruff check --quiet .
-	@$(PY) -m ruff format --quiet --check . || { $(PY) -m ruff format --check .; exit 1; }
+	@$(PY) -m ruff format --check .
 
 bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT
 	@$(PY) -m minibio.bench encoder --device cpu --out $(OUT)/encoder-cpu.csv
