@@ -30,6 +30,7 @@ from minibio.tokenizer import Tokenizer
 OPENERS = {".txt": open, ".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
 FLAGS = ("in_eval_corpus", "eval_test_overlap")
 CHUNK = 512  # documents tokenised at once
+LONGEST_LINE = 64 << 20  # bytes; a file that is one line would be read into memory whole
 
 
 def shard(inputs: list[str | Path], tokenizer: str | Path | Tokenizer | None, out: str | Path,
@@ -126,16 +127,15 @@ def documents(inputs: list[Path], counts: Counter, keep_eval: bool,
     """
     for path in inputs:
         before = counts["read"]
-        bar = watch(path, progress)
-        for n, line in lines(path):
-            bar.update()
-            if not line.strip():
-                continue
-            counts["read"] += 1
-            document = parse(line, path, n, counts, keep_eval)
-            if document is not None:
-                yield document
-        bar.close()
+        with watch(path, progress) as bar:
+            for n, line in lines(path):
+                bar.update()
+                if not line.strip():
+                    continue
+                counts["read"] += 1
+                document = parse(line, path, n, counts, keep_eval)
+                if document is not None:
+                    yield document
         if counts["read"] == before:
             raise InputError(f"{path}: no document in it")
 
@@ -161,7 +161,12 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     n = 0
     try:
         with OPENERS[kind(path)](path, "rb") as file:
-            for n, raw in enumerate(file, 1):
+            for n, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+                if len(raw) == LONGEST_LINE:
+                    raise InputError(
+                        f"{path}: line {n} is longer than {LONGEST_LINE >> 20} MiB; expected a "
+                        "document a line"
+                    )
                 line = raw.decode("utf-8-sig" if n == 1 else "utf-8")
                 if "\0" in line:
                     raise InputError(f"{path}: line {n} holds a zero byte; is it a text file?")
@@ -205,8 +210,8 @@ def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Do
     if not text:
         counts["empty"] += 1
         return None
-    identity = record.get("id") or record.get("pmid")
-    return Document(key=text if identity is None else str(identity), text=text)
+    keys = (record[name] for name in ("id", "pmid") if record.get(name) is not None)
+    return Document(key=str(next(keys, text)), text=text)
 
 
 def is_held_out(key: str, share: float) -> bool:

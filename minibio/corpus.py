@@ -173,7 +173,7 @@ def draws(seed: int, positions: Sequence[int], lengths: Sequence[int]) -> np.nda
     Each sample's are the first of Philox(key=[seed, position]). Turning one generator to the next
     key gives the same numbers as building a new one, in a quarter of the time.
     """
-    bits = np.random.Philox(key=[seed, 0])
+    bits = np.random.Philox(key=np.array([seed, 0], np.uint64))  # as a list, 2^63 loses digits
     rng, state = np.random.Generator(bits), bits.state
     parts = []
     for position, T in zip(positions, lengths, strict=True):
@@ -193,7 +193,8 @@ def shuffle(places: np.ndarray, n: int, key: tuple[int, int]) -> np.ndarray:
     """
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    keys = np.random.Philox(key=key, counter=[0, 0, 0, 1]).random_raw(2 * ROUNDS)
+    bits = np.random.Philox(key=np.array(key, np.uint64), counter=[0, 0, 0, 1])  # not a mask's
+    keys = bits.random_raw(2 * ROUNDS)
     x = np.array(places, dtype=np.uint64)
     is_out = np.ones(x.shape, bool)
     while is_out.any():

@@ -49,7 +49,7 @@ class ShardWriter:
         self.clear()
 
     def clear(self) -> None:
-        self.offsets, self.tokens = array("Q", [0]), array("I")
+        self.offsets, self.tokens = array("Q", [0]), array("H" if self.V <= 2**16 else "I")
 
     def add(self, ids: list[int]) -> None:
         """Append one document of token ids, each in 0 .. V-1."""
@@ -70,7 +70,7 @@ class ShardWriter:
         if len(self.offsets) == 1:
             return
         offsets = np.asarray(self.offsets, dtype="<u8")  # (documents + 1,)
-        tokens = np.asarray(self.tokens).astype(self.dtype)  # (tokens,)
+        tokens = np.asarray(self.tokens, dtype=self.dtype)  # (tokens,)
         crc = zlib.crc32(tokens, zlib.crc32(offsets))
         header = HEADER.pack(MAGIC, FORMAT, self.dtype.itemsize, len(offsets) - 1, len(tokens), crc)
         name = f"{self.split}-{len(self.files):05d}.bin"
@@ -148,8 +148,8 @@ def read_meta(file: Path) -> dict:
         for split in SPLITS:
             for key in ("documents", "tokens", "files"):
                 meta["splits"][split][key]
-    except (KeyError, TypeError):
-        raise InputError(f"{file}: {key!r} is missing; make the shards again") from None
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file}: {error.args[0]!r} is missing; make the shards again") from None
     return meta
 
 

@@ -71,7 +71,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of pieces and casing: equal where two tokenizers give the same ids."""
+        """Hex SHA-256 of pieces and casing: what a model and its shards must have in common."""
         text = "\n".join(["cased" if self.cased else "uncased", *self.pieces])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -118,11 +118,13 @@ class Tokenizer:
             )
         vocab = backend.get_vocab(with_added_tokens=False)
         cased = casing_of(vocab)
-        for name, lowers in (
+        for said_in, lowers in (
             (file, is_lowered), (config_file, config.get("do_lower_case"))
         ):  # fmt: skip
-            if lowers is not None and bool(lowers) is cased:
-                raise InputError(casing_error(name, vocab, bool(lowers)))
+            if lowers not in (None, True, False):
+                raise InputError(f"{said_in}: do_lower_case is {lowers!r}, expected true or false")
+            if lowers is not None and lowers == cased:
+                raise InputError(casing_error(said_in, vocab, lowers))
         return Tokenizer(backend, cased, where=str(file))
 
     @staticmethod
@@ -157,11 +159,13 @@ class Tokenizer:
             ),
         )  # fmt: skip
         learnt = blank.get_vocab(with_added_tokens=True)
-        pieces = sorted(learnt, key=learnt.get)[:V]
+        pieces = sorted(learnt, key=learnt.get)
         pieces += [f"[unused{i + 1}]" for i in range(V - len(pieces))]
         vocab = {piece: i for i, piece in enumerate(pieces)}
         if cased and not casing_of(vocab):
-            raise InputError("the texts hold no capital letter; train an uncased vocabulary")
+            raise InputError(
+                "the texts hold no capital letter; learn an uncased vocabulary: --uncased"
+            )
         return Tokenizer(build(vocab, cased), cased)
 
     # out
@@ -170,7 +174,9 @@ class Tokenizer:
         """Write vocab.txt, tokenizer.json and tokenizer_config.json into the directory `path`."""
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        (path / "vocab.txt").write_bytes("".join(f"{p}\n" for p in self.pieces).encode())
+        base = self.backend.get_vocab(with_added_tokens=False)
+        lines = "".join(f"{piece}\n" for piece in sorted(base, key=base.get))
+        (path / "vocab.txt").write_bytes(lines.encode())
         (path / "tokenizer.json").write_bytes(self.backend.to_str(pretty=True).encode())
         normalizer = json.loads(self.backend.to_str())["normalizer"]
         write_json(
@@ -193,9 +199,10 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str], length: int | None = None) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        rows = [x.ids for x in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if length is not None and length < 2:
+            raise ValueError(f"Tokenizer.encode: length is {length}, expected at least 2")
         room = None if length is None else length - 2  # beside [CLS] and [SEP]
-        return [[self.cls_id, *ids[:room], self.sep_id] for ids in rows]
+        return [[self.cls_id, *ids[:room], self.sep_id] for ids in self.encode_words(texts)]
 
     def encode_words(self, words: list[str]) -> list[list[int]]:
         """The pieces of each word alone, no special tokens; [] for a word that leaves none."""
@@ -283,7 +290,7 @@ def read_vocab(file: Path) -> dict[str, int]:
             piece = line.removesuffix(b"\r").decode()
         except UnicodeDecodeError:
             raise InputError(f"{file}: line {n} is not UTF-8; is it a vocabulary?") from None
-        if not piece.strip():
+        if not piece.strip(" \t"):  # a line of one rarer space can be a piece
             raise InputError(f"{file}: line {n} is blank; each line is one piece, numbered from 0")
         if piece in vocab:
             raise InputError(f"{file}: line {n} repeats {piece!r} of line {vocab[piece] + 1}")
@@ -300,34 +307,40 @@ def read_tokenizer_json(file: Path) -> tuple[tokenizers.Tokenizer, bool]:
         InputError: damaged, or no WordPiece of BERT's form.
     """
     spec = read_json(file)
-    model, normalizer = spec.get("model") or {}, spec.get("normalizer") or {}
-    if model.get("type") != "WordPiece" or normalizer.get("type") != "BertNormalizer":
+    model, normalizer = (spec.get(key) or {} for key in ("model", "normalizer"))
+    try:
+        forms = (model["type"], normalizer["type"], model["unk_token"])
+        lowers = normalizer["lowercase"]
+    except (KeyError, TypeError):
+        forms, lowers = None, None
+    if forms != ("WordPiece", "BertNormalizer", "[UNK]"):
         raise InputError(
-            f"{file}: a {model.get('type')} tokenizer with a {normalizer.get('type')}, "
-            "expected WordPiece with a BertNormalizer; models here are BERT's kin"
+            f"{file}: expected a WordPiece model with unk_token [UNK] and a BertNormalizer, the "
+            "tokenizer of BERT and its kin; delete the file if vocab.txt is there"
         )
     try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_file(str(file)), lowers
     except Exception as error:  # the package raises nothing finer
         raise InputError(f"{file}: {error}; the file is damaged") from None
-    return backend, bool(normalizer.get("lowercase"))
 
 
 def add_tokens(backend: tokenizers.Tokenizer, path: Path, config: dict) -> None:
-    """Tokens that were added beside vocab.txt: added_tokens.json, tokenizer_config.json."""
+    """Tokens that were added beside vocab.txt: added_tokens.json, tokenizer_config.json.
+
+    Raises:
+        InputError: ids that do not follow on those of the vocabulary.
+    """
     file = path / "added_tokens.json"
-    added = {**read_json(file)} if file.is_file() else {}
-    for i, token in (config.get("added_tokens_decoder") or {}).items():
-        added.setdefault(token["content"], int(i))
+    added = read_json(file) if file.is_file() else {}
+    decoder = config.get("added_tokens_decoder") or {}
+    added = {**{token["content"]: int(i) for i, token in decoder.items()}, **added}
     for token, i in sorted(added.items(), key=lambda item: item[1]):
-        if token in backend.get_vocab():
-            continue
-        if i != backend.get_vocab_size():
-            raise InputError(
-                f"{path}: the added token {token!r} has id {i}, "
-                f"expected {backend.get_vocab_size()}, the next free one"
-            )
-        backend.add_tokens([token])
+        expected = backend.token_to_id(token)
+        if expected is None:
+            expected = backend.get_vocab_size()
+            backend.add_tokens([token])
+        if i != expected:
+            raise InputError(f"{path}: the added token {token!r} has id {i}, expected {expected}")
 
 
 def alphabet_of(texts: Iterable[str], backend: tokenizers.Tokenizer, size: int) -> list[str]:

@@ -1,0 +1,362 @@
+"""`python -m data.shard`: what is read, what is left out, and that bad input leaves nothing."""
+
+import gc
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+import weakref
+from collections import Counter
+
+import pytest
+from helpers import ROOT, real_data
+
+from data import shard as module
+from data.shard import is_held_out, main, shard
+from minibio.corpus import Corpus
+from minibio.errors import InputError
+from minibio.shards import Shards
+from minibio.tokenizer import SPECIAL, Tokenizer
+
+RECORDS = [
+    {"id": "a:1", "title": "Aspirin in mice.", "abstract": "It helps. It is cheap."},
+    {"id": "a:2", "title": "[Zinc in rats].", "abstract": ""},
+    {"id": "a:3", "title": "", "abstract": "An abstract alone."},
+    {"id": "a:4", "title": "Scored later.", "abstract": "Out.", "in_eval_corpus": True},
+    {"id": "a:5", "title": "Scored too.", "abstract": "Out.", "eval_test_overlap": True},
+    {"id": "a:6", "title": " ", "abstract": None},
+    {"pmid": 7, "title": "Not flagged.", "in_eval_corpus": False, "eval_test_overlap": None},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = "aspirin in mice it helps is cheap zinc rats an abstract alone not flagged".split()
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.:"
+    return Tokenizer.train([" ".join([*words, *letters])] * 3, 130, cased=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(path)
+    return path
+
+
+def jsonl(path, records=RECORDS, opener=open):
+    with opener(path, "wt", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+def texts(path, split="train"):
+    """The documents of a split, decoded."""
+    tokenizer, found = Tokenizer.from_dir(path), Shards(path, split)
+    return [tokenizer.decode(found[i]) for i in range(len(found))]
+
+
+def run(inputs, tokenizer, out, **options):
+    return shard(inputs, tokenizer, out, **{"held_out": 0, "progress": False, **options})
+
+
+EXPECTED = [
+    "aspirin in mice. it helps. it is cheap.", "zinc in rats.", "an abstract alone.",
+    "not flagged.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "end, opener", [(".jsonl", open), (".jsonl.gz", gzip.open), (".jsonl.xz", lzma.open)]
+)
+def test_records_become_title_and_abstract(tmp_path, tokenizer_dir, end, opener):
+    counts = run([jsonl(tmp_path / f"in{end}", opener=opener)], tokenizer_dir, tmp_path / "out")
+    assert texts(tmp_path / "out") == EXPECTED
+    tokens = Shards(tmp_path / "out").lengths
+    assert counts | {"seconds": 0} == {
+        "documents read": 7,
+        "dropped: in_eval_corpus": 1,
+        "dropped: eval_test_overlap": 1,
+        "dropped: empty": 1,
+        "documents to train on": 4,
+        "documents held out": 0,
+        "documents cut short": 0,
+        "tokens": tokens.sum(),
+        "mean length": round(tokens.mean(), 1),
+        "longest": tokens.max(),
+        "[UNK] share": 0,
+        "bytes on disk": (tmp_path / "out" / "train-00000.bin").stat().st_size,
+        "seconds": 0,
+    }
+
+
+def test_keep_eval_keeps_flagged_records(tmp_path, tokenizer):
+    counts = run([jsonl(tmp_path / "in.jsonl")], tokenizer, tmp_path / "out", keep_eval=True)
+    assert counts["documents to train on"] == 6 and counts["dropped: in_eval_corpus"] == 0
+    assert "scored later. out." in texts(tmp_path / "out")
+
+
+def test_text_files_are_a_document_a_line(tmp_path, tokenizer):
+    (tmp_path / "in.txt").write_bytes(
+        "\ufeffzinc in mice\r\n\n  rats\u2028alone \n\u200b\n".encode()
+    )
+    counts = run([tmp_path / "in.txt"], tokenizer, tmp_path / "out")
+    assert texts(tmp_path / "out") == ["zinc in mice", "rats alone"]
+    assert (
+        counts["documents read"] == 3 and counts["dropped: empty"] == 1
+    )  # a lone zero-width space
+
+
+def test_inputs_are_read_in_order(tmp_path, tokenizer):
+    (tmp_path / "b.txt").write_text("rats")
+    (tmp_path / "a.txt").write_text("mice")
+    run([tmp_path / "b.txt", tmp_path / "a.txt"], tokenizer, tmp_path / "out")
+    assert texts(tmp_path / "out") == ["rats", "mice"]
+
+
+def test_long_documents_are_cut_and_end_with_sep(tmp_path, tokenizer):
+    rows = [" ".join(["mice"] * n) for n in (3, 4, 5, 40)]
+    (tmp_path / "in.txt").write_text("\n".join(rows))
+    counts = run([tmp_path / "in.txt"], tokenizer, tmp_path / "out", length=6)
+    found = Shards(tmp_path / "out")
+    assert found.lengths.tolist() == [5, 6, 6, 6] and counts["documents cut short"] == 2
+    for i in range(4):
+        assert found[i].tolist() == tokenizer.encode(rows[i], 6)
+    assert found.meta["length"] == 6
+
+
+def test_unknown_tokens_are_counted(tmp_path, tokenizer):
+    (tmp_path / "in.txt").write_text("mice 中 rats 中\n")
+    counts = run([tmp_path / "in.txt"], tokenizer, tmp_path / "out")
+    assert counts["[UNK] share"] == 2 / 6
+
+
+def test_held_out_follows_from_the_id_alone(tmp_path, tokenizer):
+    records = [{"id": i, "title": f"mice {i}"} for i in range(2000)]
+    a = run([jsonl(tmp_path / "a.jsonl", records)], tokenizer, tmp_path / "a", held_out=0.1)
+    assert 133 <= a["documents held out"] <= 267  # 200, five standard deviations
+    changed = [{**r, "title": r["title"] + " rats"} for r in reversed(records)]
+    run([jsonl(tmp_path / "b.jsonl", changed)], tokenizer, tmp_path / "b", held_out=0.1)
+    kept, again = (set(texts(tmp_path / name, "held-out")) for name in "ab")
+    assert {text + " rats" for text in kept} == again
+    assert not kept & set(texts(tmp_path / "a"))
+    # a larger share keeps the same documents back, and more
+    assert all(is_held_out(str(i), 0.2) for i in range(2000) if is_held_out(str(i), 0.1))
+
+
+def test_held_out_is_the_same_tomorrow():
+    assert [i for i in range(300) if is_held_out(f"pmid:{i}", 0.01)] == [8, 189, 290]
+
+
+def test_equal_texts_without_an_id_stand_on_one_side(tmp_path, tokenizer):
+    (tmp_path / "in.txt").write_text("".join(f"mice {i % 40}\n" for i in range(200)))
+    run([tmp_path / "in.txt"], tokenizer, tmp_path / "out", held_out=0.3)
+    train, held_out = (set(texts(tmp_path / "out", split)) for split in ("train", "held-out"))
+    assert held_out and not train & held_out
+
+
+def test_output_is_a_corpus_with_its_tokenizer(tmp_path, tokenizer):
+    run([jsonl(tmp_path / "in.jsonl")], tokenizer, tmp_path / "out", length=64)
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["meta.json", "tokenizer.json", "tokenizer_config.json", "train-00000.bin",
+                     "vocab.txt"]  # fmt: skip
+    corpus = Corpus(tmp_path / "out", seed=0, length=64)
+    assert corpus.tokenizer.fingerprint == tokenizer.fingerprint and corpus.n_documents == 4
+
+
+def test_a_tokenizer_is_learnt_from_what_is_trained_on(tmp_path):
+    records = [{"id": i, "title": f"Word{'x' * (i % 7)} {i}"} for i in range(300)]
+    records += [{"id": f"e{i}", "title": "Ωmega", "in_eval_corpus": True} for i in range(9)]
+    held_out = [r for r in records[:300] if is_held_out(str(r["id"]), 0.2)]
+    for r in held_out:
+        r["title"] = "Ψ"
+    path = jsonl(tmp_path / "in.jsonl", records)
+    counts = run([path], None, tmp_path / "out", train_tokenizer=80, held_out=0.2)
+    pieces = Tokenizer.from_dir(tmp_path / "out").vocab
+    assert len(pieces) == 80 and "Word" in pieces and not {"Ω", "Ψ"} & set(pieces)
+    assert counts["documents held out"] == len(held_out) > 0
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path, tokenizer, monkeypatch):
+    """Documents are let go of as they are written: never more alive than two chunks."""
+    monkeypatch.setattr(module, "CHUNK", 10)
+    alive, most = weakref.WeakSet(), 0
+    gc.disable()
+
+    class Watched(module.Document):
+        __hash__ = object.__hash__
+
+    def stream():
+        nonlocal most
+        for i in range(200):
+            document = Watched(str(i), "mice")
+            alive.add(document)
+            most = max(most, len(alive))
+            yield document
+
+    try:
+        module.write_splits(stream(), tokenizer, tmp_path, 16, 0.0, Counter())
+    finally:
+        gc.enable()
+    assert most <= 20
+
+
+def test_the_real_abstracts(tmp_path):
+    """The first 300 real records with BERT's cased vocabulary: lossless but for the cut."""
+    vocab = real_data("vocab/bert-base-cased-vocab.txt")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_bytes(vocab.read_bytes())
+    with lzma.open(real_data("pubmed/abstracts.jsonl.xz"), "rt", encoding="utf-8") as file:
+        records = [json.loads(next(file)) for _ in range(300)]
+    counts = run(
+        [jsonl(tmp_path / "in.jsonl", records)], tmp_path / "tokenizer", tmp_path / "out",
+        keep_eval=True,
+    )  # fmt: skip
+    assert counts["documents to train on"] == 300 and counts["longest"] == 256
+    assert counts["[UNK] share"] < 0.001
+    found, tokenizer = Shards(tmp_path / "out"), Tokenizer.from_dir(tmp_path / "tokenizer")
+    assert found.meta["V"] == 28996 and found.meta["cased"] is True
+    for i, r in enumerate(records):
+        title = r["title"].replace("[", "").replace("]", "").strip()
+        assert found[i].tolist() == tokenizer.encode(f"{title} {r['abstract']}", 256)
+
+
+# bad input: one line, and nothing left behind
+
+BAD_LINES = {
+    "junk": (b"\x00\x01\x02\xff\xfe\n", "line 2: byte .* is not UTF-8"),
+    "zero byte": (b'{"title": "a\x00"}\n', "line 2 holds a zero byte"),
+    "bad json": (b'{"title": "mice"\n', "line 2: .*expected a JSON object a line"),
+    "a list": (b'["mice"]\n', "line 2 is a list, expected a JSON object"),
+    "no field": (b'{"id": 3, "body": "x"}\n', "line 2 has neither title nor abstract, only: id, body"),
+    "a number": (b'{"title": 3}\n', "line 2: title is a int, expected text"),
+    "a list of text": (b'{"abstract": ["x"]}\n', "line 2: abstract is a list, expected text"),
+}  # fmt: skip
+
+
+def assert_refused(message, tmp_path, *arguments, **options):
+    """One line that says where, and no trace of the output."""
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=message) as error:
+        run(*arguments, **options)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.iterdir()) == before, "something was left behind"
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+@pytest.mark.parametrize("end, opener", [(".jsonl", open), (".jsonl.gz", gzip.open)])
+def test_a_bad_line_is_named(tmp_path, tokenizer, name, end, opener):
+    line, message = BAD_LINES[name]
+    path = tmp_path / f"in{end}"
+    with opener(path, "wb") as file:
+        file.write(b'{"title": "mice"}\n' + line + b'{"title": "rats"}\n')
+    assert_refused(f"in{end}: {message}", tmp_path, [path], tokenizer, tmp_path / "out")
+
+
+def test_binary_junk_as_text_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"mice\nrats\n\x89PNG\r\n\x1a\n\x00")
+    assert_refused("in.txt: line 3: byte 0 is not UTF-8", tmp_path, [path], tokenizer,
+                   tmp_path / "out")  # fmt: skip
+
+
+@pytest.mark.parametrize("end, opener", [(".jsonl.gz", gzip.open), (".jsonl.xz", lzma.open)])
+@pytest.mark.parametrize("damage", ["cut short", "overwritten", "no archive"])
+def test_a_damaged_archive_is_refused(tmp_path, tokenizer, end, opener, damage):
+    path = jsonl(tmp_path / f"in{end}", RECORDS * 50, opener)
+    raw = bytearray(path.read_bytes())
+    if damage == "cut short":
+        raw = raw[: len(raw) // 2]
+    elif damage == "overwritten":
+        raw[len(raw) // 2 : len(raw) // 2 + 20] = bytes(20)
+    else:
+        raw = b'{"title": "mice"}\n'
+    path.write_bytes(raw)
+    assert_refused("after line .* the archive is damaged", tmp_path, [path], tokenizer,
+                   tmp_path / "out")  # fmt: skip
+
+
+def test_an_endless_line_is_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_LINE", 1 << 20)
+    path = tmp_path / "in.txt"
+    path.write_text("mice\n" + "rats " * 300_000)
+    assert_refused("line 2 is longer than 1 MiB", tmp_path, [path], tokenizer, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "in.jsonl: no document in it"),
+        ("\n \n", "in.jsonl: no document in it"),
+        ('{"title": ""}\n', "no document to train on: 1 read, 0 flagged, 1 empty, 0 held out"),
+        ('{"title": "x", "in_eval_corpus": true}\n', "1 read, 1 flagged"),
+    ],
+)
+def test_an_input_without_documents_is_refused(tmp_path, tokenizer, content, message):
+    (tmp_path / "in.jsonl").write_text(content)
+    assert_refused(message, tmp_path, [tmp_path / "in.jsonl"], tokenizer, tmp_path / "out")
+
+
+def test_one_empty_input_among_others_is_refused(tmp_path, tokenizer):
+    (tmp_path / "empty.txt").touch()
+    inputs = [jsonl(tmp_path / "in.jsonl"), tmp_path / "empty.txt"]
+    assert_refused("empty.txt: no document", tmp_path, inputs, tokenizer, tmp_path / "out")
+
+
+def test_options_are_checked_before_any_work(tmp_path, tokenizer):
+    path = jsonl(tmp_path / "in.jsonl")
+    (tmp_path / "in.csv").touch()
+    out = tmp_path / "out"
+    assert_refused("in.csv: expected a name that ends in .txt", tmp_path,
+                   [tmp_path / "in.csv"], tokenizer, out)  # fmt: skip
+    assert_refused("no.txt: no such file", tmp_path, [path, tmp_path / "no.txt"], tokenizer, out)
+    assert_refused("--length is 2", tmp_path, [path], tokenizer, out, length=2)
+    assert_refused("--held-out is 1", tmp_path, [path], tokenizer, out, held_out=1)
+    assert_refused("one of --tokenizer", tmp_path, [path], None, out)
+    assert_refused("one of --tokenizer", tmp_path, [path], tokenizer, out, train_tokenizer=99)
+    assert_refused("no tokenizer.json or vocab.txt", tmp_path, [path], tmp_path, out)
+
+
+def test_an_output_in_use_is_kept(tmp_path, tokenizer):
+    path, out = jsonl(tmp_path / "in.jsonl"), tmp_path / "out"
+    run([path], tokenizer, out)
+    assert_refused("out already holds files", tmp_path, [path], tokenizer, out)
+    run([path], tokenizer, out, keep_eval=True, overwrite=True)
+    assert len(Shards(out)) == 6
+
+
+# the command
+
+
+def test_the_command_prints_the_count_table(tmp_path, tokenizer_dir, capsys):
+    path = jsonl(tmp_path / "in.jsonl")
+    main([str(path), "--tokenizer", str(tokenizer_dir), "--out", str(tmp_path / "out"),
+          "--length", "64", "--held-out", "0"])  # fmt: skip
+    printed = capsys.readouterr()
+    rows = {line[:30].strip(): line[30:].strip() for line in printed.out.splitlines()}
+    assert rows["documents read"] == "7" and rows["documents to train on"] == "4"
+    assert rows["[UNK] share"] == "0.0000%" and printed.err == ""
+
+
+def test_the_command_learns_a_vocabulary(tmp_path):
+    (tmp_path / "in.txt").write_text("Mice and Rats\n" * 5)
+    main([str(tmp_path / "in.txt"), "--train-tokenizer", "60", "--uncased",
+          "--out", str(tmp_path / "out"), "--held-out", "0"])  # fmt: skip
+    t = Tokenizer.from_dir(tmp_path / "out")
+    assert (t.V, t.cased, tuple(t.pieces[:5])) == (60, False, SPECIAL)
+    with pytest.raises(InputError, match="--uncased goes with --train-tokenizer"):
+        main(["x.txt", "--tokenizer", ".", "--uncased", "--out", "y"])
+
+
+def test_bad_input_ends_in_one_line_and_status_2(tmp_path, tokenizer_dir):
+    (tmp_path / "in.jsonl").write_text("not json\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "data.shard", str(tmp_path / "in.jsonl"), "--tokenizer",
+         str(tokenizer_dir), "--out", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stderr.startswith(f"data.shard: error: {tmp_path / 'in.jsonl'}: line 1: ")
+    assert not (tmp_path / "out").exists()
