@@ -10,10 +10,10 @@ import weakref
 from collections import Counter
 
 import pytest
-from helpers import ROOT, real_data
 
 from data import shard as module
 from data.shard import is_held_out, main, shard
+from helpers import ROOT, real_data
 from minibio.corpus import Corpus
 from minibio.errors import InputError
 from minibio.shards import Shards
@@ -106,6 +106,12 @@ def test_text_files_are_a_document_a_line(tmp_path, tokenizer):
     assert (
         counts["documents read"] == 3 and counts["dropped: empty"] == 1
     )  # a lone zero-width space
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, tokenizer):
+    (tmp_path / "in.jsonl").write_bytes('\ufeff{"title": "mice"}\n'.encode())
+    run([tmp_path / "in.jsonl"], tokenizer, tmp_path / "out")
+    assert texts(tmp_path / "out") == ["mice"]
 
 
 def test_inputs_are_read_in_order(tmp_path, tokenizer):
@@ -229,7 +235,7 @@ BAD_LINES = {
     "zero byte": (b'{"title": "a\x00"}\n', "line 2 holds a zero byte"),
     "bad json": (b'{"title": "mice"\n', "line 2: .*expected a JSON object a line"),
     "a list": (b'["mice"]\n', "line 2 is a list, expected a JSON object"),
-    "no field": (b'{"id": 3, "body": "x"}\n', "line 2 has neither title nor abstract, only: id, body"),
+    "no field": (b'{"id": 3, "body": "x"}\n', "line 2 has neither title nor abstract"),
     "a number": (b'{"title": 3}\n', "line 2: title is a int, expected text"),
     "a list of text": (b'{"abstract": ["x"]}\n', "line 2: abstract is a list, expected text"),
 }  # fmt: skip

@@ -43,9 +43,10 @@ def test_shares_over_100_000_tokens():
     ids=st.lists(st.integers(0, V - 1), max_size=60),
     seed=st.integers(0, 2**64 - 1),
     probability=st.sampled_from([0.0, 0.15, 1.0]),
+    dtype=st.sampled_from([np.uint16, np.int64]),
 )
-def test_labels_stood_there_and_all_else_stays(ids, seed, probability):
-    ids = np.array(ids, np.uint16)
+def test_labels_stood_there_and_all_else_stays(ids, seed, probability, dtype):
+    ids = np.array(ids, dtype)
     before = ids.copy()
     rule = Masking(V, MASK, SPECIAL, probability)
     input_ids, predict, labels = rule(ids, rng(seed))

@@ -10,12 +10,13 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, real_data
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import ROOT, real_data
 from minibio.errors import InputError
-from minibio.tokenizer import SPECIAL, Tokenizer
+from minibio.tokenizer import SPECIAL, Tokenizer, build
 
 TEXTS = [
     "Interleukin-2 (IL-2) activates T cells in BALB/c mice.",
@@ -81,8 +82,12 @@ def test_nasty_texts_equal_transformers(trained):
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(text=st.text(st.one_of(st.characters(exclude_categories=["Cs"]),
-                              st.sampled_from("aBé中\u0301\u200b-.[]# ")), max_size=40))  # fmt: skip
+@given(
+    text=st.text(
+        st.characters(exclude_categories=["Cs"]) | st.sampled_from("aBé中\u0301\u200b-.[]# "),
+        max_size=40,
+    )
+)
 def test_any_text_equals_transformers(trained, text):
     ours, theirs, _ = trained
     assert ours.encode(text) == theirs(text)["input_ids"]
@@ -113,6 +118,18 @@ def test_saved_directory_comes_back_equal(trained, tmp_path):
     assert Tokenizer.from_dir(path).fingerprint == ours.fingerprint
     assert Tokenizer.from_dir(path).encode_batch(NASTY) == ours.encode_batch(NASTY)
     (tmp_path / "kept").rename(path / "tokenizer.json")
+
+
+def test_truncation_and_padding_of_a_file_do_not_come_along(trained, tmp_path):
+    """Sentence encoders are published with both; here the caller gives the length."""
+    ours, _, path = trained
+    backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    backend.enable_truncation(8)
+    backend.enable_padding(length=8)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    theirs = Tokenizer.from_dir(tmp_path)
+    assert theirs.encode_batch(TEXTS + NASTY) == ours.encode_batch(TEXTS + NASTY)
+    assert theirs.encode_offsets(TEXTS[0]) == ours.encode_offsets(TEXTS[0])
 
 
 # the interface
@@ -171,8 +188,10 @@ def test_fingerprint_tells_pieces_and_casing(tmp_path):
         Tokenizer.from_dir(write_dir(tmp_path / "d", [*SPECIAL, "a", "A"])).fingerprint,
     }
     assert len(prints) == 4
-    again = Tokenizer.from_dir(write_dir(tmp_path / "e", letters)).fingerprint
-    assert again in prints
+    again = Tokenizer.from_dir(write_dir(tmp_path / "e", letters))
+    assert again.fingerprint in prints
+    prints.add(Tokenizer(build(again.vocab, cased=True), cased=True).fingerprint)
+    assert len(prints) == 5
 
 
 def test_check_vocab_names_both_sizes(trained):
