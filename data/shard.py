@@ -5,6 +5,7 @@ a line with `title` and `abstract`. One record is one example: title (F35: witho
 PubMed's sign of a translated one), a space, the abstract, cut to `--length` tokens. Records flagged
 `in_eval_corpus` or `eval_test_overlap` are left out: what a model is scored on later it must not
 have read. Documents are read, tokenised and written in a stream; memory does not grow with them.
+With `--train-tokenizer V` in place of a tokenizer, a vocabulary is learnt from the documents first.
 """
 
 import argparse

@@ -65,8 +65,8 @@ class Corpus:
         self.tokenizer = Tokenizer.from_dir(path)
         if self.tokenizer.fingerprint != self.shards.meta["tokenizer"]:
             raise InputError(f"{path}: the tokenizer there is not the one that made the shards")
-        t = self.tokenizer
-        self.masking = Masking(t.V, t.mask_id, t.special_ids, 0.15 if masking else 0.0)
+        t, probability = self.tokenizer, Masking.probability if masking else 0.0
+        self.masking = Masking(t.V, t.mask_id, t.special_ids, probability)
 
     @property
     def V(self) -> int:

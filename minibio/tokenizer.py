@@ -104,12 +104,11 @@ class Tokenizer:
         config = read_json(config_file) if config_file.is_file() else {}
         if (path / "tokenizer.json").is_file():
             file = path / "tokenizer.json"
-            backend, is_lowered = read_tokenizer_json(file)
+            backend, lowers = read_tokenizer_json(file)
         elif (path / "vocab.txt").is_file():
-            file, is_lowered = path / "vocab.txt", None
+            file, lowers = path / "vocab.txt", None
             vocab = read_vocab(file)
-            cased = casing_of(vocab)
-            backend = build(vocab, cased, config.get("tokenize_chinese_chars", True),
+            backend = build(vocab, casing_of(vocab), config.get("tokenize_chinese_chars", True),
                             config.get("strip_accents"))  # fmt: skip
             add_tokens(backend, path, config)
         else:
@@ -118,13 +117,8 @@ class Tokenizer:
             )
         vocab = backend.get_vocab(with_added_tokens=False)
         cased = casing_of(vocab)
-        for said_in, lowers in (
-            (file, is_lowered), (config_file, config.get("do_lower_case"))
-        ):  # fmt: skip
-            if lowers not in (None, True, False):
-                raise InputError(f"{said_in}: do_lower_case is {lowers!r}, expected true or false")
-            if lowers is not None and lowers == cased:
-                raise InputError(casing_error(said_in, vocab, lowers))
+        check_casing(file, lowers, vocab)
+        check_casing(config_file, config.get("do_lower_case"), vocab)
         return Tokenizer(backend, cased, where=str(file))
 
     @staticmethod
@@ -260,19 +254,26 @@ def has_capital(piece: str) -> bool:
     return not is_bracketed and piece.lower() != piece
 
 
-def casing_error(file: Path, vocab: Iterable[str], lowers: bool) -> str:
-    """What is wrong between a configuration and its vocabulary."""
-    if lowers:
-        capital = sorted(filter(has_capital, vocab), key=len)
-        return (
+def check_casing(file: Path, lowers: bool | None, vocab: Iterable[str]) -> None:
+    """Refuse what a file says of lower-casing (None: nothing) where its vocabulary contradicts.
+
+    Raises:
+        InputError: the two differ, or `lowers` is no boolean.
+    """
+    if not (lowers is None or isinstance(lowers, bool)):
+        raise InputError(f"{file}: do_lower_case is {lowers!r}, expected true or false")
+    capital = sorted(filter(has_capital, vocab), key=len)
+    if lowers is True and capital:
+        raise InputError(
             f"{file} asks for lower-casing, but {len(capital):,} pieces of the vocabulary have "
             f"capital letters ({capital[-1]!r}) and would never be reached; set do_lower_case to "
             "false"
         )
-    return (
-        f"{file} asks for no lower-casing, but no piece of the vocabulary has a capital letter, "
-        "so that every capitalised word would become [UNK]; set do_lower_case to true"
-    )
+    if lowers is False and not capital:
+        raise InputError(
+            f"{file} asks for no lower-casing, but no piece of the vocabulary has a capital "
+            "letter, so that every capitalised word would become [UNK]; set do_lower_case to true"
+        )
 
 
 def read_vocab(file: Path) -> dict[str, int]:

@@ -242,9 +242,10 @@ def test_special_pieces_and_unchangeable_capitals_do_not_make_a_vocabulary_cased
     assert not t.cased  # ℝ has no lower-case form; it stands in BERT's uncased vocabulary
 
 
-def test_casing_must_be_true_or_false(tmp_path):
-    with pytest.raises(InputError, match="do_lower_case is 'no', expected true or false"):
-        Tokenizer.from_dir(write_dir(tmp_path, [*SPECIAL, "a"], do_lower_case="no"))
+@pytest.mark.parametrize("value", ["no", 0])
+def test_casing_must_be_true_or_false(tmp_path, value):
+    with pytest.raises(InputError, match=f"do_lower_case is {value!r}, expected true or false"):
+        Tokenizer.from_dir(write_dir(tmp_path, [*SPECIAL, "a"], do_lower_case=value))
 
 
 # bad files: one line that says where
