@@ -123,7 +123,8 @@ class EncoderHead(nn.Module):
 
     def __init__(self, config: ModelConfig, has_pooler: bool):
         super().__init__()
-        self.pooler = nn.Linear(config.C, config.C) if has_pooler else None
+        can_have = config.family != "distilbert" and config.tanh_pooler
+        self.pooler = nn.Linear(config.C, config.C) if has_pooler and can_have else None
 
 
 class Model(nn.Module):
