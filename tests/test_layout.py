@@ -20,9 +20,9 @@ from helpers import ROOT
 # From the bottom up. A new file takes its place here.
 LEVELS = (
     ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
-     "minibio.machine", "minibio.masking", "minibio.optim"),
+     "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
-     "minibio.card"),
+     "minibio.card", "data.grammar"),
     ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
     ("kernels.bench", "minibio.attention", "minibio.corpus", "data", "data.*"),
     ("minibio.transformer", "minibio.losses"),
@@ -110,9 +110,11 @@ every_source = pytest.mark.parametrize("name", SOURCES)
 
 @every_source
 def test_arrows_point_down(name):
-    for target, line, _ in imports(TREES[name]):
+    for target, line, is_inside in imports(TREES[name]):
         if target.split(".")[0] in OURS:
             assert target in SOURCES, f"{name}:{line} imports {target}, which is not there"
+            if name == "minibio" and is_inside:
+                continue  # the doors for users: opened by __getattr__, when asked for
             assert level(target) < level(name), (
                 f"{name}:{line} (level {level(name)}) imports {target} (level {level(target)})"
             )

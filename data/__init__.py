@@ -1,0 +1,1 @@
+"""Text and where it comes from; each file runs as a module: `python -m data.sample --help`."""
