@@ -1,0 +1,119 @@
+"""The benchmarks at toy size: what is measured, what is written, and when."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import DEVICE, random_batch, tiny_config
+from minibio import bench
+from minibio.config import METHODS, MODELS
+from minibio.distil import OBJECTIVES
+from minibio.errors import InputError
+from minibio.heads import Model
+from minibio.optim import make_optimizer
+
+SMALL = ["--device", "cpu", "--batch", "3", "--length", "40", "--repeats", "2"]
+
+
+def read(path):
+    header, *lines = path.read_text("utf-8").splitlines()
+    assert header.startswith("# ") and "torch" in header
+    return list(csv.DictReader(lines))
+
+
+def test_lengths_are_pubmeds():
+    lengths = bench.ragged_lengths(300, 256, seed=1)
+    assert lengths == sorted(lengths) == bench.ragged_lengths(300, 256, seed=1)
+    assert [T for T in lengths if T <= 30] == lengths[:100]
+    assert min(lengths) >= 10 and 120 <= min(lengths[100:]) and max(lengths) <= 256
+    assert max(bench.ragged_lengths(300, 64, seed=1)) == 64
+
+
+def test_a_batch_predicts_15_percent():
+    batch = bench.random_batch([7, 13, 80], 50, 0, torch.device("cpu"))
+    assert (batch.N, batch.M, batch.lengths) == (100, 15, (7, 13, 80))
+    assert batch.predict.diff().min() > 0
+
+
+def test_calls_take_turns():
+    order = []
+    calls = [lambda: order.append("a"), lambda: order.append("b")]
+    times = bench.milliseconds(calls, torch.device("cpu"), repeats=4, warmup=2)
+    assert order == ["a", "b"] * 6
+    assert [x.shape for x in times] == [(4,), (4,)]
+
+
+def test_encoders_in_a_table(tmp_path, capsys):
+    pytest.importorskip("transformers", reason="nothing to compare with")
+    out = tmp_path / "new" / "encoder.csv"
+    bench.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
+    theirs, ours = read(out)
+    assert (theirs["by"], ours["by"]) == ("transformers", "minibio")
+    assert theirs["N"] == ours["N"] == str(sum(bench.ragged_lengths(3, 40, 0)))
+    speedup = float(theirs["ms_p50"]) / float(ours["ms_p50"])
+    assert float(ours["speedup"]) == pytest.approx(speedup, rel=0.02)
+    assert ours["extra_mib"] == ""  # not counted on a CPU
+    assert "tok/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tiny-biobert", "bio-distilbert-cased", "bio-mobilebert"])
+def test_both_sides_compute_the_same_thing(name):
+    """Same shapes and parameter counts: the comparison is between equals."""
+    pytest.importorskip("transformers", reason="nothing to compare with")
+    config = MODELS[name]
+    batch = bench.random_batch([3, 5], config.V, 0, torch.device("cpu"))
+    ours = Model(config, "encoder")
+    theirs = bench.padded_call(ours, batch, torch.device("cpu"), torch.float32)
+    states = theirs().last_hidden_state  # (B, T, C)
+    assert states.shape == (2, 5, config.C)
+    n_theirs = sum(p.numel() for n, p in theirs.func.named_parameters() if "pooler" not in n)
+    assert n_theirs == sum(p.numel() for p in ours.encoder.parameters())
+
+
+def test_without_transformers_ours_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "version", lambda package: "none")
+    out = tmp_path / "encoder.csv"
+    bench.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
+    (ours,) = read(out)
+    assert (ours["by"], ours["speedup"]) == ("minibio", "")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_in_a_table(tmp_path, precision):
+    out = tmp_path / "step.csv"
+    bench.main(["step", "--out", str(out), "--precision", precision, *SMALL])
+    mlm, tiny = read(out)
+    assert (mlm["method"], mlm["teacher"]) == ("mlm", "-")
+    assert (tiny["method"], tiny["teacher"]) == ("tiny", "sample-teacher")
+    assert 0 < float(tiny["ms_p20"]) <= float(tiny["ms_p50"]) <= float(tiny["ms_p80"])
+
+
+@pytest.mark.parametrize("method", ["mlm", "tiny"])
+def test_a_step_trains_the_student_alone(method):
+    student, teacher = Model(tiny_config(L=1)), Model(tiny_config(L=2)).eval()
+    objective = OBJECTIVES[method](student, teacher, METHODS[method])
+    optimizer = make_optimizer(objective, 1e-3, 0.0)
+    batch = random_batch(n_predicted=4)
+    before = {name: p.clone() for name, p in objective.named_parameters()}
+    frozen = {name: p.clone() for name, p in teacher.named_parameters()}
+    bench.training_step(objective, teacher, optimizer, batch, is_bf16=False)
+    for name, p in objective.named_parameters():  # softmax is blind to the bias of the keys
+        assert name.endswith("key.bias") or not torch.equal(before[name], p), name
+    assert all(torch.equal(frozen[name], p) for name, p in teacher.named_parameters())
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(InputError, match="at least 1"):
+        bench.main(["step", "--device", "cpu", "--batch", "0"])
+
+
+@pytest.mark.gpu
+def test_memory_is_that_of_the_call():
+    device = torch.device(DEVICE)
+    kept = torch.zeros(2**20, device=device)
+    got = bench.extra_mib(lambda: torch.zeros(2**20, device=device) + kept, device)
+    assert 8 <= got < 40  # two tensors of 4 MiB, rounded up by the allocator
+    times = bench.milliseconds([lambda: kept.add_(1)], device, repeats=5)
+    assert np.median(times[0]) > 0
