@@ -1,4 +1,4 @@
-"""What holds for every test: no network, a fixed seed, Triton interpreted where there is no GPU."""
+"""What holds for every test: no network, one thread, a fixed seed, Triton interpreted on a CPU."""
 
 import os
 
@@ -8,6 +8,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any @triton.jit runs
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks no server for a model it does not find
+# Shapes are small: a second thread waits more than it works, and far more on a busy machine.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 BAND = 64
 
