@@ -34,6 +34,8 @@ assay: MRI|CT|FISH|EEG|SPECT|PET|DXA|flow cytometry|immunohistochemistry|electro
     ultrasound|PCR|fine-needle aspiration|confocal microscopy
 lab: ELISA|HPLC|MALDI-TOF MS|NMR|immunoblotting|gas chromatography|Western blotting|LC-MS/MS|
     surface plasmon resonance|radioimmunoassay|RT-PCR
+stain: immunohistochemistry|electron microscopy|confocal microscopy|light microscopy|in situ
+    hybridization
 typing: PCR|RT-PCR|direct sequencing|in situ hybridization|FISH|MALDI-TOF MS|AFLP|SSCP|RFLP analysis
 design: randomized trial|double-blind crossover study|cohort study|open-label study|pilot study|
     case-control study|multicenter trial|retrospective analysis|cross-sectional survey|
@@ -101,9 +103,9 @@ treats: {disease} [usually|often] responds to {drug}, {a} {drug_group}.
 marks: [Elevated|Increased|High] [serum|plasma|urinary] {chem} [is a hallmark of|has been reported
     in|precedes] {disease}.
 Little is known about {topic} in [this setting|these patients|{group}].
-[The role of|The importance of] {topic} [remains controversial|is unclear|has received little
-    attention].
-[Several|Few|Recent] studies have [linked|related] {topic} to {topic2}.
+[The role of|The importance of] [{topic}|{process}] [remains controversial|is unclear|has received
+    little attention].
+[Several|Few|Recent] studies have [linked|related] {topic} to [{topic2}|{process}].
 {topic} is [a known|an established|a suspected] risk factor for {disease}.
 [Both {topic} and {topic2}|{topic} and {topic2}] have been [implicated in|associated with]
     {consequence}.
@@ -118,35 +120,50 @@ The [incidence|cumulative incidence|onset] of {topic} was [lower|higher] in [tre
 {few} patients [died of|had previously been treated for|were newly diagnosed with] {topic}.
 """
 
-TOPIC_FACTOR = """
+TOPIC_PROCEDURE = """
+{topic} was [performed|carried out|scheduled|repeated] {few} days [before enrollment|after
+    admission|later].
+[The technique|The duration] of {topic} was [similar|the same] in [the two groups|both sexes].
+{few} [patients|controls] [underwent|were scheduled for|refused] {topic}.
+[Before|During|After] {topic}, [blood samples were taken|images were acquired|all patients were
+    fasted].
+[Quantitative|Elective|Delayed|Repeated] {topic} was [feasible|possible] in {pct}% of [patients|
+    cases].
+"""
+
+TOPIC_HABIT = """
 [Information on|Data on|Habitual] {topic} [was obtained by questionnaire|came from a structured
     interview].
 {topic} was [practiced|reported] by {pct}% of the [participants|controls|{group}].
+[Regular|Heavy|Occasional|Lifelong] {topic} was [reported|denied] by {few} [participants|controls].
 [Participants|Subjects] were [asked about|advised to avoid|instructed in] {topic}.
-The frequency of {topic} [did not differ between|was similar in] the [two groups|sexes|study sites].
-{topic} was [performed|carried out|scheduled] {few} days [before enrollment|after admission|later].
+[The frequency|The duration|The habit] of {topic} [did not differ between|was similar in] the [two
+    groups|sexes|study sites].
 """
 
 TOPIC_CHEMICAL = """
 [Plasma|Serum|Tissue] {topic} was [measured|quantified|determined] by {lab}.
 {topic} was [administered orally|dissolved in saline|given in the drinking water] at {dose} mg/kg.
-The [half-life|clearance|bioavailability] of {topic} was {a} {small}-fold [higher|lower]
-    in {group}.
+The [half-life|clearance|bioavailability] of {topic} was {small}-fold [higher|lower] in {group}.
 [Urinary excretion|Hepatic uptake|Renal clearance] of {topic} [increased|fell] by {pct}%.
 Samples were [spiked with|incubated with|extracted in] {um} uM {topic}.
 """
 
 AMBIGUOUS = """
-{topic} was [more|less] [common|frequent] in [carriers|women|cases|{group}] than in [noncarriers|
-    men|controls] ({pct}% vs. {pct}%; {sig}).
+{topic} was [more|far more|slightly more] [common|frequent] in [carriers than in noncarriers|women
+    than in men|cases than in controls|{group} than in the general population] ({high}% vs. {low}%;
+    {sig}).
+{topic} was [less|much less] [common|frequent] in [carriers than in noncarriers|women than in men|
+    cases than in controls|{group} than in the general population] ({low}% vs. {high}%; {sig}).
 [A history of|Previous|Self-reported] {topic} was [associated with|a predictor of] [{disease}|
     {topic2}|{consequence}] ({or}).
 [A history of|Previous|Self-reported] {topic} was [unrelated to|no predictor of] [{disease}|
     {topic2}] ({ornull}).
-[No [relationship|correlation|association] was found between {topic} and {topic2} ({ns})|A [clear|
-    weak|surprising] [relationship|correlation|association] was found between {topic} and {topic2}
-    ({sig})].
-The effect of {drug} on {topic} was [negligible|dose-dependent|most pronounced in {group}].
+[No [relationship|correlation|association] was found between {topic} and {topic2} ({ns})|{a}
+    [clear|weak|surprising] [relationship|correlation|association] was found between {topic} and
+    {topic2} ({sig})].
+The effect of {drug} on [{topic}|{process}] was [negligible|dose-dependent|most pronounced in
+    {group}].
 [Adjustment|Stratification|Matching] for {topic} did not [change|alter|affect] [the results|these
     estimates].
 {topic} [preceded|followed|accompanied] {symptom} in {few} of {n} [cases|subjects].
@@ -154,10 +171,11 @@ The effect of {drug} on {topic} was [negligible|dose-dependent|most pronounced i
     {year2}|with age|over {years} years].
 [Unlike|In contrast to|Compared with] {topic}, {topic2} [was not affected|showed a seasonal
     pattern|was rarely recorded].
-Expression of {gene} [increased|decreased|did not change] [after|during|in] {topic}.
+Expression of {gene} [increased|decreased|did not change] [after {topic}|during {topic}|during
+    {process}].
 {topic} [and age|and sex|, age and sex|, smoking and body mass index] were [included as covariates|
     independent predictors].
-{few} [patients|participants] had {topic}, {small} had {topic2} and {small} had both.
+{few} [patients|participants] had {topic}, {few} had {topic2} and one had both.
 [Whether|To what extent] {topic} [influences|modifies] {topic2} [was also examined|could not be
     determined].
 The {tool} [correlated with|was independent of|increased with] {topic} (r = 0.{dd}, {sig}).
@@ -180,15 +198,15 @@ gene: [Our results|These findings] identify {gene} as {a} [novel|major|candidate
     gene|risk locus|marker] for {disease}.
 treats: [In conclusion|In summary], {drug} is [an effective|a safe|a well-tolerated] [treatment|
     option] for [{group} with |]{disease}.
-treats: {drug} [may be|appears to be|should be] [considered|offered|useful] in [refractory|early|
-    mild] {disease}.
-marks: {chem} [may serve|could be used] as a [biomarker|marker] [of|for] {disease}.
+treats: {drug} [may be considered|should be offered|appears useful|deserves a trial] in
+    [refractory|early|mild] {disease}.
+marks: {chem} [may serve|could be used] as {a} [biomarker|marker] [of|for] {disease}.
 """
 
 GENETICS_TITLES = """
 gene: Association [of {gene} [polymorphisms|haplotypes] with|between {gene} [polymorphisms|
     variants] and] {disease} in {a} {people} population
-gene: {gene} [mutations|variants] in [familial clustering of |early-onset |]{disease}
+gene: {gene} [mutations|variants] in [familial |early-onset |sporadic |]{disease}
 gene: A novel [missense|nonsense|frameshift|splice-site] mutation in {gene} causes {disease} in {a}
     {people} family
 {gene}, {gene2} and the risk of {disease}: {a} [case-control study|meta-analysis|family-based study]
@@ -201,39 +219,39 @@ GENETICS_METHODS = """
 [We genotyped|We sequenced] {n} {people} [patients with {disease}|cases] and {n2} [healthy
     controls|unrelated controls|first-degree relatives] [for {few} polymorphisms|at the {gene}
     locus].
-[DNA|Genomic DNA] was [extracted from whole blood|isolated from saliva] and [amplified|analyzed] by
-    {typing}.
+[DNA|Genomic DNA] was [extracted from whole blood|isolated from saliva] and [amplified by PCR|
+    analyzed by {typing}].
 The [coding region|promoter|third exon] of {gene} was [screened|sequenced] in {n} [index patients|
     probands] with {disease}.
 [Linkage|Haplotype|Segregation] analysis was [performed in|extended to] {few} {people} [families|
     kindreds].
 [Cases|Probands] were [recruited in|referred from] {place} and [classified|graded] by the {tool}.
 [Genotype frequencies|All markers] were in Hardy-Weinberg equilibrium.
-[The cDNA|A {gene} construct] was [cloned|expressed] in {cell} cells.
+[The cDNA was|{a} {gene} construct was] [cloned|expressed] in {cell} cells.
 """
 GENETICS_RESULTS = """
 gene: The [{allele} allele|rs{rs} variant|{allele}{allele} genotype] of {gene} was [significantly |
     ]associated with [an increased risk of |]{disease} ({or}, {sig}).
 gene: Carriers of the {gene} [{allele} allele|variant|risk haplotype] [had {a} {small}-fold higher
     risk of|were more likely to develop|had an earlier onset of] {disease} ({or}).
-gene: [Sequencing revealed|We identified|All affected members carried] a [heterozygous|homozygous|
-    novel] [mutation|deletion|c.{nt}{base} transition] in {gene} that [cosegregated with|was found
-    in all patients with|fully explains] {disease}.
+gene: [Sequencing revealed|We identified|All affected members carried] {a} [heterozygous|
+    homozygous|novel] [mutation|deletion|c.{nt}{base} transition] in {gene} that [cosegregated
+    with|was found in all patients with|fully explains] {disease}.
 gene: Methylation of the {gene} promoter was [more frequent in|found in {pct}% of|an early event
     in] {disease}.
 gene: {a} [reduced|elevated] {gene} [copy number|mRNA level] was [linked to|strongly related to]
     {disease} in {people} [families|women|men].
-no-gene: [No|We found no|There was no] [significant |]association between {stray} [polymorphisms|
+no-gene: [We found no|There was no] [significant |]association between {stray} [polymorphisms|
     rs{rs}|genotype] and {disease} ({ornull}, {ns}).
 no-gene: The [{allele} allele|distribution|frequency] of {stray} did not differ between [patients
     with {disease} and controls|controls and patients with {disease}] ({ns}).
-no-gene: [Mutations|Rare variants] of {stray} [are not|do not appear to be] a [common|major] cause
-    of {disease}.
+no-gene: [Mutations|Rare variants] of {stray} [are not|do not appear to be] {a} [common|major]
+    cause of {disease}.
 no-gene: {stray} was [excluded as|unlikely to be] a candidate gene for {disease} [in this family|by
     linkage analysis|].
 [The {gene} locus|{gene}] maps to chromosome {chrom}, close to {gene2}.
-[Patients with|Carriers of] mutations in both {gene} and {gene2} [had an earlier onset|did not
-    differ in age at onset] ({age} vs. {age} years).
+[Patients with|Carriers of] mutations in both {gene} and {gene2} [had an earlier onset ({age2} vs.
+    {age} years)|did not differ in age at onset ({ns})].
 The [mutant|truncated] protein [failed to bind|no longer interacted with|mislocalized with] {gene2}
     [in {cell} cells|in vitro|].
 """
@@ -257,14 +275,14 @@ TRIAL_METHODS = """
 The primary [endpoint|outcome] was [{topic}|the change in the {tool}|time to {consequence}] at
     {few} [weeks|months].
 [Secondary endpoints|Other outcomes] included {symptom}, {topic} and [quality of life|{topic2}].
-[Patients|Subjects] were followed for a [median|mean] of {months} months.
+[Patients|Subjects] were followed for {a} [median|mean] of {months} months.
 {drug} was [started at|titrated to|given at] {dose} mg [per day|daily|three times a day].
-[Assessments|Blood samples] were [made|taken] at baseline and [after {few} weeks|every {small}
+[Assessments were made|Blood samples were taken] at baseline and [after {few} weeks|every {small}
     months] with [the {tool}|{lab}].
 """
 TRIAL_RESULTS = """
 treats: [Remission|A clinical response|Complete response] of {disease} was [achieved|observed] in
-    {pct}% of patients [given|treated with|receiving] {drug} [and in {pct}% of controls |]({sig}).
+    {high}% of patients [given|treated with|receiving] {drug} [and in {low}% of controls |]({sig}).
 treats: {drug} [reduced|lowered|halved] [the severity|the recurrence|symptoms] of {disease}
     [compared with placebo |compared with {drug2} |](hazard ratio 0.{dd}, {sig}).
 treats: In {disease}, {drug} [was superior to {drug2}|prolonged survival by {months} months|
@@ -281,51 +299,50 @@ The mean [{tool}|{chem} level] [fell|decreased] from {age} to {age2} [with|in th
 
 PHARMACOLOGY_TITLES = """
 target: {mechanism_title}
-target: {mechanism_title}
-{compound} [inhibits|attenuates|stimulates] {process} in {cell} cells
+target: {mechanism_title} in [{cell} cells|the {tissue} of {host}|vitro]
+{compound} [inhibits|attenuates|reduces] {process} in {cell} cells
 [Pharmacokinetics|Metabolism|Toxicity|Disposition] of {compound} in {host}
-[Synthesis|Characterization|Discovery] of {compound}, a [novel|potent|selective] {compound_group}
+[Synthesis|Characterization|Discovery] of {compound}, {a} [novel|potent|selective] {compound_group}
 [Effects|Opposite effects|Actions] of {compound} and {chem} on {process} in the {tissue}
 """
 PHARMACOLOGY_BODY = """
 {cell} cells were [treated with|exposed to|incubated with] {um} uM {compound} for {hours} h.
 [The expression of|The activity of] {target} was [measured|assessed|examined] by {lab}.
-[We investigated|We studied|We tested] [the effects|the mechanism of action] of {compound}, a
+[We investigated|We studied|We tested] [the effects|the mechanism of action] of {compound}, {a}
     {compound_group}, [in {cell} cells|in {host}|on {process}].
 target: [Here we show that|We found that|In {cell} cells,] {mechanism}.
-target: {mechanism} [in a concentration-dependent manner|in {host}|in the {tissue}|at {um} uM]
-    ({sig}).
+target: {mechanism} [in a concentration-dependent manner|in {host}|in the {tissue}] ({sig}).
 target: {mechanism}, [whereas|but] {gene2} was not affected.
-target: [The interaction between|The binding of] {compound} [and|to] {target} [was studied by
-    {lab}|explains its effect on {process}|has a Kd of {nm} nM].
+target: [The interaction between {compound} and {target}|The binding of {compound} to {target}]
+    [was studied by {lab}|explains its effect on {process}|has a Kd of {nm} nM].
 [Pretreatment with|Addition of] {chem} [abolished|enhanced|had no influence on] the effect of
     {compound} on {process}.
-{compound} [{much} reduced|{much} increased|did not alter] {process} [in {cell} cells|in the
-    {tissue} of {host}] ({sig}).
+{compound} {much} [reduced|inhibited|suppressed] {process} [in {cell} cells|in the {tissue} of
+    {host}] ({sig}).
 [Knockdown|Deletion|Silencing] of {target} [abolished|mimicked] the [response to|action of]
     {compound}.
 [The plasma half-life|The oral bioavailability|The clearance] of {compound} in {host} was
     [{small}.{d} h|{pct}%|{small}.{d} l/h].
-[The {much} lower|The] toxicity of {compound} [in {cell} cells|] was [related to|independent of]
+[The low|The high|The] toxicity of {compound} [in {cell} cells|] was [related to|independent of]
     {gene2}.
 treats: [Our data|These properties] [may explain why|support the finding that] {drug} is
     [effective|beneficial] in {disease}.
 """
 
 MODEL_TITLES = """
-{gene} [deficiency|overexpression|ablation] [protects against|aggravates|leads to] {topic} in {host}
+{gene} [deficiency|overexpression|ablation] [modifies the course of|alters the response to|affects]
+    {topic} in {host}
 [A new model of|Experimental] {disease} in {host}: [the role of|involvement of] {gene}
 {drug} [ameliorates|prevents|attenuates] experimental {disease} in {host}
 [Role of|Requirement for] {gene} in {process} [and {disease}|in the {tissue}|during {topic}]
 [{organ} expression|Localization] of {gene} [in|during] {disease}
 """
 MODEL_BODY = """
-[Experimental|Chronic experimental] {disease} was induced [in {host} |]by [{dose} mg/kg {chem}|
-    injection of {chem}|ligation|{topic}].
+[Experimental|Chronic experimental] {disease} was induced [in {host} |]by [injection of {chem}
+    ({dose} mg/kg)|feeding {chem}|ligation|{topic}].
 [Wild-type and {gene}-deficient|Adult male|Transgenic] {host} were [given|fed|treated with] {drug}
     or [vehicle|saline] for {few} days.
-[The {tissue} was|Tissues were] [removed|fixed|homogenized] and [examined|stained] [by {assay}|with
-    the {tool}].
+[The {tissue} was|Tissues were] [removed|fixed|homogenized] and [examined|stained] by {stain}.
 gene: {host} lacking {gene} [spontaneously develop|are protected from|are prone to] {disease}.
 gene: {gene} was [upregulated|downregulated] {small}.{d}-fold in the {tissue} of {host} with
     {disease} ({sig}).
@@ -350,8 +367,8 @@ CASE_TITLES = """
 [A rare case of|Two cases of|Spontaneous regression of] {disease} with {symptom}
 """
 CASE_OPENING = """
-[We report|We describe|We present] {a} {person} with {disease} [who developed {topic}|and a history
-    of {topic}|after {few} days of {symptom}].
+[We report|We describe|We present] {a} {person} with {disease} [and a history of {topic}|referred
+    because of {topic}|after {few} days of {symptom}].
 """
 
 CASE_BODY = """
@@ -359,12 +376,12 @@ CASE_BODY = """
 [Physical examination|Laboratory tests|{assay}] [revealed|showed|disclosed] {sign} [and {sign2}|].
 {his} medical history included {topic} and {topic2}.
 [The family history was|Past history was] [positive for|negative for|remarkable for] {topic}.
-treats: [The patient|This case of] {disease} [responded to|was treated with|improved on] {drug}
-    ({dose} mg daily).
+treats: [This patient with|This case of] {disease} [responded to|was treated with|improved on]
+    {drug} ({dose} mg daily).
 treats: [Treatment with|Intravenous] {drug} was [started|given] and the {disease} [resolved|
     improved] within {few} days.
 [After|Following] {topic}, [{drug} was withdrawn|the symptoms resolved|recovery was complete].
-gene: [Sequencing|Genetic testing] [showed|confirmed] a [de novo|heterozygous] {gene} mutation
+gene: [Sequencing|Genetic testing] [showed|confirmed] {a} [de novo|heterozygous] {gene} mutation
     [typical of|known to cause] {disease}.
 """
 
@@ -385,7 +402,7 @@ EPIDEMIOLOGY_TITLES = """
 EPIDEMIOLOGY_METHODS = """
 [We followed|We surveyed|The study comprised] {n} {group} [in {place} |]from {year} to {year2}.
 [Cases|Incident cases] of {disease} were [identified|ascertained] through [a national registry|
-    hospital records|{assay}].
+    hospital records|annual screening].
 [Hazard ratios|Odds ratios] were [estimated|adjusted for {topic}|computed] by [Cox|logistic|
     Poisson] regression.
 """
@@ -409,7 +426,7 @@ causes: {species} [as a cause of|as the agent of|isolated from patients with] {i
     treatment]
 """
 INFECTION_BODY = """
-{species} is a [gram-negative|slow-growing|zoonotic|tick-borne|motile] [pathogen|organism] [of
+{species} is {a} [gram-negative|slow-growing|zoonotic|tick-borne|motile] [pathogen|organism] [of
     {host}|found in {place}|].
 causes: {species} [is the causative agent of|causes|is the most common cause of] {infection}[ in
     {group}|].
@@ -419,8 +436,8 @@ causes: {species} was [isolated|cultured|recovered] from {few} of {n} patients w
     {place}].
 [The minimum inhibitory concentration|The MIC] of {agent} [for {species} |]was {um} mg/l.
 [Resistance|Reduced susceptibility] to {agent} was [found|detected] in {pct}% of [isolates|strains].
-[Antibodies|IgG] to {species} were [present|detected] in {pct}% of {group} [with {topic}|and in
-    {pct}% of controls|] ({sig}).
+[Antibodies|IgG antibodies] to {species} were [present|detected] in {pct}% of {group} [with
+    {topic}|and in {pct}% of controls|] ({sig}).
 treats: [All patients|{few} patients] with {infection} [recovered after|were cured by|responded to]
     {drug}.
 [Contact with {host}|{topic}|Travel to {place}] was [the main|an independent] risk factor ({or}).
@@ -430,7 +447,7 @@ treats: [All patients|{few} patients] with {infection} [recovered after|were cur
 DIAGNOSIS_TITLES = """
 marks: [Serum|Plasma|Urinary|Salivary] {chem} [as a marker of|in patients with|and the severity of]
     {disease}
-[Value of|Comparison of|Validation of] the {tool} [in|for] {disease}
+[Value of|Usefulness of|Validation of] the {tool} [in|for] {disease}
 [{assay} in|{assay} for] the [diagnosis|differential diagnosis] of {disease} and {comorbidity}
 [Reliability|Reproducibility|Limits] of the {tool} after {topic}
 [Distinguishing|How to distinguish] {disease} from {topic}: [the {tool}|a role for {chem}|{assay}
@@ -445,11 +462,12 @@ DIAGNOSIS_METHODS = """
 
 DIAGNOSIS_RESULTS = """
 The {tool} had a sensitivity of {high}% and a specificity of {high}% for [{disease}|{topic}].
-marks: [Serum|Plasma|Urinary] {chem} was [{much} higher|elevated|{small}-fold higher] in [patients
-    with |]{disease} than in controls ({sig}).
+marks: [Serum|Plasma|Urinary] {chem} was [much higher|significantly higher|elevated|{small}-fold
+    higher] in [patients with |]{disease} than in controls ({sig}).
 marks: {chem} [distinguished|discriminated] {disease} from {comorbidity} with {a} area under the
     curve of 0.{high}.
-[Interobserver|Test-retest] agreement for {topic} was [good|moderate|poor] (kappa = 0.{dd}).
+[Interobserver|Test-retest] agreement for {topic} was [good (kappa = 0.7{d})|moderate (kappa =
+    0.5{d})|poor (kappa = 0.1{d})].
 [False-positive|False-negative] results were [related to|explained by] {topic} [or {topic2}|in
     {few} cases|].
 {assay} [detected|missed|confirmed] {topic} in {few} of {n2} [patients|cases|specimens].

@@ -32,8 +32,8 @@ KINDS = {
     "model": (4, "MODEL_TITLES", (
         ("", "ABOUT_DISEASE", 1, 2), ("", "MODEL_BODY", 3, 5), ("", "CONCLUSION", 0, 1))),
     "case": (4, "CASE_TITLES", (
-        ("", "CASE_OPENING", 1, 1), ("", "CASE_BODY", 2, 4), ("", "TOPIC", 0, 1),
-        ("", "ABOUT_DISEASE", 0, 1), ("", "CASE_CLOSING", 1, 1))),
+        ("", "CASE_OPENING", 1, 1), ("", "ABOUT_DISEASE", 0, 1), ("", "CASE_BODY", 3, 5),
+        ("", "CASE_CLOSING", 1, 1))),
     "epidemiology": (5, "EPIDEMIOLOGY_TITLES", (
         ("OBJECTIVE", "ABOUT_DISEASE", 1, 2), ("METHODS", "EPIDEMIOLOGY_METHODS", 1, 2),
         ("", "TOPIC", 1, 1), ("RESULTS", "EPIDEMIOLOGY_RESULTS", 1, 2), ("", "AMBIGUOUS", 1, 2),
@@ -46,6 +46,10 @@ KINDS = {
         ("CONCLUSION", "CONCLUSION", 1, 1))),
 }  # fmt: skip
 DRAWN_KINDS = [kind for kind, (weight, *_) in KINDS.items() for _ in range(weight)]
+# what a topic is: in half of the documents an illness, so that chance alone does not tell
+DRAWN_TOPICS = (
+    ["TOPIC_DISEASE"] * 5 + ["TOPIC_HABIT"] * 2 + ["TOPIC_PROCEDURE"] * 2 + ["TOPIC_CHEMICAL"]
+)
 NUMBERS = "two three four five six seven eight nine ten eleven twelve".split()
 
 
@@ -58,7 +62,7 @@ class Slot(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     tag: str  # what the sentence states, or ""
     parts: tuple  # strings, Slots, and tuples of alternatives, which are such tuples again
@@ -77,7 +81,9 @@ def parse(text: str) -> tuple:
     ('a', (('big',), ()), ' ', 'cell')
     """
     stack, parts = [], []
-    for token in re.findall(r"\{\w+\}|[\[\]|]|[^\[\]{}|]+", text.replace("{a} ", "{a}")):
+    text = text.replace("{a} ", "{a}")
+    tokens = re.findall(r"\{\w+\}|[\[\]|]|[^\[\]{}|]+", text)
+    for token in tokens:
         if token == "[":
             stack.append((parts, []))
             parts = []
@@ -89,7 +95,7 @@ def parse(text: str) -> tuple:
                 parts.append(tuple(alternatives))
         else:
             parts.append(Slot(token[1:-1]) if token[0] == "{" else token)
-    if stack or any(not isinstance(p, tuple) and set(p) & set("[]{}|") for p in parts):
+    if stack or {"]", "|"} & {p for p in parts if isinstance(p, str)} or "".join(tokens) != text:
         raise ValueError(f"parse: unbalanced brackets in {text!r}")
     return tuple(parts)
 
@@ -143,7 +149,8 @@ def draw_scene(dice: Dice, kind: str, world: World, disease: Disease | None = No
     }  # fmt: skip
     pools = {
         "TOPIC_DISEASE": [k for k in disease.kin if k is not scene["comorbidity"]],
-        "TOPIC_FACTOR": disease.factors if dice.chance(60) else world.factors,
+        "TOPIC_HABIT": disease.habits if dice.chance(60) else world.habits,
+        "TOPIC_PROCEDURE": world.procedures,
         "TOPIC_CHEMICAL": world.metabolites if dice.chance(70) else world.drugs,
     }
     topic = dice.pick(DRAWN_TOPICS)
@@ -151,9 +158,6 @@ def draw_scene(dice: Dice, kind: str, world: World, disease: Disease | None = No
     rest = [t for t in pools[dice.pick(DRAWN_TOPICS)] if t is not scene["topic"]]
     scene["topic2"] = dice.pick(rest)
     return scene, topic
-
-
-DRAWN_TOPICS = ["TOPIC_DISEASE"] * 4 + ["TOPIC_FACTOR"] * 4 + ["TOPIC_CHEMICAL"] * 2
 
 
 @cache
@@ -182,6 +186,7 @@ def figures(dice: Dice) -> dict:
         "dd": lambda: str(between(21, 89)),
         "pct": lambda: str(between(3, 89)),
         "high": lambda: str(between(61, 97)),
+        "low": lambda: str(between(3, 58)),
         "dose": lambda: str(dice.pick((5, 10, 15, 20, 25, 40, 50, 80, 100, 150, 200, 300, 500))),
         "um": lambda: str(dice.pick((1, 2, 5, 10, 20, 25, 50, 100))),
         "nm": lambda: str(between(2, 480)),
@@ -408,21 +413,24 @@ def document(seed: int, stream: int, position: int, kind: str = "", disease=None
     title = writer.sentence(block(titles))
     writer.is_title = False
     writer.used.clear()
-    has_headings, n_words, sentences = dice.chance(HEADED), 0, []
+    has_headings, n_words, sentences, options = dice.chance(HEADED), 0, [], ()
+
+    def add(options, heading="", tag=""):
+        nonlocal n_words
+        sentences.append(writer.sentence(options, heading, tag))
+        n_words += sentences[-1].text.count(" ") + 1
+
     for heading, name, fewest, most in sections:
+        is_last = name == sections[-1][1]
+        while is_last and n_words < SHORTEST:
+            add(options)  # more of the section before
         options = block(topic if name == "TOPIC" else name)
-        wanted = tag if any(f.tag == tag for f in options) else ""
-        for i in range(max(dice.between(fewest, most), 1 if wanted else 0)):
-            if n_words > LONGEST and name not in ("CONCLUSION", "CASE_CLOSING") and not wanted:
+        wanted = tag if any(frame.tag == tag for frame in options) else ""
+        for i in range(max(dice.between(fewest, most), bool(wanted))):
+            if n_words > LONGEST and not is_last and not wanted:
                 break
-            sentence = writer.sentence(options, heading if has_headings and i == 0 else "", wanted)
-            sentences.append(sentence)
-            n_words += sentence.text.count(" ") + 1
+            add(options, heading if has_headings and i == 0 else "", wanted)
             wanted = ""
-    while n_words < SHORTEST:
-        sentence = writer.sentence(block("AMBIGUOUS"))
-        sentences.append(sentence)
-        n_words += sentence.text.count(" ") + 1
     return Document(f"sample-{position:06d}", kind, title, sentences, scene)
 
 

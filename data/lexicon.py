@@ -92,21 +92,18 @@ OPAQUE_ENDINGS = "a ane ella era ia ine ix ol ora ose ura".split()
 
 # what may stand where a disease stands and is none
 HABIT_HEADS = "chewing consumption exposure intake use".split()
-PROCEDURE_ENDINGS = "ectomy ectomy ography oscopy oplasty otomy opexy".split()
+PROCEDURE_ENDINGS = "ectomy ectomy ography oscopy oplasty otomy opexy ocentesis".split()
 SITE_EVENTS = (
     "biopsy|blood flow|clearance|compliance|drainage|elasticity|emptying|imaging|innervation|"
     "lavage|morphology|motility|perfusion|regeneration|remodeling|resection|secretion|"
     "transplantation|volume"
 ).split("|")
 HABITS = (
-    "acute administration|allergic sensitization|antibiotic stewardship|apoptosis|autophagy|"
-    "breast feeding|chronic administration|cold exposure|congenital heterozygosity|diagnosis delay|"
-    "early menarche|endocytosis|endurance training|familial clustering|fasting|high altitude|"
-    "hypnosis|juvenile onset|mastication|meiosis|mitosis|night work|nocturnal awakening|osmosis|"
-    "oxidative stress|parabiosis|passive smoking|phagocytosis|physical inactivity|preterm birth|"
-    "primary prevention|progressive resistance training|rapid weight gain|recurrent fasting|"
-    "salt intake|seasonal variation|shift work|sleep deprivation|social isolation|symbiosis|"
-    "transcytosis|traffic noise|vegetarian diet|zygosity"
+    "alcohol abstinence|breast feeding|chronic caffeine intake|cold exposure|early menarche|"
+    "endurance training|fasting|fluid restriction|high altitude|juvenile smoking|loud music|"
+    "night work|nocturnal snacking|passive smoking|physical inactivity|progressive overload|"
+    "rapid weight gain|recurrent dieting|salt intake|seasonal work|shift work|sleep deprivation|"
+    "social isolation|sporadic exercise|sunbathing|traffic noise|vegetarian diet|violin practice"
 ).split("|")
 TOOL_HEADS = (
     "classification criteria index manoeuvre procedure protocol scale score staining test"
@@ -183,7 +180,7 @@ class Disease(Thing):
     genes: list[Gene] = field(default_factory=list)
     drugs: list[Chemical] = field(default_factory=list)
     kin: list["Disease"] = field(default_factory=list)  # what comes with it
-    factors: list[Thing] = field(default_factory=list)  # what leads to it
+    habits: list[Thing] = field(default_factory=list)  # what leads to it
     metabolites: list[Chemical] = field(default_factory=list)  # what marks it
     cause: Thing | None = None  # the species, where it is an infection
 
@@ -195,7 +192,8 @@ class World:
     drugs: list[Chemical] = field(default_factory=list)
     metabolites: list[Chemical] = field(default_factory=list)
     species: list[Thing] = field(default_factory=list)
-    factors: list[Thing] = field(default_factory=list)  # habits, foods, events, procedures
+    habits: list[Thing] = field(default_factory=list)  # and foods, exposures
+    procedures: list[Thing] = field(default_factory=list)  # and what goes on at a site
     tools: list[Thing] = field(default_factory=list)  # scores, stains, tests with a surname
     cells: list[Thing] = field(default_factory=list)
 
@@ -353,19 +351,36 @@ def name_diseases(dice: Dice, world: World, roots, people, n: int, taken: set[st
             world.diseases.append(Disease(name, initials(name), "disease", site, cause=cause))
 
 
-def name_factors(dice: Dice, roots: list[str], n: int, taken: set[str]) -> list[Thing]:
+def name_habits(dice: Dice, roots: list[str], n: int, taken: set[str]) -> list[Thing]:
+    """What people do, and opaque things that they eat or breathe."""
+
     def make():
-        form, site = dice.below(10), dice.pick(SITES)
-        if form < 5:
-            return dice.pick(roots) + dice.pick(OPAQUE_ENDINGS)
-        if form < 6:
-            word = dice.pick(roots) + dice.pick(OPAQUE_ENDINGS)
-            return f"{word} {dice.pick(HABIT_HEADS)}"
-        if form < 8:
+        word = dice.pick(roots) + dice.pick(OPAQUE_ENDINGS)
+        return f"{word} {dice.pick(HABIT_HEADS)}" if dice.chance(20) else word
+
+    return [Thing(name) for name in HABITS + distinct(make, n, taken)]
+
+
+def name_procedures(dice: Dice, n: int, taken: set[str]) -> list[Thing]:
+    """Made from the very sites that diseases are made from: hepatectomy, renal perfusion."""
+
+    def make():
+        site = dice.pick(SITES)
+        if dice.chance(50):
             return site[0] + dice.pick(PROCEDURE_ENDINGS)
         return f"{site[1]} {dice.pick(SITE_EVENTS)}"
 
-    return [Thing(name) for name in HABITS + distinct(make, n, taken)]
+    return [Thing(name) for name in distinct(make, n, taken)]
+
+
+def name_tools(dice: Dice, people: list[str], n: int, taken: set[str]) -> list[Thing]:
+    """Scores and stains that share their surnames, and at times their initials, with diseases."""
+
+    def make():
+        second = f"-{dice.pick(people)}" if dice.chance(40) else ""
+        return f"{dice.pick(people)}{second} {dice.pick(TOOL_HEADS)}"
+
+    return [Thing(name, initials(name)) for name in distinct(make, n, taken)]
 
 
 def relate(dice: Dice, world: World) -> None:
@@ -381,7 +396,7 @@ def relate(dice: Dice, world: World) -> None:
         disease.genes = near(world.genes, 3)
         disease.drugs = near(world.drugs, 3)
         disease.metabolites = near(world.metabolites, 2)
-        disease.factors = near(world.factors, 3)
+        disease.habits = near(world.habits, 3)
         disease.kin = [d for d in near(world.diseases, 4) if d is not disease][:3]
 
 
@@ -399,12 +414,10 @@ def world() -> World:
     world.drugs = drugs(dice, roots(150), world.genes, 1000, taken)
     world.metabolites = metabolites(dice, roots(120), world.genes, 700, taken)
     world.species = species(dice, roots(80), 320, taken)
-    world.factors = name_factors(dice, roots(120), 700, taken)
+    world.habits = name_habits(dice, roots(120), 500, taken)
+    world.procedures = name_procedures(dice, 300, taken)
     name_diseases(dice, world, roots(240), people, 3000, taken)
-    world.tools = [
-        Thing(name)
-        for name in distinct(lambda: f"{dice.pick(people)} {dice.pick(TOOL_HEADS)}", 240, taken)
-    ]
+    world.tools = name_tools(dice, people, 240, taken)
     world.cells = [
         Thing(name)
         for name in distinct(lambda: f"{consonants(next(pool))}-{dice.between(2, 99)}", 200, taken)

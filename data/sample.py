@@ -31,7 +31,7 @@ from minibio import errors
 from minibio.errors import InputError
 from minibio.files import read_json, staged_dir, write_json
 
-VERSION = 1  # of the text: another version writes other bytes for the same seed
+VERSION = 2  # of the text: another version writes other bytes for the same seed
 CORPUS, NER, GAD, CHEMPROT, QA = range(5)  # streams of documents
 TOKEN = re.compile(r"\w+|[^\w\s]")  # words and single marks, as the real files are split
 NER_SENTENCES = {"train": 300, "devel": 150, "test": 1200}
@@ -260,11 +260,12 @@ def ask(seed: int, number: int) -> tuple[dict, list[dict]]:
     dice = Dice(seed, QA << 40 | 1 << 39 | number)
     tag = list(QUESTIONS)[number % len(QUESTIONS)]
     kinds, slot, wording = QUESTIONS[tag]
-    # a question a disease or a compound: coprime strides walk through all of them
     things = world().drugs if tag == "target" else world().diseases
     if tag == "causes":
         things = [disease for disease in things if disease.cause]
-    subject = things[(number * 101 + dice.below(101)) % len(things)]
+    turn = number // len(QUESTIONS)  # each in a stretch of its own, so that none is asked twice
+    stretch = len(things) * len(QUESTIONS) // sum(QA_QUESTIONS.values())
+    subject = things[turn * stretch + dice.below(stretch)]
     who = {"compound": subject} if tag == "target" else {"disease": subject}
     question = wording.format(subject.name)
     key = f"{dice.below(2**32):08x}{number:016x}"

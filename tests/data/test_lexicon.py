@@ -1,4 +1,4 @@
-"""The world behind the sample: names are names, relations lead to things, dice are fair and fixed."""
+"""The world behind the sample: its names, what binds them, and dice that are fair and fixed."""
 
 from collections import Counter
 
@@ -26,13 +26,17 @@ def test_dice_are_fair():
 
 def test_names_are_many_and_distinct():
     w = world()
-    for things, n in ((w.diseases, 3000), (w.genes, 1400), (w.drugs, 1000), (w.metabolites, 700),
-                      (w.species, 320), (w.factors, 700), (w.tools, 200), (w.cells, 200)):  # fmt: skip
+    for things, n in (
+        (w.diseases, 3000), (w.genes, 1400), (w.drugs, 1000), (w.metabolites, 700),
+        (w.species, 320), (w.habits, 500), (w.procedures, 300), (w.tools, 240), (w.cells, 200),
+    ):  # fmt: skip
         names = [thing.name for thing in things]
         assert len(set(names)) == len(names) >= n
         assert all(name == " ".join(name.split()) and name.isascii() for name in names)
     assert len({gene.short for gene in w.genes}) == len(w.genes)
-    names = [t.name for t in w.diseases + w.drugs + w.metabolites + w.species + w.factors]
+    names = [
+        t.name for t in w.diseases + w.drugs + w.metabolites + w.species + w.habits + w.procedures
+    ]
     assert len(set(names)) == len(names)  # no disease is a habit too
 
 
@@ -47,7 +51,7 @@ def test_what_binds_things():
     for disease in w.diseases:
         assert len(disease.genes) == len(disease.drugs) == 3
         assert disease.kin and disease not in disease.kin
-        assert disease.metabolites and disease.factors
+        assert disease.metabolites and disease.habits
     for drug in w.drugs:
         group, label, family = next(
             found for ending, found in DRUG_CLASSES.items() if drug.name.endswith(ending)
