@@ -68,7 +68,7 @@ def read_tsv(path: str | Path) -> list[Sentence]:
             text = line.decode("utf-8").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise InputError(f"{where}, byte {error.start + 1} is not UTF-8") from None
-        if text.strip(" \t") and text.split("\t")[0].split(" ")[0] != "-DOCSTART-":
+        if text.strip() and text.split("\t")[0].split(" ")[0] != "-DOCSTART-":
             word, tag = read_line(text, where)
             first = first or (tag if tag != "O" else None)
             if tag != "O" and ("-" in tag) != ("-" in first):
