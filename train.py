@@ -238,7 +238,9 @@ def build_student(run: RunConfig, args, corpus: Corpus, teacher: Model | None) -
         return student.train()
     shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn, "V": corpus.V}
     try:
-        config = dataclasses.replace(MODELS[run.model], **{k: v for k, v in shape.items() if v is not None})
+        config = dataclasses.replace(
+            MODELS[run.model], **{k: v for k, v in shape.items() if v is not None}
+        )
     except ValueError as error:
         raise InputError(f"{error} (--width, --heads)") from None
     torch.manual_seed(run.seed)  # the same weights on every rank
@@ -343,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--log-every", type=int, help="steps (default: a hundredth of the run)")
     g.add_argument("--eval-every", type=int, help="steps (default: a tenth of the run)")
     g.add_argument("--dry-run", action="store_true",
-                   help="print parameters, tokens, operations, time and memory; train nothing")  # fmt: skip
+                   help="print parameters, operations, time and memory; train nothing")  # fmt: skip
     return p
 
 

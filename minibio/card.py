@@ -21,7 +21,8 @@ def model_card(record: dict, config: ModelConfig) -> str:
     loss, first = record["held_out"]["mlm_loss"], record["held_out_first"]["mlm_loss"]
     load = "model, tokenizer = minibio.load(directory)"
     if config.family != "ib-bert":  # transformers has no such model
-        load += "\n\nimport transformers\nmodel = transformers.AutoModelForMaskedLM.from_pretrained(directory)"
+        load += "\n\nfrom transformers import AutoModelForMaskedLM\n"
+        load += "\nmodel = AutoModelForMaskedLM.from_pretrained(directory)"
     return f"""---
 library_name: {"minibio" if config.family == "ib-bert" else "transformers"}
 pipeline_tag: fill-mask

@@ -62,7 +62,8 @@ class ModelConfig:
 CASED, UNCASED = 28996, 30522  # BERT's WordPiece vocabularies; BioBERT's is the cased one
 
 BERT = ModelConfig()
-BERT_6 = replace(BERT, L=6, V=CASED)  # section 4.1.1; a BERT with token types, not a DistilBERT (F2)
+# section 4.1.1; a BERT with token types, not a DistilBERT (F2)
+BERT_6 = replace(BERT, L=6, V=CASED)
 DISTILBERT = ModelConfig(family="distilbert", L=6, n_segments=0)
 TINYBERT = ModelConfig(L=4, C=312, F=1200)  # section 4.2.1; TinyBERT's own configuration (F8)
 MOBILEBERT = ModelConfig(
@@ -80,7 +81,8 @@ MODELS = {
     "bert-base-uncased": BERT,
     "distil-biobert": BERT_6,
     "compact-biobert": BERT_6,
-    "tiny-biobert": replace(TINYBERT, V=CASED),  # the teacher's vocabulary, since Eq. 8 needs it (F7)
+    # the teacher's vocabulary, since Eq. 8 needs it (F7)
+    "tiny-biobert": replace(TINYBERT, V=CASED),
     "bio-distilbert-cased": replace(DISTILBERT, V=CASED),
     "bio-distilbert-uncased": DISTILBERT,
     "bio-tinybert": TINYBERT,
@@ -101,11 +103,11 @@ class RunConfig:
     method: str  # mlm | distil | tiny | compact | mobile
     model: str  # row of MODELS: the model trained; the student where there is a teacher
     # the objective
-    fidelity: str = "paper"  # paper: equations as printed; released: what the authors' code computes
+    fidelity: str = "paper"  # paper: as printed; released: what the authors' code computes
     alpha: tuple[float, ...] = ()  # weights of the terms of Eq. 4, 11, 13
     temperature: float | None = None  # of the soft labels; None = 1 in the paper, F17 as released
-    layer_map: tuple[int, ...] = ()  # Eq. 5: the teacher's layer of each student layer; () = uniform
-    init_layers: tuple[int, ...] = ()  # teacher layers copied into the student, 0-based; () = random
+    layer_map: tuple[int, ...] = ()  # Eq. 5: teacher layer of each student layer; () = uniform
+    init_layers: tuple[int, ...] = ()  # teacher layers copied, counted from 0; () = random
     # the data
     length: int = 256  # tokens of the longest sequence (F35)
     batch: int = 192  # sequences of one step: 24 on each of 8 GPUs (F40)
@@ -144,7 +146,23 @@ METHODS = {
 
 # What differs where the corpus is the built-in sample: sizes and lengths of run for a laptop.
 SAMPLE_TEACHER = RunConfig(
-    "mlm", "sample-teacher", batch=32, steps=1000, lr=1e-3, warmup=100, weight_decay=0.01, length=128
+    "mlm",
+    "sample-teacher",
+    batch=8,
+    steps=2000,
+    lr=1e-3,
+    warmup=100,
+    weight_decay=0.01,
+    length=192,
+    betas=(0.9, 0.98),
 )
-SAMPLE = {"model": "sample-tiny", "batch": 32, "steps": 500, "lr": 2e-3, "warmup": 50, "length": 128,
-          "weight_decay": 1e-4}  # fmt: skip
+SAMPLE = {
+    "model": "sample-tiny",
+    "batch": 8,
+    "steps": 1000,
+    "lr": 1e-3,
+    "warmup": 100,
+    "length": 192,
+    "weight_decay": 0.01,
+    "betas": (0.9, 0.98),
+}

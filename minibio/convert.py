@@ -113,14 +113,20 @@ TABLES = {
     # transformers has no such model: the names are MobileBERT's, under a prefix of its own
     "ib-bert": {re.sub("^mobilebert", "ib_bert", k): v for k, v in MOBILEBERT.items()},
 }
-PREFIX = {"bert": "bert", "distilbert": "distilbert", "mobilebert": "mobilebert", "ib-bert": "ib_bert"}
+PREFIX = {name: name.replace("-", "_") for name in TABLES}
 DECODER = {"distilbert": "vocab_projector"}  # where the tied decoder stands; others:
 DECODER_ELSE = "cls.predictions.decoder"
 
 WRAPPERS = ("module.", "student.", "_orig_mod.")  # DDP, the authors' own class, torch.compile
 OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 # what other heads and trainings leave in a file; harmless
-EXPECTED_EXTRAS = ("pooler.", "cls.seq_relationship.", "fit_dense", "position_ids", "token_type_ids")
+EXPECTED_EXTRAS = (
+    "pooler.",
+    "cls.seq_relationship.",
+    "fit_dense",
+    "position_ids",
+    "token_type_ids",
+)
 
 
 def their_name(name: str, config: ModelConfig, head: str) -> str:
@@ -183,7 +189,9 @@ FIXED = {
     "mobilebert": {"use_bottleneck": True, "use_bottleneck_attention": False},
     "ib-bert": {"use_bottleneck": True, "use_bottleneck_attention": False},
 }  # fmt: skip
-CLASSES = {"bert": "Bert", "distilbert": "DistilBert", "mobilebert": "MobileBert", "ib-bert": "IBBert"}
+CLASSES = {
+    "bert": "Bert", "distilbert": "DistilBert", "mobilebert": "MobileBert", "ib-bert": "IBBert",
+}  # fmt: skip
 SUFFIXES = {
     "mlm": "ForMaskedLM", "encoder": "Model", "token": "ForTokenClassification",
     "sequence": "ForSequenceClassification", "span": "ForQuestionAnswering",
@@ -227,7 +235,8 @@ def config_from_hf(raw: dict, where: Path) -> ModelConfig:
         value = raw.get(theirs)
         if value is None:
             continue
-        if ours in REQUIRED and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if ours in REQUIRED and not is_count:
             raise InputError(f"{where}: {theirs} is {value!r}, expected a number above 0")
         fields[ours] = value
     if fields.get("activation", "gelu") not in ACTIVATIONS:
@@ -334,7 +343,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def clean(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """Today's names for what is met in the wild: wrappers, gamma and beta, a missing prefix."""
     prefix, result = PREFIX[family] + ".", {}
-    inner = tuple({theirs.split(".")[1] + "." for theirs in TABLES[family] if theirs.startswith(prefix)})
+    own = [theirs for theirs in TABLES[family] if theirs.startswith(prefix)]
+    inner = tuple({theirs.split(".")[1] + "." for theirs in own})
     for name, x in tensors.items():
         while name.startswith(WRAPPERS):
             name = name.split(".", 1)[1]

@@ -175,9 +175,7 @@ class Tiny(Objective):
                 )
                 for l, g_l in enumerate(self.g, start=1)
             ],
-            "output": losses.output(
-                s.logits, taught.logits, temperature=self.temperature, N=N_out
-            ),
+            "output": losses.output(s.logits, taught.logits, temperature=self.temperature, N=N_out),
         }
         loss = losses.tiny(*terms.values())
         return {**terms, "layers": sum(terms["layers"]), "loss": loss}
@@ -202,9 +200,7 @@ class Compact(Objective):
             for l, g_l in enumerate(self.g, start=1)
         ]  # fmt: skip
         mlm = losses.mlm(s.logits, batch.labels, M=counts.M)
-        soft = losses.soft_mlm(
-            s.logits, taught.logits, temperature=self.temperature, M=counts.M
-        )
+        soft = losses.soft_mlm(s.logits, taught.logits, temperature=self.temperature, M=counts.M)
         loss = losses.compact(mlm, soft, layers, alpha=self.run.alpha)
         return {"mlm": mlm, "soft": soft, "layers": sum(layers), "loss": loss}
 

@@ -16,7 +16,8 @@ an equation asks for stands in `DIVERGENCE`. Everything else is composed from ke
 Each function is a sum over a denominator, printed by `python -m minibio.losses`. The denominator is
 this batch's own unless it is passed: a training step passes the count over all its micro-batches
 and processes, so that the parts add up to the loss of the whole. Sums run in float32 (float64 for
-float64). `fidelity="paper"` is the equation as printed; `"released"` what the authors' code computes.
+float64). `fidelity="paper"` is the equation as printed; `"released"` what the authors' code
+computes.
 """
 
 from collections.abc import Callable, Sequence
@@ -312,30 +313,44 @@ class Equation(NamedTuple):
 
 
 EQUATIONS = (
-    Equation(1, mlm, "4.1.3", "masked-LM cross-entropy", "M predicted tokens", ""),
-    Equation(2, soft_mlm, "4.1.3", "soft labels, KL(f_t || f_s)", "M predicted tokens", "T = 2 for DistilBioBERT"),
-    Equation(3, align, "4.1.3", "cosine distance of last hidden states", "N tokens", ""),
-    Equation(4, distil, "4.1.3", "DistilBioBERT's loss", "none: weights 2, 5, 1", ""),
-    Equation(5, layer_map, "4.2.3", "teacher layer of each student layer", "none", ""),
-    Equation(6, tiny_layer, "4.2.3", "hidden state; attention maps", "N C_t; H sum_b T_b^2", "W_h with bias"),
-    Equation(7, embed, "4.2.3", "embeddings", "N C_t", "W_e = W_h"),
-    Equation(8, output, "4.2.3", "soft-label cross-entropy", "N tokens", "M masked tokens"),
-    Equation(9, tiny, "4.2.3", "TinyBioBERT's loss", "none: sum over layers, weights 1", ""),
-    Equation(10, compact_layer, "4.3", "cosine distance; KL(a_s || a_t)", "N; H N", "KL(a_t || a_s) / T_b"),
-    Equation(11, compact, "4.3", "CompactBioBERT's loss", "none: sum over layers, weights 1, 5, 3", ""),
-    Equation(12, mobile_layer, "4.4.2", "hidden state; KL(a_s || a_t)", "N C; H N", "MobileBERT's own four terms"),
-    Equation(13, mobile, "4.4.2", "MobileBERT's loss", "L layers; alpha = 0.5", ""),
+    Equation(1, mlm, "4.1.3", "masked-LM cross-entropy",
+             "M predicted tokens", ""),
+    Equation(2, soft_mlm, "4.1.3", "soft labels, KL(f_t || f_s)",
+             "M predicted tokens", "T = 2 for DistilBioBERT"),
+    Equation(3, align, "4.1.3", "cosine distance of last hidden states",
+             "N tokens", ""),
+    Equation(4, distil, "4.1.3", "DistilBioBERT's loss",
+             "none: weights 2, 5, 1", ""),
+    Equation(5, layer_map, "4.2.3", "teacher layer of each student layer",
+             "none", ""),
+    Equation(6, tiny_layer, "4.2.3", "hidden state; attention maps",
+             "N C_t; H sum_b T_b^2", "W_h with bias"),
+    Equation(7, embed, "4.2.3", "embeddings",
+             "N C_t", "W_e = W_h"),
+    Equation(8, output, "4.2.3", "soft-label cross-entropy",
+             "N tokens", "M masked tokens"),
+    Equation(9, tiny, "4.2.3", "TinyBioBERT's loss",
+             "none: sum over layers, weights 1", ""),
+    Equation(10, compact_layer, "4.3", "cosine distance; KL(a_s || a_t)",
+             "N; H N", "KL(a_t || a_s) / T_b"),
+    Equation(11, compact, "4.3", "CompactBioBERT's loss",
+             "none: sum over layers, weights 1, 5, 3", ""),
+    Equation(12, mobile_layer, "4.4.2", "hidden state; KL(a_s || a_t)",
+             "N C; H N", "MobileBERT's own four terms"),
+    Equation(13, mobile, "4.4.2", "MobileBERT's loss",
+             "L layers; alpha = 0.5", ""),
 )  # fmt: skip
 
 
 def denominators() -> str:
     """The table of equations, as printed by `python -m minibio.losses`."""
     rows = [("Eq.", "function", "what", "divided by", "as released")]
-    rows += [(str(e.number), e.function.__name__, e.what, e.denominator, e.differs) for e in EQUATIONS]
+    rows += [
+        (str(e.number), e.function.__name__, e.what, e.denominator, e.differs) for e in EQUATIONS
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    padded = ([x.ljust(w) for x, w in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 if __name__ == "__main__":

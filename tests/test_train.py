@@ -163,7 +163,8 @@ def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
 
 def test_dry_run_trains_nothing(corpus, teacher, tmp_path, capsys):
     train.main(["--method", "tiny", "--model", "sample-tiny", "--corpus", str(corpus), "--teacher",
-                str(teacher), "--out", str(tmp_path / "out"), *SMALL, *SHORT, "--dry-run"])  # fmt: skip
+                str(teacher), "--out", str(tmp_path / "out"), *SMALL, *SHORT,
+                "--dry-run"])  # fmt: skip
     printed = capsys.readouterr().out
     for word in ("student", "teacher", "tokens", "operations", "time", "memory"):
         assert re.search(rf"^ +{word} ", printed, re.M), word

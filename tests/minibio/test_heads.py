@@ -26,7 +26,13 @@ ids = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.family)
 @ids
 @pytest.mark.parametrize(
     ("head", "shape"),
-    [("mlm", (3, 31)), ("token", (7, 5)), ("sequence", (2, 5)), ("span", (7, 2)), ("encoder", None)],
+    [
+        ("mlm", (3, 31)),
+        ("token", (7, 5)),
+        ("sequence", (2, 5)),
+        ("span", (7, 2)),
+        ("encoder", None),
+    ],
 )
 def test_shapes(config, head, shape):
     model = Model(config, head, labels=5 if head in ("token", "sequence") else None)
