@@ -28,7 +28,7 @@ from minibio.corpus import Corpus
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.machine import describe, version
-from minibio.metrics import entity_scores
+from minibio.metrics import entity_scores, seqeval
 from minibio.tasks import ner
 
 
@@ -166,6 +166,7 @@ def run_ner(args) -> None:
     recipe = Recipe(**{name: getattr(args, name) for name in fields})
     if recipe.length < 3:
         raise InputError(f"--length is {recipe.length}, expected at least 3: [CLS], a piece, [SEP]")
+    seqeval()  # asked for now rather than after the training
     device = dist.pick_device(args.device)
     sets = read_sets(args.data)
     labels = ner.label_names(sets["train"])

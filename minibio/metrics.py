@@ -10,6 +10,8 @@ BioBERT; the paper's own code scores word pieces, where an entity of one word cu
 counts three times (F45). The two must never be set side by side, so whoever prints one names it.
 """
 
+from minibio.errors import InputError
+
 UNTYPED = "entity"  # the type of tags that carry none: B, I, O
 
 
@@ -27,9 +29,9 @@ def entity_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict:
         there is nothing to divide by.
     Raises:
         ValueError: the two differ in sentences or in the tags of one.
+        InputError: seqeval is not installed.
     """
-    from seqeval.metrics.sequence_labeling import get_entities, precision_recall_fscore_support
-
+    counter = seqeval()
     if len(gold) != len(predicted):
         raise ValueError(
             f"entity_scores: predicted has {len(predicted)} sentences, "
@@ -46,12 +48,27 @@ def entity_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict:
     )
 
     def scores(average):
-        return precision_recall_fscore_support(gold, predicted, average=average, zero_division=0)
+        return counter.precision_recall_fscore_support(
+            gold, predicted, average=average, zero_division=0
+        )
 
-    types = sorted({kind for x in (gold, predicted) for kind, _, _ in get_entities(x)})
+    types = sorted({kind for x in (gold, predicted) for kind, _, _ in counter.get_entities(x)})
     rows = zip(*scores(None), strict=True)
     per_type = {kind: as_dict(row) for kind, row in zip(types, rows, strict=True)}
     return {**as_dict(scores("micro")), "per_type": per_type}
+
+
+def seqeval():
+    """The module that counts, imported where scores are asked for and nowhere else.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        from seqeval.metrics import sequence_labeling
+    except ImportError:
+        raise InputError("scoring entities needs seqeval: pip install seqeval") from None
+    return sequence_labeling
 
 
 def typed(tag: str) -> str:

@@ -358,6 +358,13 @@ def test_bad_options(encoder, data, tuned, tmp_path):
         assert leaving.value.code == 2
 
 
+def test_without_seqeval_nothing_is_trained(encoder, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
+    monkeypatch.setattr(evaluation, "fine_tune", None)
+    given = ("--model", encoder, "--data", data, "--out", tmp_path / "out")
+    refused("needs seqeval: pip install seqeval", "ner", *given)
+
+
 def test_one_line_and_status_2(tmp_path, capsys):
     arguments = ["ner", "--model", str(tmp_path), "--data", str(tmp_path)]
     with pytest.raises(SystemExit) as leaving:
