@@ -3,12 +3,15 @@
     attention       what a layer computes
     attention_kl    the same, and how far each row of its maps is from a teacher's
 
-`reference` is the definition (kernels/reference.py); `torch` is the fast way without a kernel of
-our own. `impl="auto"` chooses; `resolve_impl` says what it chose and why. Nothing here imports
-Triton, and nothing here knows of models or training.
+`reference` is the definition (kernels/reference.py); `torch` and `padded` are the fast ways in
+plain PyTorch (kernels/torch_attention.py). `impl="auto"` chooses; `resolve_impl` says what it chose
+and why. Nothing here imports Triton, and nothing here knows of models or training.
+
+Precision is that of the tensors given: an autocast region around a call changes nothing inside it.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from kernels import reference, torch_attention
 from kernels.reference import DIVERGENCES
 
 IMPLEMENTATIONS = {
-    "attention": ("reference", "torch"),
+    "attention": ("reference", "torch", "padded"),
     "attention_kl": ("reference", "torch"),
 }
 
@@ -26,33 +29,65 @@ def resolve_impl(op: str, impl: str, device: torch.device) -> tuple[str, str]:
     """(implementation, reason) for `op` on `device`.
 
     Raises:
-        ValueError: `op` has no such implementation.
+        ValueError: there is no such operation, or it has no such implementation.
     """
-    if impl == "auto":
-        return "torch", f"PyTorch's own attention (tensors on {device.type})"
-    if impl not in IMPLEMENTATIONS[op]:
+    if op not in IMPLEMENTATIONS:
         raise ValueError(
-            f"{op}: impl is {impl!r}, expected auto or one of {', '.join(IMPLEMENTATIONS[op])}"
+            f"resolve_impl: op is {op!r}, expected one of {', '.join(IMPLEMENTATIONS)}"
         )
-    return impl, "asked for"
-
-
-def check_row(op: str, tensors: dict[str, Tensor], lengths: Sequence[int]) -> None:
-    """Shapes, dtypes and devices that an operation on one row needs."""
-    first, x = next(iter(tensors.items()))
-    N, H = sum(lengths), x.shape[1] if x.dim() == 3 else None
-    for name, y in tensors.items():
-        if y.dim() != 3 or y.shape[0] != N:
+    if impl != "auto":
+        if impl not in IMPLEMENTATIONS[op]:
             raise ValueError(
-                f"{op}: {name} is {tuple(y.shape)}, expected (N, H, D) with N = {N}, "
-                f"the sum of lengths"
+                f"{op}: impl is {impl!r}, expected auto, {', '.join(IMPLEMENTATIONS[op])}"
             )
-        if y.shape[1] != H:
-            raise ValueError(f"{op}: {name} has {y.shape[1]} heads, expected {H} (as {first})")
-        if y.device != x.device:
-            raise ValueError(f"{op}: {name} is on {y.device}, expected {x.device} (as {first})")
+        return impl, "asked for"
+    if op == "attention_kl":
+        return "torch", f"maps of a few sequences at a time (tensors on {device.type})"
+    if device.type == "cuda":
+        return "padded", "one call a batch, since calls cost more than padding (tensors on cuda)"
+    return "torch", f"one call a run of equal lengths, no padding (tensors on {device.type})"
+
+
+def check_row(
+    op: str, tensors: dict[str, Tensor], cu_seqlens: Tensor, lengths: Sequence[int]
+) -> None:
+    """Refuse tensors that are no row of these sequences, all of one shape, dtype and device."""
+    (first, x), *others = tensors.items()
     if any(T < 0 for T in lengths):
         raise ValueError(f"{op}: lengths has {min(lengths)}, expected none below 0")
+    if x.dim() != 3 or x.shape[0] != sum(lengths):
+        raise ValueError(
+            f"{op}: {first} is {tuple(x.shape)}, expected (N, H, D) with N = {sum(lengths)}, "
+            f"the sum of lengths"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"{op}: {first} is {x.dtype}, expected a floating-point type")
+    for name, y in others:
+        pairs = ((tuple(y.shape), tuple(x.shape)), (y.dtype, x.dtype), (y.device, x.device))
+        for got, expected in pairs:
+            if got != expected:
+                raise ValueError(f"{op}: {name} is {got}, expected {expected} (as {first})")
+    if cu_seqlens.shape != (len(lengths) + 1,) or cu_seqlens.is_floating_point():
+        raise ValueError(
+            f"{op}: cu_seqlens is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}, "
+            f"expected ({len(lengths) + 1},) of an integer type: one place more than sequences"
+        )
+    if cu_seqlens.device != x.device:
+        raise ValueError(
+            f"{op}: cu_seqlens is on {cu_seqlens.device}, expected {x.device} (as {first})"
+        )
+    # only where reading it does not wait for the device
+    if x.device.type == "cpu" and cu_seqlens.tolist() != [0, *accumulate(lengths)]:
+        raise ValueError(
+            f"{op}: cu_seqlens is {cu_seqlens.tolist()}, expected {[0, *accumulate(lengths)]}, "
+            f"the running sum of lengths"
+        )
+
+
+def check_dropout(op: str, dropout: float) -> None:
+    """Refuse a share that cannot be made good by scaling what is left."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{op}: dropout is {dropout}, expected at least 0 and below 1")
 
 
 def attention(
@@ -65,23 +100,27 @@ def attention(
     dropout: float = 0.0,
     impl: str = "auto",
 ) -> Tensor:
-    """Attention of every sequence of the row to itself.
+    """Attention of every sequence of the row to itself: dropout(softmax(q k^T / sqrt(D))) v.
 
     Args:
-        q, k, v:    (N, H, D), one dtype.
+        q, k, v:    (N, H, D) float16, bfloat16, float32 or float64; any strides.
         cu_seqlens: (B+1,) integer, from 0 to N, on the tensors' device.
         lengths:    the same boundaries as B host integers, so that nothing waits for the device.
-        dropout:    on the probabilities; drawn from torch's generator.
+        dropout:    share of the probabilities set to zero, drawn from torch's generator.
     Returns:
-        (N, H, D).
+        (N, H, D) in the dtype of q.
     Raises:
-        ValueError: shapes, devices or `impl` do not fit.
+        ValueError: shapes, dtypes, devices, boundaries, `dropout` or `impl` do not fit.
     """
-    check_row("attention", {"q": q, "k": k, "v": v}, lengths)
     name, _ = resolve_impl("attention", impl, q.device)
-    if name == "reference":
-        return reference.attention(q, k, v, cu_seqlens, dropout=dropout)[0]
-    return torch_attention.attention(q, k, v, lengths, dropout=dropout)
+    check_row("attention", {"q": q, "k": k, "v": v}, cu_seqlens, lengths)
+    check_dropout("attention", dropout)
+    with torch.autocast(q.device.type, enabled=False):
+        if name == "reference":
+            return reference.attention(q, k, v, cu_seqlens, dropout=dropout)[0]
+        if name == "padded":
+            return torch_attention.padded_attention(q, k, v, cu_seqlens, lengths, dropout=dropout)
+        return torch_attention.attention(q, k, v, lengths, dropout=dropout)
 
 
 def attention_kl(
@@ -97,34 +136,51 @@ def attention_kl(
     dropout: float = 0.0,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`attention` of the student, and the divergence of its map from the teacher's, row by row.
+    """`attention` of the student, and the divergence of its maps from the teacher's, row by row.
+
+    Dropout falls on the probabilities that multiply V alone; the divergence is of the whole maps.
 
     Args:
-        q_s, k_s, v_s: (N, H, D_s).
-        q_t, k_t:      (N, H, D_t) of a frozen teacher; the widths may differ, the heads may not.
+        q_s, k_s, v_s: (N, H, D_s), as for `attention`.
+        q_t, k_t:      (N, H, D_t) of a frozen teacher; width and dtype may differ from the
+                       student's, the number of heads may not.
+        cu_seqlens, lengths, dropout: as for `attention`.
         divergence:    one of `DIVERGENCES`; see `reference.row_divergence`.
     Returns:
-        out (N, H, D_s); row_loss (N, H), summed over keys, float32 (float64 for float64).
+        out (N, H, D_s) in the dtype of q_s; row_loss (N, H), summed over keys, float32 (float64
+        for float64), nats for the two KL.
     Raises:
-        ValueError: shapes, heads, devices, `divergence` or `impl` do not fit, or the teacher's
-            tensors require a gradient, which they never receive.
+        ValueError: shapes, heads, dtypes, devices, boundaries, `divergence`, `dropout` or `impl`
+            do not fit, or the teacher's tensors require a gradient, which they never receive.
     """
+    op, teacher = "attention_kl", {"q_t": q_t, "k_t": k_t}
+    name, _ = resolve_impl(op, impl, q_s.device)
     if divergence not in DIVERGENCES:
         raise ValueError(
-            f"attention_kl: divergence is {divergence!r}, expected one of {', '.join(DIVERGENCES)}"
+            f"{op}: divergence is {divergence!r}, expected one of {', '.join(DIVERGENCES)}"
         )
-    teacher = {"q_t": q_t, "k_t": k_t}
-    check_row("attention_kl", {"q_s": q_s, "k_s": k_s, "v_s": v_s, **teacher}, lengths)
-    for name, x in teacher.items():
+    check_row(op, {"q_s": q_s, "k_s": k_s, "v_s": v_s}, cu_seqlens, lengths)
+    check_row(op, teacher, cu_seqlens, lengths)
+    check_dropout(op, dropout)
+    if q_t.shape[1] != q_s.shape[1]:
+        raise ValueError(
+            f"{op}: q_t has {q_t.shape[1]} heads, expected {q_s.shape[1]} (as q_s); "
+            f"maps are compared head by head"
+        )
+    if q_t.device != q_s.device:
+        raise ValueError(f"{op}: q_t is on {q_t.device}, expected {q_s.device} (as q_s)")
+    for what, x in teacher.items():
         if x.requires_grad:
             raise ValueError(
-                f"attention_kl: {name} requires a gradient, expected a frozen teacher; detach it"
+                f"{op}: {what} requires a gradient, expected a frozen teacher; detach it"
             )
-    name, _ = resolve_impl("attention_kl", impl, q_s.device)
-    if name == "reference":
-        out, rows, _ = reference.attention_kl(
-            q_s, k_s, v_s, q_t, k_t, cu_seqlens, divergence=divergence, dropout=dropout
+    tensors = (q_s, k_s, v_s, q_t, k_t)
+    with torch.autocast(q_s.device.type, enabled=False):
+        if name == "reference":
+            out, rows, _ = reference.attention_kl(
+                *tensors, cu_seqlens, divergence=divergence, dropout=dropout
+            )
+            return out, rows
+        return torch_attention.attention_kl(
+            *tensors, lengths, divergence=divergence, dropout=dropout
         )
-        return out, rows
-    out = torch_attention.attention(q_s, k_s, v_s, lengths, dropout=dropout)
-    return out, torch_attention.row_losses(q_s, k_s, q_t, k_t, lengths, divergence=divergence)

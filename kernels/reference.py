@@ -8,7 +8,10 @@ A row of N tokens holds B sequences; `cu_seqlens (B+1,)` says where each begins.
 crosses a boundary, so every function here walks over the sequences one by one.
 """
 
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 DIVERGENCES = ("kl_st", "kl_ts", "mse_maps", "mse_scores")
@@ -66,8 +69,7 @@ def row_divergence(z_s: Tensor, z_t: Tensor, divergence: str) -> Tensor:
 
 def spans(cu_seqlens: Tensor) -> list[slice]:
     """The sequences of a row, as slices of it."""
-    ends = cu_seqlens.tolist()
-    return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(cu_seqlens.tolist())]
 
 
 def attention(
@@ -88,12 +90,12 @@ def attention(
     Returns:
         out (N, H, D) in q's dtype; lse (N, H), the log-sum-exp of each row of scores, in nats.
     """
-    out, lse = [wide(q[:0])], [wide(q[:0, :, 0])]
+    out, lse = [wide(q[:0])], [wide(q[:0, :, 0])]  # an empty row has a result too
     for s in spans(cu_seqlens):
         z = attention_scores(q[s], k[s], scale)  # (H, T, T)
-        a = torch.nn.functional.dropout(z.softmax(-1), dropout)
-        out.append(torch.einsum("hij,jhd->ihd", a, wide(v[s])))
-        lse.append(z.logsumexp(-1).T)
+        a = F.dropout(z.softmax(-1), dropout)  # (H, T, T)
+        out.append(torch.einsum("hij,jhd->ihd", a, wide(v[s])))  # (T, H, D)
+        lse.append(z.logsumexp(-1).T)  # (T, H)
     return torch.cat(out).to(q.dtype), torch.cat(lse)
 
 
@@ -122,20 +124,23 @@ def attention_kl(
     Returns:
         out (N, H, D_s); row_loss (N, H), summed over keys; lse_s (N, H) in nats.
     """
-    out, lse = attention(q_s, k_s, v_s, cu_seqlens, scale=scale_s, dropout=dropout)
-    rows = [wide(q_s[:0, :, 0])]
+    out, rows, lse = [wide(q_s[:0])], [wide(q_s[:0, :, 0])], [wide(q_s[:0, :, 0])]
     for s in spans(cu_seqlens):
         z_s = attention_scores(q_s[s], k_s[s], scale_s)  # (H, T, T)
-        z_t = attention_scores(q_t[s], k_t[s], scale_t)  # (H, T, T)
-        rows.append(row_divergence(z_s, z_t.to(z_s.dtype), divergence).T)  # (T, H)
-    return out, torch.cat(rows), lse
+        z_t = attention_scores(q_t[s], k_t[s], scale_t).to(z_s.dtype)  # (H, T, T)
+        a_s = F.dropout(z_s.softmax(-1), dropout)  # (H, T, T)
+        out.append(torch.einsum("hij,jhd->ihd", a_s, wide(v_s[s])))  # (T, H, D_s)
+        rows.append(row_divergence(z_s, z_t, divergence).T)  # (T, H)
+        lse.append(z_s.logsumexp(-1).T)  # (T, H)
+    return torch.cat(out).to(q_s.dtype), torch.cat(rows), torch.cat(lse)
 
 
 def cross_entropy_rows(x: Tensor, labels: Tensor) -> Tensor:
     """-ln softmax(x)[label], nats.  x: (M, V), labels: (M,), -100 = ignored, 0 -> (M,)."""
     log_p = wide(x).log_softmax(-1)  # (M, V)
-    picked = log_p.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)  # (M,)
-    return torch.where(labels == -100, torch.zeros_like(picked), -picked)
+    is_counted = labels != -100  # (M,)
+    picked = log_p.gather(1, labels.where(is_counted, 0)[:, None]).squeeze(1)  # (M,)
+    return -picked.where(is_counted, 0.0)
 
 
 def soft_cross_entropy_rows(x_s: Tensor, x_t: Tensor, temperature: float = 1.0) -> Tensor:
