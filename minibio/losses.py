@@ -13,11 +13,13 @@ Attention maps never come here. A layer that is compared with a teacher's hands 
 each head and query, summed over keys (`rows (N, H)`, from `kernels.attention_kl`); which divergence
 an equation asks for stands in `DIVERGENCE`. Everything else is composed from kernels/reference.py.
 
-Each function is a sum over a denominator, printed by `python -m minibio.losses`. The denominator is
-this batch's own unless it is passed: a training step passes the count over all its micro-batches
-and processes, so that the parts add up to the loss of the whole. Sums run in float32 (float64 for
-float64). `fidelity="paper"` is the equation as printed; `"released"` what the authors' code
-computes.
+Each function is a sum over a denominator, printed by `python -m minibio.losses`. The denominator
+is this batch's own unless it is passed: a training step passes the count over all its
+micro-batches and processes, so that the parts add up to the loss of the whole. Where there is
+nothing to count, the loss is 0 and its gradient too. Sums run in float32 (float64 for float64).
+
+`fidelity="paper"` is the equation as printed, `"released"` what the authors' code computes. A
+function has no such argument where the two differ in nothing, or in what the caller passes.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,18 +41,25 @@ DIVERGENCE = {
     ("mobile", "released"): "kl_ts",  # F32c: MobileBERT's own; the authors have no code
 }
 
-# MobileBERT's own factors, each divided by the layers (F32c)
+# MobileBERT's own factors (F32c); its division by the layers is the mean of Eq. 13
 MOBILE_FACTORS = {"hidden": 100.0, "attention": 1.0, "mean": 5000.0, "variance": 5.0}
 
 
-def ratio(rows: Tensor, count: float | None) -> Tensor:
-    """sum / count; count None = the number of rows. No rows: 0, with a gradient of 0."""
-    return rows.sum() / max(rows.numel() if count is None else count, 1)
+def ratio(rows: Tensor, count: float | Tensor | None) -> Tensor:
+    """sum(rows) / count; count None = the number of rows. A count of 0 gives 0, gradient 0."""
+    count = rows.numel() if count is None else count
+    # a count on the device stays there: comparing it here would wait for it
+    return rows.sum() / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
 
 
 def cosine_distance(h_s: Tensor, h_t: Tensor) -> Tensor:
     """1 - phi(h_s, h_t) of each token: (N, C) twice -> (N,)."""
     return 1 - F.cosine_similarity(wide(h_s), wide(h_t), dim=-1)
+
+
+def squares(h_s: Tensor, h_t: Tensor) -> Tensor:
+    """Mean squared difference of each token: (N, C) twice -> (N,)."""
+    return (wide(h_s) - wide(h_t)).square().mean(-1)
 
 
 def check_same(name: str, h_s: Tensor, h_t: Tensor) -> None:
@@ -62,6 +71,30 @@ def check_same(name: str, h_s: Tensor, h_t: Tensor) -> None:
         )
 
 
+def check_rows(name: str, rows: Tensor, h_s: Tensor) -> None:
+    """One row of the attention maps for each token and head."""
+    if rows.dim() != 2 or rows.shape[0] != h_s.shape[0]:
+        raise ValueError(
+            f"{name}: rows is {tuple(rows.shape)}, expected ({h_s.shape[0]}, H), from "
+            f"kernels.attention_kl"
+        )
+
+
+def check_weights(name: str, what: str, weights: Sequence[float], terms: Sequence[str]) -> None:
+    """One weight for each term."""
+    if len(weights) != len(terms):
+        raise ValueError(
+            f"{name}: {what} has {len(weights)} weights, expected {len(terms)} ({', '.join(terms)})"
+        )
+
+
+def is_released(name: str, fidelity: str) -> bool:
+    """Which of the two forms is asked for."""
+    if fidelity not in ("paper", "released"):
+        raise ValueError(f"{name}: fidelity is {fidelity!r}, expected paper or released")
+    return fidelity == "released"
+
+
 def mlm(logits_s: Tensor, labels: Tensor, *, M: float | None = None) -> Tensor:
     """Eq. 1 (section 4.1.3): cross-entropy of the predicted tokens.
 
@@ -69,15 +102,15 @@ def mlm(logits_s: Tensor, labels: Tensor, *, M: float | None = None) -> Tensor:
 
     Args:
         logits_s: (M, V) of the predicted tokens alone, so that W_n = 1 for every row.
-        labels:   (M,) token ids; -100 = ignored (and not counted).
-        M:        the denominator.
+        labels:   (M,) token ids; -100 = ignored, and not counted.
+        M:        the denominator; None = the labels that are not ignored.
     Returns:
         (): nats per predicted token.
     Paper/code: printed as a sum; the code takes the mean over the predicted tokens (F13), and so
     do we, in both modes.
     """
     rows = cross_entropy_rows(logits_s, labels)  # (M,)
-    return ratio(rows, (labels != -100).sum().clamp(min=1) if M is None else M)
+    return ratio(rows, (labels != -100).sum() if M is None else M)
 
 
 def soft_mlm(
@@ -94,6 +127,7 @@ def soft_mlm(
     Returns:
         (): nats per predicted token, times T^2.
     Paper/code: printed with a leading minus, which would drive the two apart; dropped (F14).
+    Printed as a sum, taken as the mean over the predicted tokens, as in the code (F16).
     """
     check_same("soft_mlm", logits_s, logits_t)
     return ratio(kl_rows(logits_s, logits_t, temperature), M)
@@ -118,6 +152,7 @@ def distil(
     l_mlm: Tensor, l_soft: Tensor, l_align: Tensor, *, alpha: Sequence[float] = (2.0, 5.0, 1.0)
 ) -> Tensor:
     """Eq. 4: alpha_1 L_mlm + alpha_2 L_softMLM + alpha_3 L_align; (2, 5, 1) in the paper."""
+    check_weights("distil", "alpha", alpha, ("masked LM", "soft labels", "alignment"))
     a1, a2, a3 = alpha
     return a1 * l_mlm + a2 * l_soft + a3 * l_align
 
@@ -167,8 +202,8 @@ def tiny_layer(
     """
     h_s = h_s if W_h is None else W_h(h_s)  # (N, C_t)
     check_same("tiny_layer", h_s, h_t)
-    hidden = ratio((wide(h_s) - wide(h_t)).square().mean(-1), N)
-    return hidden + wide(rows).sum() / max(rows.shape[1] * n_pairs, 1)
+    check_rows("tiny_layer", rows, h_s)
+    return ratio(squares(h_s, h_t), N) + ratio(wide(rows), rows.shape[1] * n_pairs)
 
 
 def embed(
@@ -177,15 +212,17 @@ def embed(
     """Eq. 7: MSE(E_s W_e, E_t).
 
     Args:
-        e_s, e_t: (N, C_s), (N, C_t): what the embedding layer puts out, hidden state 0 (F25).
+        e_s, e_t: (N, C_s), (N, C_t): what the embedding layer puts out, hidden state 0.
         W_e:      maps C_s to C_t; None where they are equal.
         N:        the denominator, times C_t.
     Returns:
         (): mean square.
+    Paper/code: printed with the embedding matrices; the code compares hidden state 0, as here in
+    both modes (F25). Its W_e is W_h (F24): the caller's choice.
     """
     e_s = e_s if W_e is None else W_e(e_s)  # (N, C_t)
     check_same("embed", e_s, e_t)
-    return ratio((wide(e_s) - wide(e_t)).square().mean(-1), N)
+    return ratio(squares(e_s, e_t), N)
 
 
 def output(
@@ -196,10 +233,12 @@ def output(
         -1/N sum_n sum_i f_t(X)^n_i ln f_s(X)^n_i
 
     Args:
-        logits_s, logits_t: (N, V) of every token; as released, (M, V) of the masked ones (F26).
-        N: the denominator.
+        logits_s, logits_t: (N, V) of every token; as released, (M, V) of the masked ones.
+        temperature: T divides both logits and the loss grows by T^2, as in Eq. 2; 1 in the paper.
+        N: the denominator: tokens, or as released the masked ones.
     Returns:
-        (): nats per token. At its least it is the teacher's entropy, not 0.
+        (): nats per token, times T^2. At its least it is the teacher's entropy, not 0.
+    Paper/code: the code has the masked tokens alone (F26).
     """
     check_same("output", logits_s, logits_t)
     return ratio(soft_cross_entropy_rows(logits_s, logits_t, temperature), N)
@@ -212,10 +251,18 @@ def tiny(
     *,
     lambdas: Sequence[float] | None = None,
 ) -> Tensor:
-    """Eq. 9: lambda_0 L_embed + sum_l lambda_l L_layer(l) + lambda_{M+1} L_output; all 1 (F19)."""
+    """Eq. 9: lambda_0 L_embed + sum_l lambda_l L_layer(l) + lambda_{M+1} L_output.
+
+    Args:
+        l_layers: Eq. 6 of each student layer.
+        lambdas:  as many weights as layers, and 2; None = all 1, as in paper and code (F19).
+    """
     terms = [l_embed, *l_layers, l_output]
-    weights = lambdas or [1.0] * len(terms)
-    return sum(w * term for w, term in zip(weights, terms, strict=True))
+    if lambdas is None:
+        return sum(terms)
+    layers = [f"layer {l}" for l in range(1, len(l_layers) + 1)]
+    check_weights("tiny", "lambdas", lambdas, ("embeddings", *layers, "output"))
+    return sum(w * term for w, term in zip(lambdas, terms, strict=True))
 
 
 def compact_layer(
@@ -234,7 +281,7 @@ def compact_layer(
     Args:
         h_s, h_t: (N, C).
         rows:     (N, H) divergence of each row, summed over keys: DIVERGENCE["compact", fidelity].
-        lengths:  B sequence lengths; needed as released.
+        lengths:  B host integers, the sequences' lengths; read as released only.
         N:        the denominator.
     Returns:
         (): cosine distance plus nats per attention row.
@@ -242,10 +289,16 @@ def compact_layer(
     sequence as well, up to 256 times weaker (F30).
     """
     check_same("compact_layer", h_s, h_t)
+    check_rows("compact_layer", rows, h_s)
     rows = wide(rows)
-    if fidelity == "released":
+    if is_released("compact_layer", fidelity):
+        if lengths is None or sum(lengths) != len(rows):
+            raise ValueError(
+                f"compact_layer: lengths is {lengths}, expected the lengths of the sequences that "
+                f"make up {len(rows)} tokens; the released form divides by them"
+            )
         T = torch.tensor(lengths, device=rows.device)  # (B,)
-        rows = rows / T.repeat_interleave(T)[:, None]  # (N, H)
+        rows = rows / T.repeat_interleave(T, output_size=len(rows))[:, None]  # (N, H)
     return ratio(cosine_distance(h_s, h_t), N) + ratio(rows.mean(1), N)
 
 
@@ -256,7 +309,12 @@ def compact(
     *,
     alpha: Sequence[float] = (1.0, 5.0, 3.0),
 ) -> Tensor:
-    """Eq. 11: alpha_1 L_mlm + alpha_2 L_softMLM + alpha_3 sum_l L_compact(l); (1, 5, 3)."""
+    """Eq. 11: alpha_1 L_mlm + alpha_2 L_softMLM + alpha_3 sum_l L_compact(l); (1, 5, 3).
+
+    Args:
+        l_layers: Eq. 10 of each student layer.
+    """
+    check_weights("compact", "alpha", alpha, ("masked LM", "soft labels", "layers"))
     a1, a2, a3 = alpha
     return a1 * l_mlm + a2 * l_soft + a3 * sum(l_layers)
 
@@ -275,29 +333,38 @@ def mobile_layer(
     Returns:
         (): mean square plus nats per attention row.
     Paper/code: printed as a sum over n, read as a mean. The authors have no code for it; as
-    released it is MobileBERT's own (F32c): KL(a_t || a_s), the hidden states' squares on
-    layer-normalised maps, and the squared differences of each token's mean and variance, with
-    `MOBILE_FACTORS`. Its slip, the last two over all layers at once, is mended.
+    released it is MobileBERT's own (F32c), with `MOBILE_FACTORS`: KL(a_t || a_s) (the cross-entropy
+    of its code is the same but for the teacher's entropy), the hidden states' squares after a
+    layer norm without weights, the squared difference of each token's mean and the absolute
+    difference of its variance. Its slip, the last two over all layers at once, is mended.
     """
     check_same("mobile_layer", h_s, h_t)
+    check_rows("mobile_layer", rows, h_s)
     h_s, h_t, attention = wide(h_s), wide(h_t), ratio(wide(rows).mean(1), N)
-    if fidelity == "paper":
-        return ratio((h_s - h_t).square().mean(-1), N) + attention
-    C = (h_s.shape[-1],)
+    if not is_released("mobile_layer", fidelity):
+        return ratio(squares(h_s, h_t), N) + attention
+    normed_s, normed_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))  # (N, C)
+    mean_s, mean_t = h_s.mean(-1), h_t.mean(-1)  # (N,)
+    variance_s, variance_t = (h.var(-1, correction=0) for h in (h_s, h_t))  # (N,)
     parts = {
-        "hidden": (F.layer_norm(h_s, C) - F.layer_norm(h_t, C)).square().mean(-1),
-        "mean": (h_s.mean(-1) - h_t.mean(-1)).square(),
-        "variance": (h_s.var(-1, correction=0) - h_t.var(-1, correction=0)).abs(),
+        "hidden": ratio(squares(normed_s, normed_t), N),
+        "attention": attention,
+        "mean": ratio((mean_s - mean_t).square(), N),
+        "variance": ratio((variance_s - variance_t).abs(), N),
     }
-    weighted = sum(MOBILE_FACTORS[name] * ratio(x, N) for name, x in parts.items())
-    return weighted + MOBILE_FACTORS["attention"] * attention
+    return sum(MOBILE_FACTORS[name] * part for name, part in parts.items())
 
 
 def mobile(l_mlm: Tensor, l_layers: Sequence[Tensor], *, alpha: float = 0.5) -> Tensor:
     """Eq. 13: alpha L_mlm + (1 - alpha) mean_l L_mobile(l); alpha is MobileBERT's (F32d).
 
+    Args:
+        l_layers: Eq. 12 of each layer, at least one.
+        alpha:    0 to 1.
     Paper/code: MobileBERT itself never mixes the two: layers first, masked LM after (F32d).
     """
+    if not l_layers:
+        raise ValueError("mobile: l_layers is empty, expected Eq. 12 of each layer")
     return alpha * l_mlm + (1 - alpha) * sum(l_layers) / len(l_layers)
 
 
@@ -307,50 +374,55 @@ class Equation(NamedTuple):
     number: int
     function: Callable
     section: str
-    what: str
-    denominator: str
-    differs: str  # released code, where it differs
+    terms: tuple[tuple[str, str], ...]  # what is summed, and what the sum is divided by
+    differs: str  # where paper and released code part; F-numbers as in README
 
+
+PREDICTED = "M: predicted tokens"
+TOKENS = "N: tokens"
+WIDTH = "N C_t: tokens x teacher's width"
+ROWS = "H N: heads x tokens"
+PAIRS = "H sum_b T_b^2: heads x map entries"
+SUMMED = "-: layers are summed"
 
 EQUATIONS = (
-    Equation(1, mlm, "4.1.3", "masked-LM cross-entropy",
-             "M predicted tokens", ""),
-    Equation(2, soft_mlm, "4.1.3", "soft labels, KL(f_t || f_s)",
-             "M predicted tokens", "T = 2 for DistilBioBERT"),
-    Equation(3, align, "4.1.3", "cosine distance of last hidden states",
-             "N tokens", ""),
-    Equation(4, distil, "4.1.3", "DistilBioBERT's loss",
-             "none: weights 2, 5, 1", ""),
-    Equation(5, layer_map, "4.2.3", "teacher layer of each student layer",
-             "none", ""),
-    Equation(6, tiny_layer, "4.2.3", "hidden state; attention maps",
-             "N C_t; H sum_b T_b^2", "W_h with bias"),
-    Equation(7, embed, "4.2.3", "embeddings",
-             "N C_t", "W_e = W_h"),
-    Equation(8, output, "4.2.3", "soft-label cross-entropy",
-             "N tokens", "M masked tokens"),
-    Equation(9, tiny, "4.2.3", "TinyBioBERT's loss",
-             "none: sum over layers, weights 1", ""),
-    Equation(10, compact_layer, "4.3", "cosine distance; KL(a_s || a_t)",
-             "N; H N", "KL(a_t || a_s) / T_b"),
-    Equation(11, compact, "4.3", "CompactBioBERT's loss",
-             "none: sum over layers, weights 1, 5, 3", ""),
-    Equation(12, mobile_layer, "4.4.2", "hidden state; KL(a_s || a_t)",
-             "N C; H N", "MobileBERT's own four terms"),
-    Equation(13, mobile, "4.4.2", "MobileBERT's loss",
-             "L layers; alpha = 0.5", ""),
+    Equation(1, mlm, "4.1.3", (("cross-entropy of the labels", PREDICTED),),
+             "printed as a sum over tokens; code: mean (F13)"),
+    Equation(2, soft_mlm, "4.1.3", (("T^2 KL(f_t || f_s)", PREDICTED),),
+             "printed with a minus (F14), as a sum (F16); DistilBioBERT's code: T = 2 (F17)"),
+    Equation(3, align, "4.1.3", (("cosine distance, last hidden state", TOKENS),), ""),
+    Equation(4, distil, "4.1.3", (("Eq. 1, 2, 3 x 2, 5, 1", "-"),), ""),
+    Equation(5, layer_map, "4.2.3", (("teacher layer of each student layer", "-"),),
+             "left open; code: every (L_t / L_s)th (F20)"),
+    Equation(6, tiny_layer, "4.2.3", (("MSE, hidden state", WIDTH), ("MSE, maps", PAIRS)),
+             "code: W_h with bias, the same as W_e (F24); padding counted (F23)"),
+    Equation(7, embed, "4.2.3", (("MSE, embeddings", WIDTH),),
+             "printed with the matrices; code: hidden state 0 (F25), W_e is W_h (F24)"),
+    Equation(8, output, "4.2.3", (("cross-entropy under f_t", TOKENS),),
+             "code: M, masked tokens only (F26)"),
+    Equation(9, tiny, "4.2.3", (("Eq. 7, Eq. 6 of each layer, Eq. 8 x 1", SUMMED),), ""),
+    Equation(10, compact_layer, "4.3", (("cosine distance", TOKENS), ("KL(a_s || a_t)", ROWS)),
+             "code: KL(a_t || a_s) (F29), each row also / T_b (F30)"),
+    Equation(11, compact, "4.3", (("Eq. 1, 2, Eq. 10 of each layer x 1, 5, 3", SUMMED),), ""),
+    Equation(12, mobile_layer, "4.4.2", (("MSE, hidden state", WIDTH), ("KL(a_s || a_t)", ROWS)),
+             "printed as a sum over tokens; no code: MobileBERT's, four terms (F32c)"),
+    Equation(13, mobile, "4.4.2", (("Eq. 1 x 0.5", "-"), ("Eq. 12 x 0.5", "L: layers")),
+             "MobileBERT trains the layers first, masked LM after (F32d)"),
 )  # fmt: skip
 
 
 def denominators() -> str:
-    """The table of equations, as printed by `python -m minibio.losses`."""
-    rows = [("Eq.", "function", "what", "divided by", "as released")]
-    rows += [
-        (str(e.number), e.function.__name__, e.what, e.denominator, e.differs) for e in EQUATIONS
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ([x.ljust(w) for x, w in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join("  ".join(row).rstrip() for row in padded)
+    """The table of equations, one line a term, as printed by `python -m minibio.losses`."""
+    lines = [("Eq.", "function", "section", "term", "divided by", "paper and code")]
+    for e in EQUATIONS:
+        for i, (what, denominator) in enumerate(e.terms):
+            first = (str(e.number), e.function.__name__, e.section) if i == 0 else ("", "", "")
+            lines.append((*first, what, denominator, e.differs if i == 0 else ""))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 if __name__ == "__main__":
