@@ -74,7 +74,7 @@ MOBILEBERT = ModelConfig(
 IB_BERT = ModelConfig(
     family="ib-bert", L=24, C=512, H=4, F=4096, C_embed=128, C_intra=1024, trigram=True
 )  # MobileBERT's teacher: configuration uncased_L-24_H-1024_B-512_A-4 (F32e)
-SAMPLE_BERT = ModelConfig(V=2048, H=6, dropout=0.0, attention_dropout=0.0)
+SAMPLE_BERT = ModelConfig(V=2048, H=4, dropout=0.0, attention_dropout=0.0)
 
 MODELS = {
     "biobert": replace(BERT, V=CASED),
@@ -91,8 +91,8 @@ MODELS = {
     "ib-bert": IB_BERT,
     # for the built-in sample: the same code at a size that trains in minutes on a laptop
     # (no dropout: a run of a few hundred steps sees no text twice)
-    "sample-teacher": replace(SAMPLE_BERT, L=4, C=192, F=768),
-    "sample-tiny": replace(SAMPLE_BERT, L=2, C=96, F=384),
+    "sample-teacher": replace(SAMPLE_BERT, L=4, C=128, F=512),
+    "sample-tiny": replace(SAMPLE_BERT, L=2, C=64, F=256),
 }
 
 
@@ -149,7 +149,7 @@ SAMPLE_TEACHER = RunConfig(
     "mlm",
     "sample-teacher",
     batch=8,
-    steps=2000,
+    steps=2500,
     lr=1e-3,
     warmup=100,
     weight_decay=0.01,
