@@ -14,6 +14,9 @@ OUT ?= bench-results
 PART ?=
 
 PY := .venv/bin/python
+# the same student twice, with the teacher and without, from the same weights and in the same order
+DEMO_RUN = --seed $(SEED) --sample $(DEMO)/sample --overwrite
+DEMO_MODELS = sample/teacher-$(SEED) tiny scratch
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -23,10 +26,15 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 cores
-	@$(PY) -m data.sample --out $(DEMO)/sample --seed $(SEED)
-	@$(PY) train.py --method tiny --seed $(SEED) --out $(DEMO)/tiny
-	@$(PY) train.py --method mlm --model sample-tiny --seed $(SEED) --out $(DEMO)/scratch
-	@$(PY) -m minibio.plot $(DEMO)/tiny $(DEMO)/scratch --out $(DEMO)/loss.png
+	@$(PY) train.py --method tiny $(DEMO_RUN) --out $(DEMO)/tiny
+	@$(PY) train.py --method mlm $(DEMO_RUN) --out $(DEMO)/scratch
+	@for model in $(DEMO_MODELS); do \
+		$(PY) eval.py ner --model $(DEMO)/$$model --data $(DEMO)/sample/text/ner --seed $(SEED) \
+			--epochs 20 --lr 1e-3 --out $(DEMO)/ner/$$model --overwrite || exit; \
+	done
+	@$(PY) eval.py compare $(DEMO_MODELS:%=$(DEMO)/%) --ner $(DEMO_MODELS:%=$(DEMO)/ner/%) \
+		--out $(DEMO)/table
+	@$(PY) -m minibio.plot $(DEMO_MODELS:%=$(DEMO)/%) --out $(DEMO)/loss.png
 
 test: .venv/.test  ## every test but the slow ones; GPU tests are skipped without a GPU
 	@$(PY) -m pytest -q

@@ -191,7 +191,7 @@ def prepare_sample(directory: Path, ranks: dist.Ranks) -> Path:
         from data.shard import shard
 
         dist.print0(f"sample: making texts and token shards in {directory}")
-        make_sample(directory / "text")
+        make_sample(directory / "text", force=True)
         shard(
             [directory / "text" / "corpus.jsonl"], None, shards,
             length=SAMPLE_TEACHER.length, train_tokenizer=MODELS["sample-teacher"].V,

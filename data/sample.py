@@ -34,7 +34,7 @@ from minibio.files import read_json, staged_dir, write_json
 VERSION = 2  # of the text: another version writes other bytes for the same seed
 CORPUS, NER, GAD, CHEMPROT, QA = range(5)  # streams of documents
 TOKEN = re.compile(r"\w+|[^\w\s]")  # words and single marks, as the real files are split
-NER_SENTENCES = {"train": 300, "devel": 150, "test": 1200}
+NER_SENTENCES = {"train": 600, "devel": 150, "test": 1200}
 NER_FOLDERS = {"ner": "disease", "ner-chem": "chemical", "ner-gene": "gene"}
 GAD_EXAMPLES = {"train": 600, "test": 200}
 GAD_POSITIVE = 53  # per cent, as in the real set

@@ -149,7 +149,7 @@ SAMPLE_TEACHER = RunConfig(
     "mlm",
     "sample-teacher",
     batch=8,
-    steps=2500,
+    steps=2000,
     lr=1e-3,
     warmup=100,
     weight_decay=0.01,
@@ -159,7 +159,7 @@ SAMPLE_TEACHER = RunConfig(
 SAMPLE = {
     "model": "sample-tiny",
     "batch": 8,
-    "steps": 1000,
+    "steps": 800,
     "lr": 1e-3,
     "warmup": 100,
     "length": 192,

@@ -98,7 +98,7 @@ def test_the_corpus(sample):
 @pytest.mark.parametrize("folder", ["ner", "ner-chem", "ner-gene"])
 def test_the_form_of_ner_files(sample, folder):
     real = sentences_form(real_data("ner/NCBI-disease") / "devel.tsv")
-    for split, n in (("train", 300), ("devel", 150), ("test", 1200)):
+    for split, n in (("train", 600), ("devel", 150), ("test", 1200)):
         path = sample / folder / f"{split}.tsv"
         assert sentences_form(path) == real
         read = sentences(path)
