@@ -1,0 +1,83 @@
+"""The table of models has the very sizes of the published checkpoints (transformers' own counts)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, ModelConfig, RunConfig
+from minibio.heads import Model
+
+# encoder, with masked-LM head, with a token classifier of 2 labels
+COUNTS = {
+    "biobert": (107_719_680, 108_340_804, 107_721_218),
+    "bert-base-uncased": (108_891_648, 109_514_298, 108_893_186),
+    "distil-biobert": (65_192_448, 65_813_572, 65_193_986),
+    "compact-biobert": (65_192_448, 65_813_572, 65_193_986),
+    "tiny-biobert": (13_776_480, 13_903_756, 13_777_106),
+    "bio-distilbert-cased": (65_190_912, 65_812_036, 65_192_450),
+    "bio-distilbert-uncased": (66_362_880, 66_985_530, 66_364_418),
+    "bio-tinybert": (14_252_592, 14_381_394, 14_253_218),
+    "tinybert-6l": (66_364_416, 66_987_066, 66_365_954),
+    "bio-mobilebert": (24_581_888, 36_596_538, 24_582_914),
+    # its head is MobileBERT's: 512 x 512, a norm, 384 columns of its own, a bias
+    "ib-bert": (294_205_184, 294_205_184 + 262_656 + 1_024 + 384 * 30_522 + 30_522, 294_206_210),
+}
+POOLED = {
+    "biobert": 108_310_272, "distil-biobert": 65_783_040, "tiny-biobert": 13_874_136,
+    "bio-tinybert": 14_350_248,
+}  # fmt: skip
+
+
+def build(*args, **options) -> Model:
+    with torch.device("meta"):  # shapes without memory
+        return Model(*args, **options)
+
+
+def test_every_model_of_the_paper_is_counted():
+    assert set(COUNTS) == {name for name in MODELS if not name.startswith("sample")}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    config = MODELS[name]
+    mlm = build(config)
+    encoder = sum(p.numel() for p in mlm.encoder.parameters())
+    token = build(config, "token", labels=2)
+    assert (encoder, mlm.n_parameters, token.n_parameters) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_parameter_counts_with_a_pooler(name):
+    assert build(MODELS[name], "encoder", has_pooler=True).n_parameters == POOLED[name]
+
+
+def test_mobilebert_with_a_pooler_and_with_the_cased_vocabulary():
+    mobile = MODELS["bio-mobilebert"]
+    pooled = build(replace(mobile, tanh_pooler=True), "encoder", has_pooler=True)
+    assert pooled.n_parameters == 24_844_544
+    assert build(replace(mobile, V=28_996)).n_parameters == 35_813_700
+
+
+def test_derived_widths():
+    mobile = MODELS["bio-mobilebert"]
+    assert (mobile.width, mobile.D, mobile.E) == (128, 32, 128)
+    assert (MODELS["ib-bert"].D, MODELS["tiny-biobert"].D) == (256, 26)
+    assert replace(MODELS["biobert"], C=60, H=5).E == 60
+
+
+def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(ValueError, match="width 64 is no multiple of 5 heads"):
+        ModelConfig(C=64, H=5)
+
+
+def test_methods_name_models_that_exist_and_the_papers_weights():
+    assert {run.model for run in (*METHODS.values(), SAMPLE_TEACHER)} <= set(MODELS)
+    assert METHODS["distil"].alpha == (2.0, 5.0, 1.0)  # Eq. 4
+    assert METHODS["compact"].alpha == (1.0, 5.0, 3.0)  # Eq. 11
+    assert {METHODS[m].steps for m in ("distil", "tiny", "compact")} == {100_000}
+    assert METHODS["mlm"].steps == 200_000
+
+
+def test_the_samples_overrides_are_fields():
+    assert set(SAMPLE) <= set(RunConfig.__dataclass_fields__)

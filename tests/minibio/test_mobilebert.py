@@ -1,0 +1,78 @@
+"""Bottleneck layers: against a literal transcription (IB-BERT), and piece by piece.
+
+MobileBERT itself is held against transformers in test_parity.py.
+"""
+
+import pytest
+import torch
+
+from helpers import tiny_config
+from ib_bert_literal import ib_bert
+from minibio.batch import Batch
+from minibio.heads import Model
+from minibio.mobilebert import NoNorm, TrigramEmbeddings
+
+
+def randomised(model):
+    """Every weight random, norms and biases too: a constant one hides errors."""
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("lengths", [(7, 1, 13), (4,), (2, 2, 2)])
+def test_ib_bert_equals_its_literal_transcription(lengths):
+    config = tiny_config("ib-bert")
+    model = randomised(Model(config))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    ids = torch.randint(1, config.V, mask.shape) * mask
+    batch = Batch.from_padded(ids, mask)
+    out = model(batch)
+    states, logits = ib_bert(model.state_dict(), ids, mask, config.L, config.H)
+    assert len(states) == len(out.hidden_states) == config.L + 1
+    for h, h_literal in zip(out.hidden_states, states, strict=True):
+        torch.testing.assert_close(h, h_literal[mask], rtol=0, atol=1e-10)
+    torch.testing.assert_close(out.logits, logits[mask], rtol=0, atol=1e-10)
+
+
+def test_trigrams_stop_at_the_ends_of_a_sequence():
+    embeddings = randomised(TrigramEmbeddings(tiny_config("mobilebert")))
+    a, b = [5, 6, 7], [8]
+    together = embeddings(Batch.from_sequences([a, b, a]))
+    torch.testing.assert_close(together[:3], embeddings(Batch.from_sequences([a])))
+    torch.testing.assert_close(together[3:4], embeddings(Batch.from_sequences([b])))
+    torch.testing.assert_close(together[4:], together[:3])
+    assert embeddings(Batch.from_sequences([])).shape == (0, 44)
+
+
+def test_trigrams_see_the_next_the_current_and_the_previous_token():
+    embeddings = randomised(TrigramEmbeddings(tiny_config("mobilebert", trigram=True)))
+    seen = {}
+    embeddings.project.register_forward_pre_hook(lambda _, x: seen.update(x=x[0]))
+    embeddings(Batch.from_sequences([[5, 6, 7]]))
+    e = embeddings.token.weight
+    expected = torch.cat([e[7], e[6], e[5]])
+    torch.testing.assert_close(seen["x"][1], expected)
+    zeros = torch.zeros_like(e[5])
+    torch.testing.assert_close(seen["x"][0], torch.cat([e[6], e[5], zeros]))
+    torch.testing.assert_close(seen["x"][2], torch.cat([zeros, e[7], e[6]]))
+
+
+def test_no_norm_is_a_scale_and_a_shift():
+    norm = NoNorm(3)
+    norm.weight.data, norm.bias.data = torch.tensor([1.0, 2, 3]), torch.tensor([0.5, 0, -1])
+    assert norm(torch.tensor([[2.0, 2, 2]])).tolist() == [[2.5, 4.0, 5.0]]
+
+
+def test_values_read_the_stream_and_queries_their_own_bottleneck():
+    layer = Model(tiny_config("mobilebert")).encoder.layers[0]
+    assert layer.attention.value.in_features == 44  # C
+    assert layer.attention.query.in_features == layer.attention.key.in_features == 30  # C_intra
+    assert Model(tiny_config("ib-bert")).encoder.layers[0].enter_qk is None
+    assert len(layer.ffns) == 3
+
+
+def test_bottlenecks_have_gradients():
+    model = randomised(Model(tiny_config("mobilebert")))
+    model(Batch.from_sequences([[5, 6, 7], [8]])).logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters())
