@@ -160,6 +160,8 @@ def attention_kl(
             f"{op}: divergence is {divergence!r}, expected one of {', '.join(DIVERGENCES)}"
         )
     check_row(op, {"q_s": q_s, "k_s": k_s, "v_s": v_s}, cu_seqlens, lengths)
+    if q_t.device != q_s.device:
+        raise ValueError(f"{op}: q_t is on {q_t.device}, expected {q_s.device} (as q_s)")
     check_row(op, teacher, cu_seqlens, lengths)
     check_dropout(op, dropout)
     if q_t.shape[1] != q_s.shape[1]:
@@ -167,8 +169,6 @@ def attention_kl(
             f"{op}: q_t has {q_t.shape[1]} heads, expected {q_s.shape[1]} (as q_s); "
             f"maps are compared head by head"
         )
-    if q_t.device != q_s.device:
-        raise ValueError(f"{op}: q_t is on {q_t.device}, expected {q_s.device} (as q_s)")
     for what, x in teacher.items():
         if x.requires_grad:
             raise ValueError(

@@ -116,7 +116,7 @@ def padded_attention(
         dropout_p=dropout,
         scale=D**-0.5,
     )  # (B, H, T, D_8)
-    return row([out]).index_select(0, cells)[..., :D]
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, cells)[..., :D]  # (N, H, D)
 
 
 def map_and_divergence(z_s: Tensor, z_t: Tensor, divergence: str) -> tuple[Tensor, Tensor]:

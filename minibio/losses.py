@@ -127,7 +127,7 @@ def soft_mlm(
     Returns:
         (): nats per predicted token, times T^2.
     Paper/code: printed with a leading minus, which would drive the two apart; dropped (F14).
-    Printed as a sum, taken as the mean over the predicted tokens, as in the code (F16).
+    Printed as a sum, taken as the mean over the predicted tokens, as in the code (F13).
     """
     check_same("soft_mlm", logits_s, logits_t)
     return ratio(kl_rows(logits_s, logits_t, temperature), M)
@@ -297,7 +297,7 @@ def compact_layer(
                 f"compact_layer: lengths is {lengths}, expected the lengths of the sequences that "
                 f"make up {len(rows)} tokens; the released form divides by them"
             )
-        T = torch.tensor(lengths, device=rows.device)  # (B,)
+        T = torch.tensor(lengths, dtype=torch.int64, device=rows.device)  # (B,)
         rows = rows / T.repeat_interleave(T, output_size=len(rows))[:, None]  # (N, H)
     return ratio(cosine_distance(h_s, h_t), N) + ratio(rows.mean(1), N)
 
@@ -345,7 +345,8 @@ def mobile_layer(
         return ratio(squares(h_s, h_t), N) + attention
     normed_s, normed_t = (F.layer_norm(h, h.shape[-1:], eps=1e-12) for h in (h_s, h_t))  # (N, C)
     mean_s, mean_t = h_s.mean(-1), h_t.mean(-1)  # (N,)
-    variance_s, variance_t = (h.var(-1, correction=0) for h in (h_s, h_t))  # (N,)
+    variance_s = squares(h_s, mean_s[:, None])  # (N,)
+    variance_t = squares(h_t, mean_t[:, None])  # (N,)
     parts = {
         "hidden": ratio(squares(normed_s, normed_t), N),
         "attention": attention,
@@ -389,7 +390,7 @@ EQUATIONS = (
     Equation(1, mlm, "4.1.3", (("cross-entropy of the labels", PREDICTED),),
              "printed as a sum over tokens; code: mean (F13)"),
     Equation(2, soft_mlm, "4.1.3", (("T^2 KL(f_t || f_s)", PREDICTED),),
-             "printed with a minus (F14), as a sum (F16); DistilBioBERT's code: T = 2 (F17)"),
+             "printed with a minus (F14), as a sum (F13); DistilBioBERT's code: T = 2 (F17)"),
     Equation(3, align, "4.1.3", (("cosine distance, last hidden state", TOKENS),), ""),
     Equation(4, distil, "4.1.3", (("Eq. 1, 2, 3 x 2, 5, 1", "-"),), ""),
     Equation(5, layer_map, "4.2.3", (("teacher layer of each student layer", "-"),),
