@@ -30,7 +30,9 @@ LENGTHS = ((7, 1, 13, 4), (5,), (1, 9))
 
 
 def randomised(config, head, dtype=torch.float64, std=0.25):
-    model = Model(config, head, labels=3 if head in ("token", "sequence") else None, has_pooler=True)
+    model = Model(
+        config, head, labels=3 if head in ("token", "sequence") else None, has_pooler=True
+    )
     for p in model.parameters():
         torch.nn.init.normal_(p, std=std)
     if config.family == "mobilebert":

@@ -1,4 +1,4 @@
-"""The table of models has the very sizes of the published checkpoints (transformers' own counts)."""
+"""The table of models has the very sizes of the published checkpoints (as transformers counts)."""
 
 from dataclasses import replace
 

@@ -75,4 +75,6 @@ def test_values_read_the_stream_and_queries_their_own_bottleneck():
 def test_bottlenecks_have_gradients():
     model = randomised(Model(tiny_config("mobilebert")))
     model(Batch.from_sequences([[5, 6, 7], [8]])).logits.square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters()
+    )
