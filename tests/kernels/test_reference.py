@@ -188,6 +188,22 @@ def test_gradcheck_of_vocabulary_rows(rows):
     assert torch.autograd.gradcheck(rows, as_parameters(torch.randn(3, 5, dtype=F64)))
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_gradients_are_those_of_the_readme(divergence):
+    z_s, z_t = torch.randn(4, 6, dtype=F64, requires_grad=True), torch.randn(4, 6, dtype=F64)
+    rows = reference.row_divergence(z_s, z_t, divergence)
+    g = torch.randn(4, dtype=F64)
+    (dz,) = torch.autograd.grad(rows, z_s, g)
+    a_s, a_t = z_s.softmax(-1), z_t.softmax(-1)
+    expected = {
+        "kl_st": a_s * (a_s.log() - a_t.log() - rows[:, None]),
+        "kl_ts": a_s - a_t,
+        "mse_maps": 2 * a_s * (a_s - a_t - (a_s * (a_s - a_t)).sum(-1, keepdim=True)),
+        "mse_scores": 2 * (z_s - z_t),
+    }[divergence]
+    assert_near("dz_s", dz, g[:, None] * expected, 1e-12)
+
+
 # ---- properties
 
 

@@ -150,7 +150,24 @@ def test_the_padded_way_takes_a_rectangle_as_it_is(monkeypatch):
     qkv = [torch.randn(12, 2, 8) for _ in range(3)]
     kernels.attention(*qkv, boundaries((6, 0, 6)), (6, 0, 6), impl="padded")
     with pytest.raises(TypeError):
-        kernels.attention(*qkv, boundaries((6, 5, 1)), (6, 5, 1), impl="padded")
+        kernels.attention(*qkv, boundaries((7, 5)), (7, 5), impl="padded")
+
+
+def test_the_padded_way_asks_what_a_gpu_can_do(monkeypatch):
+    """One call, on sizes in eights, and no query without a key: some kernels give NaN for it."""
+    asked = []
+
+    def attend(q, k, v, attn_mask, dropout_p, scale):
+        asked.append((k.shape, attn_mask))
+        return v
+
+    monkeypatch.setattr(torch_attention, "scaled_dot_product_attention", attend)
+    qkv = [torch.randn(10, 2, 26) for _ in range(3)]
+    out = kernels.attention(*qkv, boundaries((9, 0, 1)), (9, 0, 1), impl="padded")
+    ((shape, is_seen),) = asked
+    assert shape == (3, 2, 16, 32)
+    assert is_seen.sum(-1).flatten().tolist() == [9, 1, 1]
+    assert torch.equal(out, qkv[2])  # each token came back from its own cell
 
 
 # ---- attention_kl

@@ -42,6 +42,7 @@ def test_equation_1():
     labels = torch.tensor([0, 1, 0])  # -ln 1/4, -ln 3/4, -ln 1/2
     near(losses.mlm(LOGITS, labels), (ln(4) + ln(4 / 3) + ln(2)) / 3)
     near(losses.mlm(LOGITS, labels, M=10), (ln(4) + ln(4 / 3) + ln(2)) / 10)
+    near(losses.mlm(LOGITS, labels, M=1), ln(4) + ln(4 / 3) + ln(2))
     near(losses.mlm(LOGITS, torch.tensor([0, -100, -100])), ln(4))  # one is left to count
 
 
