@@ -253,6 +253,8 @@ def build_student(run: RunConfig, args, corpus: Corpus, teacher: Model | None) -
 def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
     """One run from its row of the table to its directory."""
     run = resolve(args, row)
+    if args.start is not None:
+        run = dataclasses.replace(run, model=args.start.resolve().name)
     out = args.out
     if not args.dry_run:
         if (out / "config.json").exists() and not args.overwrite:
@@ -370,6 +372,15 @@ def check(args) -> None:
         if path is not None and not path.is_dir():
             option = "from" if name == "start" else name
             raise InputError(f"--{option} {path} is no directory")
+    if args.corpus is None and args.method not in SAMPLE:
+        raise InputError(
+            f"--method {args.method} has no built-in sample; pass --teacher and --corpus"
+        )
+    shaped = [
+        n for n in ("model", "layers", "width", "heads", "ffn") if getattr(args, n) is not None
+    ]
+    if args.start is not None and shaped:
+        raise InputError(f"--from DIR has a shape of its own; drop --{shaped[0]}")
     if args.accumulate < 1:
         raise InputError(f"--accumulate is {args.accumulate}, expected at least 1")
 
@@ -385,7 +396,7 @@ def main(argv=None) -> None:
     try:
         row = METHODS[args.method]
         if args.corpus is None:
-            row = dataclasses.replace(row, **SAMPLE, init_layers=(), layer_map=())
+            row = dataclasses.replace(row, **SAMPLE[args.method])
             args.corpus = prepare_sample(args.sample, ranks)
             if args.teacher is None and args.method != "mlm":
                 args.teacher = sample_teacher(args.sample, args, ranks)

@@ -93,6 +93,7 @@ MODELS = {
     # (no dropout: a run of a few hundred steps sees no text twice)
     "sample-teacher": replace(SAMPLE_BERT, L=4, C=128, F=512),
     "sample-tiny": replace(SAMPLE_BERT, L=2, C=64, F=256),
+    "sample-distil": replace(SAMPLE_BERT, L=2, C=128, F=512),  # as wide as its teacher
 }
 
 
@@ -156,8 +157,7 @@ SAMPLE_TEACHER = RunConfig(
     length=192,
     betas=(0.9, 0.98),
 )
-SAMPLE = {
-    "model": "sample-tiny",
+SAMPLE_STUDENT = {
     "batch": 8,
     "steps": 800,
     "lr": 1e-3,
@@ -165,4 +165,11 @@ SAMPLE = {
     "length": 192,
     "weight_decay": 0.01,
     "betas": (0.9, 0.98),
+    "layer_map": (),
+}
+SAMPLE = {  # Eq. 12 has no sample: it wants IB-BERT for a teacher
+    "mlm": {**SAMPLE_STUDENT, "model": "sample-tiny"},
+    "tiny": {**SAMPLE_STUDENT, "model": "sample-tiny"},
+    "distil": {**SAMPLE_STUDENT, "model": "sample-distil", "init_layers": (0, 2)},
+    "compact": {**SAMPLE_STUDENT, "model": "sample-distil", "init_layers": (1, 3)},
 }

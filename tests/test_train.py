@@ -151,7 +151,7 @@ def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
     (tmp_path / "sample" / "shards").symlink_to(corpus)  # a small sample
     small = train.dataclasses.replace(train.SAMPLE_TEACHER, steps=2, batch=4, length=24)
     monkeypatch.setattr(train, "SAMPLE_TEACHER", small)
-    monkeypatch.setitem(train.SAMPLE, "length", 24)
+    monkeypatch.setitem(train.SAMPLE["tiny"], "length", 24)
     options = ["--method", "tiny", "--sample", str(tmp_path / "sample"), "--steps", "2",
                "--batch", "4", "--seed", "3"]  # fmt: skip
     train.main([*options, "--out", str(tmp_path / "a")])
@@ -189,6 +189,7 @@ def test_a_shorter_run_has_a_shorter_warm_up(corpus, tmp_path):
         (["--teacher", "TEACHER", "--model", "gpt"], "--model is 'gpt'"),
         (["--teacher", "nowhere"], "--teacher nowhere is no directory"),
         ([], "needs --teacher"),
+        (["--teacher", "TEACHER", "--from", "TEACHER"], "a shape of its own; drop --model"),
         (["--teacher", "TEACHER", "--device", "abacus"], "abacus"),
     ],
 )
@@ -228,3 +229,17 @@ def test_the_options_are_these():
         "--length", "--lr", "--warmup", "--schedule", "--weight-decay", "--clip", "--seed",
         "--precision", "--device", "--log-every", "--eval-every", "--dry-run",
     }  # fmt: skip
+
+
+def test_further_training_starts_from_a_directory_and_carries_its_name(corpus, teacher, tmp_path):
+    train.main(["--method", "mlm", "--from", str(teacher), "--corpus", str(corpus), "--out",
+                str(tmp_path / "out"), *SHORT])  # fmt: skip
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    before = json.loads((teacher / "run.json").read_text())["held_out"]["mlm_loss"]
+    assert log[1]["event"] == "held_out" and log[1]["mlm_loss"] == pytest.approx(before, rel=1e-6)
+    assert log[0]["model"] == teacher.name
+
+
+def test_methods_without_a_sample_say_so(capsys, tmp_path):
+    line = refused(capsys, "--method", "mobile", "--out", tmp_path / "out")
+    assert "no built-in sample" in line

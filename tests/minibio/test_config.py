@@ -79,5 +79,10 @@ def test_methods_name_models_that_exist_and_the_papers_weights():
     assert METHODS["mlm"].steps == 200_000
 
 
-def test_the_samples_overrides_are_fields():
-    assert set(SAMPLE) <= set(RunConfig.__dataclass_fields__)
+@pytest.mark.parametrize("method", SAMPLE)
+def test_the_samples_rows_are_whole(method):
+    assert set(SAMPLE[method]) <= set(RunConfig.__dataclass_fields__)
+    run = replace(METHODS[method], **SAMPLE[method])
+    student, teacher = MODELS[run.model], MODELS[SAMPLE_TEACHER.model]
+    assert teacher.L % student.L == 0 and teacher.H == student.H
+    assert len(run.init_layers) in (0, student.L)
