@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+import kernels
 import minibio
 from minibio import card, dist, errors, estimate, files, log, optim
 from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, RunConfig
@@ -275,7 +276,11 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
         "corpus": str(args.corpus), "documents": corpus.n_documents, "teacher": str(args.teacher),
         "start": str(args.start), "processes": ranks.world, "accumulate": args.accumulate,
     }  # fmt: skip
-    report("data and device", {**facts, "device": ranks.device, "out": out})
+    chosen = {
+        op: "{} ({})".format(*kernels.resolve_impl(op, "auto", ranks.device))
+        for op in ("attention", "attention_kl")
+    }
+    report("data and device", {**facts, "device": ranks.device, **chosen, "out": out})
     if args.dry_run:
         objective = OBJECTIVES[run.method](student, teacher, run)
         report("estimate", estimate.estimate(objective, teacher, run, corpus, ranks))

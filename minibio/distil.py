@@ -53,9 +53,15 @@ class Objective(nn.Module):
     keep: tuple[int, ...] = ()  # teacher layers whose queries and keys are needed
     every_token = False  # the head works on all N tokens, not on the M predicted ones
 
+    n_alpha = 0  # weights in its equation
+
     def __init__(self, student: Model, teacher: Model | None, run: RunConfig):
         super().__init__()
         self.student, self.run = student, run
+        if len(run.alpha) != self.n_alpha:
+            raise InputError(
+                f"--alpha has {len(run.alpha)} weights, expected {self.n_alpha} for {run.method}"
+            )
         if teacher is not None and teacher.config.V != student.config.V:
             raise InputError(
                 f"the teacher has {teacher.config.V} word pieces, expected {student.config.V} "
@@ -123,6 +129,8 @@ class MaskedLM(Objective):
 class Distil(Objective):
     """Eq. 4: masked LM, the teacher's predictions, and the direction of its last hidden state."""
 
+    n_alpha = 3
+
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)
         self.same_width(teacher, "Eq. 3")
@@ -184,6 +192,8 @@ class Tiny(Objective):
 class Compact(Objective):
     """Eq. 11: Distil's predictions with a cosine and a KL term on every layer."""
 
+    n_alpha = 3
+
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)
         self.same_width(teacher, "Eq. 10")
@@ -207,6 +217,8 @@ class Compact(Objective):
 
 class Mobile(Objective):
     """Eq. 13: masked LM and the mean over layers of Eq. 12; student and teacher equally deep."""
+
+    n_alpha = 1
 
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)

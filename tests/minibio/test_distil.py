@@ -169,6 +169,12 @@ def test_teachers_that_do_not_fit(method, changes, message):
         OBJECTIVES[method](student, Model(TEACHER), METHODS[method])
 
 
+@pytest.mark.parametrize(("method", "alpha"), [("distil", (1.0, 2.0)), ("tiny", (1.0,))])
+def test_a_wrong_number_of_weights(method, alpha):
+    with pytest.raises(InputError, match=f"--alpha has {len(alpha)} weights, expected"):
+        build(method, alpha=alpha)
+
+
 def test_a_layer_map_of_the_wrong_length_or_range():
     for g in ((4,), (2, 5), (0, 4)):
         with pytest.raises(InputError, match=r"expected 2 layers .* of 1\.\.4"):
