@@ -19,6 +19,9 @@ DEMO_RUN = --seed $(SEED) --sample $(DEMO)/sample --overwrite
 DEMO_MODELS = sample/teacher-$(SEED) tiny scratch
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
+# Idle threads sleep: where another process wants the cores too, spinning ones cost tenfold.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench gpu clean
 

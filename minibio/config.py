@@ -150,7 +150,7 @@ SAMPLE_TEACHER = RunConfig(
     "mlm",
     "sample-teacher",
     batch=8,
-    steps=2000,
+    steps=2500,
     lr=1e-3,
     warmup=100,
     weight_decay=0.01,
@@ -159,7 +159,7 @@ SAMPLE_TEACHER = RunConfig(
 )
 SAMPLE_STUDENT = {
     "batch": 8,
-    "steps": 800,
+    "steps": 1000,
     "lr": 1e-3,
     "warmup": 100,
     "length": 192,
