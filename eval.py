@@ -12,7 +12,6 @@ import dataclasses
 import math
 import os
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from minibio.corpus import Corpus
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.machine import describe, version
+from minibio.measure import autocast, held_out
 from minibio.metrics import entity_scores, seqeval
 from minibio.tasks import ner
 
@@ -45,13 +45,6 @@ class Recipe:
     length: int = 512  # tokens of the longest window
     seed: int = 42
     precision: str = "fp32"
-
-
-def autocast(recipe: Recipe, device: torch.device):
-    """bf16 products with fp32 weights, or nothing."""
-    if recipe.precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
 
 
 def fine_tune(model: Model, windows, recipe: Recipe, device, journal, watch) -> None:
@@ -83,7 +76,7 @@ def fine_tune(model: Model, windows, recipe: Recipe, device, journal, watch) -> 
             )  # fmt: skip
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with autocast(recipe, device):
+            with autocast(recipe.precision, device):
                 logits = model(batch).logits[batch.predict]  # (M, K)
             loss = F.cross_entropy(logits.float(), batch.labels)  # nats per piece
             loss.backward()
@@ -150,7 +143,7 @@ def start_from(directory: Path, labels: tuple[str, ...], seed: int):
 
 def score(model: Model, windows, sentences, recipe: Recipe, device) -> dict:
     """Entity scores over words, and over pieces as the released code counts (F45)."""
-    context = partial(autocast, recipe, device)
+    context = partial(autocast, recipe.precision, device)
     found = ner.predict(model, windows, model.labels, 2 * recipe.batch, device, context)
     words, pieces = ner.rejoin(windows, found)
     _, gold_pieces = ner.rejoin(windows, [window.tags for window in windows])
@@ -235,19 +228,6 @@ def print_scores(scores: dict) -> None:
 # models side by side
 
 
-@torch.no_grad()
-def held_out(model: Model, batches, device) -> dict[str, float]:
-    """Masked-LM loss (nats per predicted token) and accuracy, as train.py measures them."""
-    loss, right, M = 0.0, 0, 0
-    for batch in batches:
-        logits = model(batch.to(device)).logits.float()  # (M, V)
-        labels = batch.labels.to(device)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        right += (logits.argmax(1) == labels).sum().item()
-        M += batch.M
-    return {"mlm_loss": loss / M, "accuracy": right / M}
-
-
 def read_ner(directory: Path, run: Path) -> dict:
     """The word-level scores of a fine-tuned directory, which must have come from `run`."""
     record = files.read_json(directory / "ner.json")
@@ -290,7 +270,7 @@ def run_compare(args) -> None:
     for row, model, speed in zip(rows, models, speeds, strict=True):
         row["parameters"] = model.n_parameters
         row["parameters_encoder"] = sum(p.numel() for p in model.encoder.parameters())
-        row.update(held_out(model, batches, device))
+        row.update(held_out(model, batches, dist.Ranks(0, 0, 1, device)))
         row["tokens_per_s"] = round(speed)
     write_comparison(args.out, rows, {
         "machine": describe(device), "corpus": str(corpus.path), "length": corpus.length,

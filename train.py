@@ -28,28 +28,7 @@ from minibio.corpus import Corpus
 from minibio.distil import OBJECTIVES, Counts, initialise_from, teach
 from minibio.errors import InputError
 from minibio.heads import Model
-
-
-def autocast(run: RunConfig, device: torch.device):
-    """bf16 products with fp32 weights and losses, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16")
-
-
-@torch.no_grad()
-def held_out(model: Model, batches, run: RunConfig, ranks: dist.Ranks) -> dict[str, float]:
-    """Masked-LM loss (nats) and accuracy on the held-out documents, masked always alike."""
-    model.eval()
-    total = [0.0, 0.0, 0.0]  # loss, right, predicted tokens
-    for batch in batches[ranks.rank :: ranks.world]:
-        batch = batch.to(ranks.device)
-        with autocast(run, ranks.device):
-            logits = model(batch).logits.float()  # (M, V)
-        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-        right = (logits.argmax(1) == batch.labels).sum()
-        total = [a + b for a, b in zip(total, (loss.item(), right.item(), batch.M), strict=True)]
-    model.train()
-    loss, right, M = dist.all_sum(total, ranks)
-    return {"mlm_loss": loss / max(M, 1), "accuracy": right / max(M, 1)}
+from minibio.measure import autocast, held_out
 
 
 def train_step(model, teacher, batches, optimizer, run, ranks):
@@ -67,7 +46,7 @@ def train_step(model, teacher, batches, optimizer, run, ranks):
         batch = batch.to(ranks.device)
         is_last = i == len(batches) - 1  # gradients are reduced once, with the last micro-batch
         with nullcontext() if is_last or ranks.world == 1 else model.no_sync():
-            with autocast(run, ranks.device):
+            with autocast(run.precision, ranks.device):
                 taught = None if teacher is None else teach(teacher, batch, objective)
                 parts = model(batch, taught, counts)
             parts["loss"].backward()
@@ -101,7 +80,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
     journal.write({"event": "start", **dataclasses.asdict(run), "world": ranks.world})
     began = time.perf_counter()
     sums, n_tokens, all_tokens, training = {}, 0, 0, 0.0
-    first = held_out(student, batches_held_out, run, ranks)
+    first = held_out(student, batches_held_out, ranks, run.precision)
     journal.write({"event": "held_out", "step": 0, **first})
     since = time.perf_counter()
     bar = log.progress(run.steps, f"{run.method} {out.name}", ranks)
@@ -137,11 +116,11 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
             bar.set_postfix_str(f"loss {line['loss']:.4g}, lr {lr:.2e}, {rate:,.0f} tok/s")
             sums, n_tokens, since = {}, 0, now
         if done % eval_every == 0 and done < run.steps:
-            figures = held_out(student, batches_held_out, run, ranks)
+            figures = held_out(student, batches_held_out, ranks, run.precision)
             journal.write({"event": "held_out", "step": done, **figures})
             since = time.perf_counter()
     bar.close()
-    last = held_out(student, batches_held_out, run, ranks)
+    last = held_out(student, batches_held_out, ranks, run.precision)
     seconds = time.perf_counter() - began
     journal.write({"event": "held_out", "step": run.steps, **last})
     journal.write({"event": "end", "seconds": round(seconds, 1), "tokens": all_tokens})

@@ -29,7 +29,8 @@ LEVELS = (
     ("minibio.mobilebert",),
     ("minibio.heads",),
     ("minibio.convert", "minibio.checkpoint"),
-    ("minibio.distil", "minibio.tasks", "minibio.tasks.*", "minibio.plot", "minibio.gpu"),
+    ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
+     "minibio.gpu"),
     ("minibio.estimate", "minibio.bench"),
     ("train", "eval"),
 )  # fmt: skip
