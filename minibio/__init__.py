@@ -11,6 +11,7 @@ Read in this order:
     distil        the five objectives
     (train.py)
     mobilebert    bottlenecks; IB-BERT
+    names         Hugging Face's names and ours
     convert       Hugging Face directories, in and out
     (eval.py)
 

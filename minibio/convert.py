@@ -1,10 +1,10 @@
 """Weights in and out: Hugging Face directories to our modules and back, by safetensors alone.
 
-One table a family says which name of theirs is which of ours; `{}` is the layer's index. `load`
-reads config.json, the weights (sharded or not) and the tokenizer; `save` writes what transformers
-loads without a word. Checkpoints met in the wild carry old names, wrappers' prefixes and heads that
-nobody asked for; `clean` brings them to today's names. What would go wrong silently is refused:
-a decoder that is not the embeddings, a file of which nothing fits, weights that are no numbers.
+Which name of theirs is which of ours stands in names.py. `load` reads config.json, the weights
+(sharded or not) and the tokenizer; `save` writes what transformers loads without a word.
+Checkpoints met in the wild carry old names, wrappers' prefixes and heads that nobody asked for;
+`clean` brings them to today's names. What would go wrong silently is refused: a decoder that is not
+the embeddings, a file of which nothing fits, weights that are no numbers, classes in another order.
 
     python -m minibio.convert SRC DST --head mlm
 """
@@ -21,259 +21,33 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minibio import errors
-from minibio.config import ModelConfig
 from minibio.errors import InputError
 from minibio.files import read_json, staged_dir, write_json
 from minibio.heads import Model
+from minibio.names import (
+    CLASSES,
+    FIELDS,
+    FIXED,
+    HEADS,
+    PREFIX,
+    SUFFIXES,
+    TABLES,
+    config_from_hf,
+    their_name,
+)
 from minibio.tokenizer import Tokenizer
-from minibio.transformer import ACTIVATIONS
 
-HEADS = ("mlm", "encoder", "token", "sequence", "span")
-
-# ---- names: theirs -> ours, one table a family
-
-BERT = {
-    "bert.embeddings.word_embeddings": "encoder.embeddings.token",
-    "bert.embeddings.position_embeddings": "encoder.embeddings.position",
-    "bert.embeddings.token_type_embeddings": "encoder.embeddings.segment",
-    "bert.embeddings.LayerNorm": "encoder.embeddings.norm",
-    "bert.encoder.layer.{}.attention.self.query": "encoder.layers.{}.attention.query",
-    "bert.encoder.layer.{}.attention.self.key": "encoder.layers.{}.attention.key",
-    "bert.encoder.layer.{}.attention.self.value": "encoder.layers.{}.attention.value",
-    "bert.encoder.layer.{}.attention.output.dense": "encoder.layers.{}.attention.output",
-    "bert.encoder.layer.{}.attention.output.LayerNorm": "encoder.layers.{}.attention_norm",
-    "bert.encoder.layer.{}.intermediate.dense": "encoder.layers.{}.ffn.up",
-    "bert.encoder.layer.{}.output.dense": "encoder.layers.{}.ffn.down",
-    "bert.encoder.layer.{}.output.LayerNorm": "encoder.layers.{}.output_norm",
-    "bert.pooler.dense": "head.pooler",
-    "cls.predictions.transform.dense": "head.transform",
-    "cls.predictions.transform.LayerNorm": "head.norm",
-    "cls.predictions": "head",  # its bias
-    "classifier": "head.classifier",
-    "qa_outputs": "head.classifier",
-}
-
-DISTILBERT = {
-    "distilbert.embeddings.word_embeddings": "encoder.embeddings.token",
-    "distilbert.embeddings.position_embeddings": "encoder.embeddings.position",
-    "distilbert.embeddings.LayerNorm": "encoder.embeddings.norm",
-    "distilbert.transformer.layer.{}.attention.q_lin": "encoder.layers.{}.attention.query",
-    "distilbert.transformer.layer.{}.attention.k_lin": "encoder.layers.{}.attention.key",
-    "distilbert.transformer.layer.{}.attention.v_lin": "encoder.layers.{}.attention.value",
-    "distilbert.transformer.layer.{}.attention.out_lin": "encoder.layers.{}.attention.output",
-    "distilbert.transformer.layer.{}.sa_layer_norm": "encoder.layers.{}.attention_norm",
-    "distilbert.transformer.layer.{}.ffn.lin1": "encoder.layers.{}.ffn.up",
-    "distilbert.transformer.layer.{}.ffn.lin2": "encoder.layers.{}.ffn.down",
-    "distilbert.transformer.layer.{}.output_layer_norm": "encoder.layers.{}.output_norm",
-    "vocab_transform": "head.transform",
-    "vocab_layer_norm": "head.norm",
-    "vocab_projector": "head",  # its bias
-    "pre_classifier": "head.pre_classifier",
-    "classifier": "head.classifier",
-    "qa_outputs": "head.classifier",
-}
-
-MOBILEBERT = {
-    "mobilebert.embeddings.word_embeddings": "encoder.embeddings.token",
-    "mobilebert.embeddings.position_embeddings": "encoder.embeddings.position",
-    "mobilebert.embeddings.token_type_embeddings": "encoder.embeddings.segment",
-    "mobilebert.embeddings.embedding_transformation": "encoder.embeddings.project",
-    "mobilebert.embeddings.LayerNorm": "encoder.embeddings.norm",
-    "mobilebert.encoder.layer.{}.bottleneck.input.dense": "encoder.layers.{}.enter.dense",
-    "mobilebert.encoder.layer.{}.bottleneck.input.LayerNorm": "encoder.layers.{}.enter.norm",
-    "mobilebert.encoder.layer.{}.bottleneck.attention.dense": "encoder.layers.{}.enter_qk.dense",
-    "mobilebert.encoder.layer.{}.bottleneck.attention.LayerNorm": "encoder.layers.{}.enter_qk.norm",
-    "mobilebert.encoder.layer.{}.attention.self.query": "encoder.layers.{}.attention.query",
-    "mobilebert.encoder.layer.{}.attention.self.key": "encoder.layers.{}.attention.key",
-    "mobilebert.encoder.layer.{}.attention.self.value": "encoder.layers.{}.attention.value",
-    "mobilebert.encoder.layer.{}.attention.output.dense": "encoder.layers.{}.attention.output",
-    "mobilebert.encoder.layer.{}.attention.output.LayerNorm": "encoder.layers.{}.attention_norm",
-    "mobilebert.encoder.layer.{}.ffn.{}.intermediate.dense": "encoder.layers.{}.ffns.{}.ffn.up",
-    "mobilebert.encoder.layer.{}.ffn.{}.output.dense": "encoder.layers.{}.ffns.{}.ffn.down",
-    "mobilebert.encoder.layer.{}.ffn.{}.output.LayerNorm": "encoder.layers.{}.ffns.{}.norm",
-    # the last feed-forward network stands outside the list
-    "mobilebert.encoder.layer.{}.intermediate.dense": "encoder.layers.{}.ffns.LAST.ffn.up",
-    "mobilebert.encoder.layer.{}.output.dense": "encoder.layers.{}.ffns.LAST.ffn.down",
-    "mobilebert.encoder.layer.{}.output.LayerNorm": "encoder.layers.{}.ffns.LAST.norm",
-    "mobilebert.encoder.layer.{}.output.bottleneck.dense": "encoder.layers.{}.leave",
-    "mobilebert.encoder.layer.{}.output.bottleneck.LayerNorm": "encoder.layers.{}.output_norm",
-    "mobilebert.pooler.dense": "head.pooler",
-    "cls.predictions.transform.dense": "head.transform",
-    "cls.predictions.transform.LayerNorm": "head.norm",
-    "cls.predictions.dense": "head.extra",
-    "cls.predictions": "head",  # its bias
-    "classifier": "head.classifier",
-    "qa_outputs": "head.classifier",
-}
-
-TABLES = {
-    "bert": BERT,
-    "distilbert": DISTILBERT,
-    "mobilebert": MOBILEBERT,
-    # transformers has no such model: the names are MobileBERT's, under a prefix of its own
-    "ib-bert": {re.sub("^mobilebert", "ib_bert", k): v for k, v in MOBILEBERT.items()},
-}
-PREFIX = {name: name.replace("-", "_") for name in TABLES}
 DECODER = {"distilbert": "vocab_projector"}  # where the tied decoder stands; others:
 DECODER_ELSE = "cls.predictions.decoder"
-
+# weights_only: a pickle can run code. clone: safetensors refuses memory shared by tied weights
+PICKLE_TO_SAFETENSORS = (
+    'python -c "import torch, safetensors.torch as s; '
+    "w = torch.load('pytorch_model.bin', map_location='cpu', weights_only=True); "
+    "s.save_file({n: x.clone().contiguous() for n, x in w.items()}, 'model.safetensors')\""
+)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 WRAPPERS = ("module.", "student.", "_orig_mod.")  # DDP, the authors' own class, torch.compile
 OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
-# what other heads and trainings leave in a file; harmless
-EXPECTED_EXTRAS = (
-    "pooler.",
-    "cls.seq_relationship.",
-    "fit_dense",
-    "position_ids",
-    "token_type_ids",
-)
-
-
-def their_name(name: str, config: ModelConfig, head: str) -> str:
-    """The Hugging Face name of one of our parameters."""
-    stem, leaf = name.rsplit(".", 1)
-    last = f".{config.n_ffn - 1}."
-    stem = re.sub(rf"(\.ffns){re.escape(last)}", r"\1.LAST.", stem)
-    pattern = re.sub(r"\.\d+(?=\.|$)", ".{}", stem)
-    indices = re.findall(r"\.(\d+)(?=\.|$)", stem)
-    inverse = {
-        ours: theirs
-        for theirs, ours in TABLES[config.family].items()
-        # one classifier here, two names there
-        if theirs != ("classifier" if head == "span" else "qa_outputs")
-    }
-    return f"{inverse[pattern].format(*indices)}.{leaf}"
-
-
-# ---- configurations: their field -> ours, one table a family
-
-SHARED_FIELDS = {
-    "vocab_size": "V", "hidden_size": "C", "num_hidden_layers": "L", "num_attention_heads": "H",
-    "intermediate_size": "F", "max_position_embeddings": "P", "hidden_act": "activation",
-    "hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout",
-    "type_vocab_size": "n_segments", "layer_norm_eps": "norm_eps", "initializer_range": "init_std",
-    "pad_token_id": "pad_id", "classifier_dropout": "classifier_dropout",
-}  # fmt: skip
-BOTTLENECK_FIELDS = {
-    **SHARED_FIELDS, "embedding_size": "C_embed", "intra_bottleneck_size": "C_intra",
-    "num_feedforward_networks": "n_ffn", "normalization_type": "norm",
-    "key_query_shared_bottleneck": "shared_qk", "trigram_input": "trigram",
-    "classifier_activation": "tanh_pooler",
-}  # fmt: skip
-FIELDS = {
-    "bert": SHARED_FIELDS,
-    "distilbert": {
-        "vocab_size": "V", "dim": "C", "n_layers": "L", "n_heads": "H", "hidden_dim": "F",
-        "max_position_embeddings": "P", "activation": "activation", "dropout": "dropout",
-        "attention_dropout": "attention_dropout", "initializer_range": "init_std",
-        "pad_token_id": "pad_id",
-    },
-    "mobilebert": BOTTLENECK_FIELDS,
-    "ib-bert": BOTTLENECK_FIELDS,
-}  # fmt: skip
-REQUIRED = {"V", "C", "L", "H", "F", "P", "C_intra", "C_embed"}
-# what holds where a file is silent and Hugging Face's default is not ours
-DEFAULTS = {
-    "distilbert": {"n_segments": 0},
-    "mobilebert": {
-        "n_ffn": 4, "norm": "no_norm", "shared_qk": True, "trigram": True, "tanh_pooler": True,
-        "activation": "relu", "dropout": 0.0,
-    },
-    "ib-bert": {"trigram": True},
-}  # fmt: skip
-# options that would change the model and that we do not have: field -> the value we do have
-FIXED = {
-    "bert": {"position_embedding_type": "absolute", "is_decoder": False,
-             "add_cross_attention": False},
-    "distilbert": {},
-    "mobilebert": {"use_bottleneck": True, "use_bottleneck_attention": False},
-    "ib-bert": {"use_bottleneck": True, "use_bottleneck_attention": False},
-}  # fmt: skip
-CLASSES = {
-    "bert": "Bert", "distilbert": "DistilBert", "mobilebert": "MobileBert", "ib-bert": "IBBert",
-}  # fmt: skip
-SUFFIXES = {
-    "mlm": "ForMaskedLM", "encoder": "Model", "token": "ForTokenClassification",
-    "sequence": "ForSequenceClassification", "span": "ForQuestionAnswering",
-}  # fmt: skip
-
-
-def family_of(raw: dict, where: Path) -> str:
-    """The family a config.json speaks of; old TinyBERT files do not name it.
-
-    Raises:
-        InputError: another architecture.
-    """
-    named = raw.get("model_type")
-    if named is None and "hidden_size" in raw and "embedding_size" not in raw:
-        return "bert"
-    if named is None and "dim" in raw and "n_layers" in raw:
-        return "distilbert"
-    if named not in FIELDS:
-        raise InputError(
-            f"{where}: model_type is {named!r}, expected one of {', '.join(FIELDS)}; "
-            f"no other architecture is built here"
-        )
-    return named
-
-
-def config_from_hf(raw: dict, where: Path) -> ModelConfig:
-    """Our configuration from a config.json; fields that we do not know are passed over.
-
-    Raises:
-        InputError: a field that shapes the model is missing or has a value that we do not build.
-    """
-    family = family_of(raw, where)
-    missing = [t for t, ours in FIELDS[family].items() if ours in REQUIRED and raw.get(t) is None]
-    if missing:
-        raise InputError(f"{where}: no {', '.join(missing)}; complete the file")
-    for name, ours in FIXED[family].items():
-        if raw.get(name, ours) != ours:
-            raise InputError(f"{where}: {name} is {raw[name]!r}, expected {ours!r}: not built here")
-    fields = {"family": family, **DEFAULTS.get(family, {})}
-    for theirs, ours in FIELDS[family].items():
-        value = raw.get(theirs)
-        if value is None:
-            continue
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if ours in REQUIRED and not is_count:
-            raise InputError(f"{where}: {theirs} is {value!r}, expected a number above 0")
-        fields[ours] = value
-    if fields.get("activation", "gelu") not in ACTIVATIONS:
-        raise InputError(
-            f"{where}: activation is {fields['activation']!r}, expected one of "
-            f"{', '.join(ACTIVATIONS)}"
-        )
-    if fields.get("norm", "no_norm") not in ("no_norm", "layer_norm"):
-        raise InputError(
-            f"{where}: normalization_type is {fields['norm']!r}, expected no_norm or layer_norm"
-        )
-    try:
-        return ModelConfig(**fields)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def config_to_hf(model: Model, dtype: torch.dtype) -> dict:
-    """A config.json that transformers reads without a word."""
-    config = model.config
-    raw = {
-        "architectures": [CLASSES[config.family] + SUFFIXES[model.head_name]],
-        "model_type": config.family,
-        **{theirs: getattr(config, ours) for theirs, ours in FIELDS[config.family].items()},
-        **FIXED[config.family],
-    }
-    raw.pop("position_embedding_type", None)  # newer versions know no other
-    if "embedding_size" in raw:
-        raw["embedding_size"] = config.E
-    if config.family == "distilbert":
-        raw |= {"sinusoidal_pos_embds": False}
-        if config.classifier_dropout is not None:
-            raw |= {"seq_classif_dropout": config.classifier_dropout}
-    if model.labels and model.head_name in ("token", "sequence"):
-        raw["id2label"] = {str(i): name for i, name in enumerate(model.labels)}
-        raw["label2id"] = {name: i for i, name in enumerate(model.labels)}
-    return {**raw, "tie_word_embeddings": True, "dtype": str(dtype).removeprefix("torch.")}
 
 
 # ---- reading
@@ -286,11 +60,12 @@ class Report:
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # started fresh
     unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
-    widened: list[str] = field(default_factory=list)  # stored narrower than float32
+    widened: list[str] = field(default_factory=list)  # stored as float16 or bfloat16
+    narrowed: list[str] = field(default_factory=list)  # float64 in the file, float32 here
 
     def __str__(self) -> str:
         rows = [f"loaded      {len(self.loaded)} tensors"]
-        for name in ("missing", "unexpected", "widened"):
+        for name in ("missing", "unexpected", "widened", "narrowed"):
             names = getattr(self, name)
             if names:
                 rows.append(f"{name:<11} {len(names)}: {', '.join(names)}")
@@ -308,7 +83,8 @@ def weight_files(path: Path) -> list[Path]:
         return [single]
     if index.is_file():
         mapping = read_json(index).get("weight_map")
-        if not isinstance(mapping, dict) or not mapping:
+        is_map = isinstance(mapping, dict) and all(isinstance(f, str) for f in mapping.values())
+        if not mapping or not is_map:
             raise InputError(f"{index}: no weight_map; the file is damaged")
         files = [path / name for name in sorted(set(mapping.values()))]
         for file in files:
@@ -317,9 +93,8 @@ def weight_files(path: Path) -> list[Path]:
         return files
     if (path / "pytorch_model.bin").is_file():
         raise InputError(
-            f"{path}: only pytorch_model.bin, a pickle that can run code; convert it where you "
-            f"trust it: transformers.AutoModelForMaskedLM.from_pretrained({str(path)!r})"
-            f".save_pretrained(NEW_DIR)"
+            f"{path}: only pytorch_model.bin, expected model.safetensors; convert it there: "
+            f"{PICKLE_TO_SAFETENSORS}"
         )
     raise InputError(f"{path}: no model.safetensors; expected a Hugging Face directory")
 
@@ -340,18 +115,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def clean(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """Today's names for what is met in the wild: wrappers, gamma and beta, a missing prefix."""
+def clean(tensors: dict[str, Tensor], family: str, where: Path) -> dict[str, Tensor]:
+    """Today's names for what is met in the wild: wrappers, gamma and beta, a missing prefix.
+
+    Raises:
+        InputError: two names become one, and their weights differ.
+    """
     prefix, result = PREFIX[family] + ".", {}
     own = [theirs for theirs in TABLES[family] if theirs.startswith(prefix)]
     inner = tuple({theirs.split(".")[1] + "." for theirs in own})
-    for name, x in tensors.items():
+    for found, x in tensors.items():
+        name = found
         while name.startswith(WRAPPERS):
             name = name.split(".", 1)[1]
         for old, new in OLD_NAMES:
             name = re.sub(old, new, name)
-        result[prefix + name if name.startswith(inner) else name] = x
+        name = prefix + name if name.startswith(inner) else name
+        if name in result and not is_equal(result[name], x):
+            raise InputError(
+                f"{where}: {found} is there under another name too, with other weights; keep one"
+            )
+        result[name] = x
     return result
+
+
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Same shape, same values, whatever their precision."""
+    return a.shape == b.shape and torch.equal(a.double(), b.double())
 
 
 def drop_decoder(tensors: dict[str, Tensor], family: str, where: Path) -> None:
@@ -361,28 +151,52 @@ def drop_decoder(tensors: dict[str, Tensor], family: str, where: Path) -> None:
         InputError: it differs from the embeddings it should be tied to.
     """
     stem = DECODER.get(family, DECODER_ELSE)
-    bias = tensors.pop(f"{stem}.bias", None) if stem == DECODER_ELSE else None
-    if bias is not None:  # the same as cls.predictions.bias, which some files lack
-        tensors.setdefault("cls.predictions.bias", bias)
-    decoder = tensors.pop(f"{stem}.weight", None)
-    table = tensors.get(f"{PREFIX[family]}.embeddings.word_embeddings.weight")
-    if decoder is None or table is None:
-        return
-    if decoder.shape != table.shape or not torch.equal(decoder, table):
+    table = f"{PREFIX[family]}.embeddings.word_embeddings.weight"
+    pairs = {f"{stem}.weight": table}
+    if stem == DECODER_ELSE:  # DistilBERT's bias has no second name
+        pairs[f"{stem}.bias"] = "cls.predictions.bias"
+        if f"{stem}.bias" in tensors:  # some files lack the other
+            tensors.setdefault("cls.predictions.bias", tensors[f"{stem}.bias"])
+    for name, tied in pairs.items():
+        x, y = tensors.pop(name, None), tensors.get(tied)
+        if x is None or y is None or is_equal(x, y):
+            continue
+        check_numbers(name, x, where)
+        check_numbers(tied, y, where)
         by = (
-            f"by up to {(decoder.float() - table.float()).abs().max():.3g}"
-            if decoder.shape == table.shape
-            else f"in shape, {tuple(decoder.shape)} and {tuple(table.shape)}"
+            f"by up to {(x.double() - y.double()).abs().max():.3g}"
+            if x.shape == y.shape
+            else f"in shape, {tuple(x.shape)} and {tuple(y.shape)}"
         )
         raise InputError(
-            f"{where}: {stem}.weight differs from the token embeddings {by}: an untied decoder, "
-            f"which no model here has; tie it before"
+            f"{where}: {name} differs from {tied} {by}: an untied decoder, which no model here "
+            f"has; tie it before"
         )
 
 
-def fill(model: Model, tensors: dict[str, Tensor], where: Path, new_head: bool) -> Report:
-    """Copy `tensors`, by their names, into the model.
+def check_numbers(name: str, x: Tensor, where: Path) -> None:
+    """Refuse weights that are of no floating-point type, NaN or infinite.
 
+    Raises:
+        InputError: they are.
+    """
+    if x.dtype not in DTYPES:
+        raise InputError(
+            f"{where}: {name} is {str(x.dtype).removeprefix('torch.')}, expected float32 "
+            f"(or float64, float16, bfloat16)"
+        )
+    if not torch.isfinite(x).all():
+        raise InputError(f"{where}: {name} has NaN or infinite weights; fetch it again")
+
+
+def match(
+    model: Model, tensors: dict[str, Tensor], where: Path, new_head: bool, dtype: torch.dtype
+) -> tuple[dict[str, str], Report]:
+    """{their name: our name} of what the file has for the model, checked; nothing is copied yet.
+
+    Args:
+        model: needs no memory of its own (device "meta"): its names and shapes are looked at.
+        dtype: the precision that the weights will have.
     Raises:
         InputError: nothing matches, the encoder lacks a tensor, the head does and `new_head` is
             False, shapes differ, or weights are not finite.
@@ -398,16 +212,17 @@ def fill(model: Model, tensors: dict[str, Tensor], where: Path, new_head: bool) 
         if theirs not in tensors:
             report.missing.append(theirs)
             continue
-        x, mine = tensors[theirs], state[ours]
-        if x.shape != mine.shape:
+        x, expected = tensors[theirs], tuple(state[ours].shape)
+        if x.shape != expected:
             raise InputError(
-                f"{where}: {theirs} is {tuple(x.shape)}, expected {tuple(mine.shape)} (config.json)"
+                f"{where}: {theirs} is {tuple(x.shape)}, expected {expected} (config.json)"
             )
-        if not x.is_floating_point() or not torch.isfinite(x).all():
-            raise InputError(f"{where}: {theirs} has NaN or infinite weights; fetch it again")
-        if x.dtype in (torch.float16, torch.bfloat16):
+        check_numbers(theirs, x, where)
+        if x.itemsize > dtype.itemsize:
+            check_numbers(theirs, x.to(dtype), where)  # 1e300 is no float32
+            report.narrowed.append(theirs)
+        elif x.itemsize < torch.float32.itemsize:
             report.widened.append(theirs)
-        mine.copy_(x)
         report.loaded.append(theirs)
     report.unexpected = sorted(set(tensors) - set(names))
     lacks_encoder = [n for n in report.missing if names[n].startswith("encoder.")]
@@ -421,7 +236,7 @@ def fill(model: Model, tensors: dict[str, Tensor], where: Path, new_head: bool) 
             f"{where}: no {model.head_name} head in it (missing: {', '.join(report.missing[:4])}); "
             f"choose another head, or start a fresh one with new_head=True"
         )
-    return report
+    return {theirs: names[theirs] for theirs in report.loaded}, report
 
 
 def read_config(path: Path) -> tuple[dict, Path]:
@@ -430,25 +245,42 @@ def read_config(path: Path) -> tuple[dict, Path]:
         raise InputError(f"{path}: no such directory, expected a Hugging Face directory")
     for name in ("config.json", "bert_config.json"):
         if (path / name).is_file():
-            raw = read_json(path / name)
-            if name == "bert_config.json":
-                raw.setdefault("model_type", "bert")
-            return raw, path / name
+            return read_json(path / name), path / name
     raise InputError(f"{path}: no config.json; expected a Hugging Face directory")
 
 
-def labels_of(raw: dict, tensors: dict[str, Tensor], where: Path) -> list[str] | None:
-    """Label names in the order of their ids; bare numbers where the file has a classifier alone."""
-    names = raw.get("id2label")
-    if names:
-        try:
-            return [names[str(i)] for i in range(len(names))]
-        except (KeyError, TypeError):
-            raise InputError(f"{where}: id2label does not number its labels 0, 1, ...") from None
-    K = raw.get("num_labels") or (
-        len(tensors["classifier.weight"]) if "classifier.weight" in tensors else 0
-    )
-    return [f"LABEL_{i}" for i in range(K)] or None
+def labels_of(
+    raw: dict, tensors: dict[str, Tensor], where: Path, given: Sequence[str] | int | None
+) -> Sequence[str] | int:
+    """The classes of a classifier, in the order of their ids: the caller's names, or config.json's.
+
+    Raises:
+        InputError: neither names them, names are not distinct, or the caller has those of the file
+            in another order, which would exchange the classes.
+    """
+    stored = raw.get("id2label") or {}
+    try:
+        order = [str(stored[str(i)]) for i in range(len(stored))]
+    except (KeyError, TypeError):
+        order = None
+    has_classifier = "classifier.weight" in tensors
+    if isinstance(given, int):
+        return given
+    if given is None and order is None:
+        raise InputError(f"{where}: id2label does not number its labels 0, 1, ...")
+    if given is None and not order and has_classifier:
+        return len(tensors["classifier.weight"])
+    if given is None and not order:
+        raise InputError(f"{where}: no id2label; name the labels of the classifier")
+    names = order if given is None else [given] if isinstance(given, str) else list(given)
+    if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        raise InputError(f"{where}: labels are {names}, expected distinct names")
+    if has_classifier and order and names != order and sorted(names) == sorted(order):
+        raise InputError(
+            f"{where}: labels are {', '.join(names)}, expected the order of id2label: "
+            f"{', '.join(order)}"
+        )
+    return names
 
 
 def load_with_report(
@@ -463,21 +295,23 @@ def load_with_report(
         raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
     raw, where = read_config(path)
     config = config_from_hf(raw, where)
-    tensors = clean(read_weights(path), config.family)
-    drop_decoder(tensors, config.family, path)
-    if labels is None and head in ("token", "sequence"):
-        labels = labels_of(raw, tensors, where)
-        if labels is None:
-            raise InputError(f"{where}: no id2label; name the labels of the {head} head")
-    has_pooler = f"{PREFIX[config.family]}.pooler.dense.weight" in tensors
-    model = Model(config, head, labels, has_pooler=has_pooler)
-    if all(x.dtype == torch.float64 for x in tensors.values()):
-        model = model.double()
-    with torch.no_grad():
-        report = fill(model, tensors, path, new_head)
     tokenizer = Tokenizer.find(path)
     if tokenizer is not None:
         tokenizer.check_vocab(config.V, str(path))
+    tensors = clean(read_weights(path), config.family, path)
+    drop_decoder(tensors, config.family, path)
+    if head in ("token", "sequence"):
+        labels = labels_of(raw, tensors, where, labels)
+    has_pooler = f"{PREFIX[config.family]}.pooler.dense.weight" in tensors
+    is_double = all(x.dtype == torch.float64 for x in tensors.values() if x.is_floating_point())
+    dtype = torch.float64 if is_double else torch.float32
+    with torch.device("meta"):  # shapes alone: a wrong config.json must not ask for a terabyte
+        outline = Model(config, head, labels, has_pooler)
+    names, report = match(outline, tensors, path, new_head, dtype)
+    model = Model(config, head, labels, has_pooler).to(dtype)
+    state = model.state_dict()
+    for theirs, ours in names.items():
+        state[ours].copy_(tensors[theirs])
     return model.eval(), tokenizer, report
 
 
@@ -505,6 +339,27 @@ def load(
 
 
 # ---- writing
+
+
+def config_to_hf(model: Model, dtype: torch.dtype) -> dict:
+    """A config.json that transformers reads without a word."""
+    config = model.config
+    raw = {
+        "architectures": [CLASSES[config.family] + SUFFIXES[model.head_name]],
+        "model_type": config.family,
+        **{theirs: getattr(config, ours) for theirs, ours in FIELDS[config.family].items()},
+        **FIXED[config.family],
+    }
+    if "embedding_size" in raw:
+        raw["embedding_size"] = config.E
+    if config.family == "distilbert":
+        raw |= {"sinusoidal_pos_embds": False}
+        if config.classifier_dropout is not None:
+            raw |= {"seq_classif_dropout": config.classifier_dropout}
+    if model.labels and model.head_name in ("token", "sequence"):
+        raw["id2label"] = {str(i): name for i, name in enumerate(model.labels)}
+        raw["label2id"] = {name: i for i, name in enumerate(model.labels)}
+    return {**raw, "tie_word_embeddings": True, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def save(

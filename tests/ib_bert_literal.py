@@ -25,12 +25,13 @@ def gelu(x):
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def ib_bert(weights, ids, mask, n_layers, n_heads, eps=1e-12):
+def ib_bert(weights, ids, types, mask, n_layers, n_heads, eps=1e-12):
     """Hidden states, embeddings first, each (B, T, C); logits (B, T, V).
 
     Args:
         weights: the state dict of a masked-LM model.
         ids:     (B, T) token ids.
+        types:   (B, T) token types, 0 or 1.
         mask:    (B, T) bool, True = real token.
     """
     B, T = ids.shape
@@ -40,7 +41,7 @@ def ib_bert(weights, ids, mask, n_layers, n_heads, eps=1e-12):
     previous = torch.cat([zeros, e[:, :-1]], 1)
     x = dense(torch.cat([following, e, previous], -1), weights, "encoder.embeddings.project")
     x = x + weights["encoder.embeddings.position.weight"][:T]
-    x = x + weights["encoder.embeddings.segment.weight"][0]
+    x = x + weights["encoder.embeddings.segment.weight"][types]
     x = layer_norm(x, weights, "encoder.embeddings.norm", eps)
     states = [x]
     for l in range(n_layers):

@@ -26,7 +26,7 @@ LEVELS = (
     ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
     ("kernels.bench", "minibio.attention", "minibio.corpus", "data", "data.*"),
     ("minibio.transformer", "minibio.losses"),
-    ("minibio.mobilebert",),
+    ("minibio.mobilebert", "minibio.names"),
     ("minibio.heads",),
     ("minibio.convert", "minibio.checkpoint"),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",

@@ -30,9 +30,8 @@ LENGTHS = ((7, 1, 13, 4), (5,), (1, 9))
 
 
 def randomised(config, head, dtype=torch.float64, std=0.25):
-    model = Model(
-        config, head, labels=3 if head in ("token", "sequence") else None, has_pooler=True
-    )
+    labels = ["O", "B-x", "I-x"] if head in ("token", "sequence") else None
+    model = Model(config, head, labels, has_pooler=True)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=std)
     if config.family == "mobilebert":
@@ -102,6 +101,9 @@ def test_both_ways(family, head, tmp_path):
     hf = theirs(tmp_path / "ours", head, torch.float64)
     for lengths in LENGTHS:
         compare(ours, hf, head, lengths, limit=1e-10, segments=family in ("bert", "mobilebert"))
+    if ours.labels:
+        assert hf.config.id2label == dict(enumerate(ours.labels))
+        assert hf.config.label2id == {name: i for i, name in enumerate(ours.labels)}
     hf.save_pretrained(tmp_path / "theirs")
     back, tokenizer = minibio.load(tmp_path / "theirs", head=head)
     assert tokenizer is None and back.labels == ours.labels
@@ -109,13 +111,14 @@ def test_both_ways(family, head, tmp_path):
         assert torch.equal(x, back.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("head", AUTO)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float32(family, tmp_path):
-    ours = randomised(tiny_config(family), "mlm", torch.float32, std=0.1)
+def test_float32(family, head, tmp_path):
+    ours = randomised(tiny_config(family), head, torch.float32, std=0.1)
     minibio.save(ours, None, tmp_path / "ours")
-    hf = theirs(tmp_path / "ours", "mlm", torch.float32)
+    hf = theirs(tmp_path / "ours", head, torch.float32)
     for lengths in LENGTHS:
-        compare(ours, hf, "mlm", lengths, limit=2e-5)
+        compare(ours, hf, head, lengths, limit=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,7 @@ def test_float32(family, tmp_path):
         ("mobilebert", {"trigram": False}),
         ("mobilebert", {"tanh_pooler": True}),
         ("mobilebert", {"n_ffn": 1}),
+        ("mobilebert", {"C": 30}),  # as wide inside as outside
         ("bert", {"activation": "relu"}),
         ("bert", {"activation": "gelu_new", "norm_eps": 1e-3}),
         ("bert", {"n_segments": 5, "P": 20}),

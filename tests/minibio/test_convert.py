@@ -5,11 +5,13 @@ Numbers against transformers are in test_parity.py; this file is about names, fi
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import minibio
@@ -67,6 +69,40 @@ def test_round_trip_is_bit_identical(family, head, dtype, tmp_path):
     batch = random_batch(n_segments=model.config.n_segments)
     a, b = model(batch).logits, back(batch).logits
     assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_round_trip_of_narrow_weights(family, dtype, tmp_path):
+    model = make(family).to(dtype)
+    save(model, None, tmp_path / "x")
+    back, _, report = load_with_report(tmp_path / "x")
+    assert {p.dtype for p in back.parameters()} == {torch.float32}
+    assert len(report.widened) == len(report.loaded) and same(model.float(), back)
+
+
+def test_what_is_written(tmp_path):
+    tokenizer = Tokenizer.train(["BRCA1 and the p53 gene in Tumours"] * 3, 60)
+    model = Model(tiny_config(V=tokenizer.V), "token", ["O", "B", "I"])
+    save(model, tokenizer, tmp_path / "x")
+    raw = json.loads((tmp_path / "x/config.json").read_text())
+    expected = {
+        "architectures": ["BertForTokenClassification"], "model_type": "bert", "dtype": "float32",
+        "tie_word_embeddings": True, "id2label": {"0": "O", "1": "B", "2": "I"},
+        "label2id": {"O": 0, "B": 1, "I": 2}, "is_decoder": False,
+    }  # fmt: skip
+    assert raw | expected == raw
+    with safe_open(tmp_path / "x/model.safetensors", framework="pt") as f:
+        assert f.metadata() == {"format": "pt"}
+    assert load(tmp_path / "x", head="token")[1].vocab == tokenizer.vocab
+
+
+def test_weights_laid_out_by_columns(tmp_path):
+    model = make()
+    weight = model.head.transform.weight
+    weight.data = weight.data.T.contiguous().T
+    save(model, None, tmp_path / "x")
+    assert same(model, load(tmp_path / "x")[0])
 
 
 def test_the_decoder_is_never_written(tmp_path):
@@ -127,6 +163,38 @@ def test_a_missing_prefix_in_every_family(family, tmp_path):
     assert same(model, load(tmp_path / "x")[0])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tied_decoder_in_every_family(family, tmp_path):
+    model = make(family)
+    save(model, None, tmp_path / "x")
+    name = "vocab_projector" if family == "distilbert" else "cls.predictions.decoder"
+    table = model.encoder.embeddings.token.weight.detach()
+    tamper(tmp_path / "x", lambda t: {**t, f"{name}.weight": table.clone()})
+    back, _, report = load_with_report(tmp_path / "x")
+    assert same(model, back) and not report.unexpected
+    tamper(tmp_path / "x", lambda t: {**t, f"{name}.weight": table + 0.5})
+    refused(tmp_path / "x", rf"{name}.weight differs from .*word_embeddings.weight by up to 0\.5")
+
+
+def test_a_name_that_is_there_twice(bert):
+    before, _ = load(bert)
+    norm = "bert.embeddings.LayerNorm"
+    tamper(bert, lambda t: {**t, f"module.{norm}.gamma": t[f"{norm}.weight"].clone()})
+    assert same(before, load(bert)[0])
+    tamper(bert, lambda t: {**t, f"module.{norm}.gamma": t[f"{norm}.weight"] + 1})
+    refused(bert, "LayerNorm.* is there under another name too, with other weights")
+
+
+def test_one_tensor_of_another_precision(bert):
+    norm = "bert.embeddings.LayerNorm.weight"
+    tamper(bert, lambda t: {**t, norm: t[norm].double()})
+    model, _, report = load_with_report(bert)
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and report.narrowed == [norm]
+    tamper(bert, lambda t: {name: x.double() for name, x in t.items()}
+           | {"bert.embeddings.position_ids": torch.arange(40)[None]})  # fmt: skip
+    assert {p.dtype for p in load(bert)[0].parameters()} == {torch.float64}
+
+
 def test_the_bias_of_a_decoder_alone(bert):
     before, _ = load(bert)
     tamper(bert, lambda t: rename(t, r"^cls\.predictions\.bias", "cls.predictions.decoder.bias"))
@@ -164,6 +232,9 @@ def test_configs_of_old(bert):
     assert same(before, load(bert)[0])  # TinyBERT's
     (bert / "config.json").rename(bert / "bert_config.json")
     assert same(before, load(bert)[0])  # BioBERT's
+    (bert / "bert_config.json").rename(bert / "config.json")
+    reconfigure(bert, is_decoder=None, pad_token_id=None)
+    assert same(before, load(bert)[0])
 
 
 # ---- heads and labels
@@ -177,6 +248,19 @@ def test_labels_come_from_the_config_or_the_caller(tmp_path):
     assert load(tmp_path / "x", head="token")[0].labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     with pytest.raises(InputError, match=r"classifier.weight is \(3, 60\), expected \(2, 60\)"):
         load(tmp_path / "x", head="token", labels=2)
+
+
+def test_labels_that_would_exchange_or_merge_classes(tmp_path):
+    save(make(head="token"), None, tmp_path / "x")
+    refused(tmp_path / "x", "labels are B, I, O, expected the order of id2label: O, B, I",
+            head="token", labels=["B", "I", "O"])  # fmt: skip
+    for labels in (["a", "a", "b"], [1, 2, 3]):
+        refused(tmp_path / "x", "expected distinct names", head="token", labels=labels)
+    reconfigure(tmp_path / "x", id2label={"2": "I", "0": "O", "1": "B"})
+    assert load(tmp_path / "x", head="token")[0].labels == ("O", "B", "I")
+    reconfigure(tmp_path / "x", id2label={"0": "a", "2": "b", "3": "c"})
+    refused(tmp_path / "x", "id2label does not number", head="token")
+    assert load(tmp_path / "x", head="token", labels=["a", "b", "c"])[0].labels == ("a", "b", "c")
 
 
 def test_a_head_that_the_file_lacks(bert):
@@ -216,7 +300,20 @@ def test_an_untied_decoder(bert):
         return {**tensors, "cls.predictions.decoder.weight": table + 0.5}
 
     tamper(bert, untie)
-    refused(bert, r"decoder.weight differs from the token embeddings by up to 0\.5")
+    refused(bert, r"decoder.weight differs from bert.*word_embeddings.weight by up to 0\.5")
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "message"),
+    [
+        ("weight", torch.ones(101, 61), r"in shape, \(101, 61\) and \(101, 60\)"),
+        ("weight", torch.full((101, 60), torch.nan), "decoder.weight has NaN or infinite"),
+        ("bias", torch.full((101,), 9.0), "decoder.bias differs from cls.predictions.bias by"),
+    ],
+)
+def test_a_decoder_that_is_no_copy(bert, name, x, message):
+    tamper(bert, lambda t: {**t, f"cls.predictions.decoder.{name}": x})
+    refused(bert, message)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +340,18 @@ def test_an_untied_decoder(bert):
             lambda t: {**t, "cls.predictions.bias": torch.full((101,), torch.inf)},
             "cls.predictions.bias has NaN or infinite",
         ),
+        (
+            lambda t: {**t, "cls.predictions.bias": torch.full((101,), 1e300, dtype=torch.float64)},
+            "cls.predictions.bias has NaN or infinite",
+        ),
+        (
+            lambda t: {**t, "cls.predictions.bias": torch.ones(101, dtype=torch.int32)},
+            "cls.predictions.bias is int32, expected float32",
+        ),
+        (
+            lambda t: {**t, "cls.predictions.bias": torch.ones(101).to(torch.float8_e4m3fn)},
+            "cls.predictions.bias is float8_e4m3fn, expected float32",
+        ),
     ],
 )
 def test_weights_that_do_not_fit(bert, change, message):
@@ -266,15 +375,10 @@ def test_damaged_files(bert):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": None, "vocab_size": None}, "no vocab_size, hidden_size"),
-        ({"model_type": "roberta"}, "model_type is 'roberta', expected one of bert, distilbert"),
-        ({"hidden_act": "swish"}, "activation is 'swish'"),
-        ({"is_decoder": True}, "is_decoder is True"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-        ({"hidden_size": "many"}, "hidden_size is 'many', expected a number above 0"),
-        ({"num_attention_heads": 7}, "width 60 is no multiple of 7 heads"),
         ({"num_hidden_layers": 4}, "encoder's tensors are missing"),
         ({"vocab_size": 99}, r"is \(101, 60\), expected \(99, 60\)"),
+        ({"vocab_size": 10**7, "hidden_size": 10**6}, r"expected \(10000000, 1000000\)"),
+        ({"model_type": "roberta"}, "config.json: model_type is 'roberta'"),
     ],
 )
 def test_configs_that_do_not_fit(bert, changes, message):
@@ -282,10 +386,33 @@ def test_configs_that_do_not_fit(bert, changes, message):
     refused(bert, message)
 
 
+@pytest.mark.parametrize("mapping", [None, [], {}, {"a": 3}, ["model.safetensors"]])
+def test_a_damaged_index(bert, mapping):
+    (bert / "model.safetensors").unlink()
+    (bert / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapping}))
+    refused(bert, "model.safetensors.index.json: no weight_map")
+
+
+def test_a_pickle_is_converted_by_the_line_of_the_message(bert):
+    before, _ = load(bert)
+    tensors = load_file(bert / "model.safetensors")
+    table = tensors["bert.embeddings.word_embeddings.weight"]
+    tensors["cls.predictions.decoder.weight"] = table  # tied in memory, as they are
+    torch.save(tensors, bert / "pytorch_model.bin")
+    (bert / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="only pytorch_model.bin") as error:
+        load(bert)
+    line = str(error.value).split("convert it there: ")[1]
+    python, *rest = shlex.split(line)
+    assert python == "python"
+    subprocess.run([sys.executable, *rest], cwd=bert, check=True)
+    assert same(before, load(bert)[0])
+
+
 def test_directories_that_are_none(bert, tmp_path):
     refused(tmp_path / "nowhere", "nowhere: no such directory")
     (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
-    refused(bert, "only pytorch_model.bin.*save_pretrained")
+    refused(bert, "only pytorch_model.bin, expected model.safetensors; convert it there: python")
     (bert / "pytorch_model.bin").unlink()
     refused(bert, "no model.safetensors")
     (bert / "config.json").write_text('{"model_type": "bert",')
@@ -339,6 +466,14 @@ def test_the_command_from_a_shell(bert, tmp_path):
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "z").exists()
+
+
+def test_a_place_that_cannot_be_written(bert, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(InputError, match="file"):
+            convert.main([str(bert), str(place)])
+    assert {p.name for p in tmp_path.iterdir()} == {"bert", "file"}
 
 
 def test_the_package_hands_out_its_doors():

@@ -26,9 +26,9 @@ def test_ib_bert_equals_its_literal_transcription(lengths):
     model = randomised(Model(config))
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids = torch.randint(1, config.V, mask.shape) * mask
-    batch = Batch.from_padded(ids, mask)
-    out = model(batch)
-    states, logits = ib_bert(model.state_dict(), ids, mask, config.L, config.H)
+    types = torch.randint(0, 2, mask.shape) * mask
+    out = model(Batch.from_padded(ids, mask, types))
+    states, logits = ib_bert(model.state_dict(), ids, types, mask, config.L, config.H)
     assert len(states) == len(out.hidden_states) == config.L + 1
     for h, h_literal in zip(out.hidden_states, states, strict=True):
         torch.testing.assert_close(h, h_literal[mask], rtol=0, atol=1e-10)
