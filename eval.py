@@ -179,8 +179,6 @@ def run_ner(args) -> None:
         show(f"{out}: {args.model} learns {args.data}", {**facts["config"], "device": device})
         show("counts", {name: ", ".join(f"{n:,} {what}" for what, n in row.items())
                         for name, row in counts.items()})  # fmt: skip
-        journal = log.RunLog(staged / "log.jsonl", dist.Ranks(0, 0, 1, device))
-        journal.write({"event": "start", **facts})
         model.to(device)
 
         def watch():
@@ -189,11 +187,12 @@ def run_ner(args) -> None:
             scores = score(model, windows["devel"], sets["devel"], recipe, device)
             return {"devel_word_f1": scores["word"]["f1"], "devel_piece_f1": scores["piece"]["f1"]}
 
-        fine_tune(model, windows["train"], recipe, device, journal, watch)
-        scores = score(model, windows["test"], sets["test"], recipe, device)
-        seconds = round(time.perf_counter() - began, 1)
-        journal.write({"event": "end", "test": scores, "seconds": seconds})
-        journal.close()
+        with log.RunLog(staged / "log.jsonl", dist.Ranks(0, 0, 1, device)) as journal:
+            journal.write({"event": "start", **facts})
+            fine_tune(model, windows["train"], recipe, device, journal, watch)
+            scores = score(model, windows["test"], sets["test"], recipe, device)
+            seconds = round(time.perf_counter() - began, 1)
+            journal.write({"event": "end", "test": scores, "seconds": seconds})
         save_with(model.cpu().eval(), tokenizer, staged)
         versions = {"minibio": minibio.__version__, "torch": torch.__version__}
         versions |= {name: version(name) for name in ("seqeval", "tokenizers")}

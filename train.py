@@ -58,8 +58,9 @@ def train_step(model, teacher, batches, optimizer, run, ranks):
     return terms, norm, int(totals[0])
 
 
-def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None, out: Path,
-          ranks: dist.Ranks, *, every: int, eval_every: int, accumulate: int) -> dict:  # fmt: skip
+def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
+          journal: log.RunLog, ranks: dist.Ranks, *, every: int, eval_every: int,
+          accumulate: int) -> dict:  # fmt: skip
     """Train `student` and return what became of it: held-out figures, counts, seconds."""
     objective = OBJECTIVES[run.method](student, teacher, run).to(ranks.device).train()
     model = objective
@@ -76,14 +77,13 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
             f"documents, or with a larger --held-out"
         )
     torch.manual_seed(run.seed + ranks.rank)  # dropout; weights were drawn alike on all ranks
-    journal = log.RunLog(out / "log.jsonl", ranks)
     journal.write({"event": "start", **dataclasses.asdict(run), "world": ranks.world})
     began = time.perf_counter()
     sums, n_tokens, all_tokens, training = {}, 0, 0, 0.0
     first = held_out(student, batches_held_out, ranks, run.precision)
     journal.write({"event": "held_out", "step": 0, **first})
     since = time.perf_counter()
-    bar = log.progress(run.steps, f"{run.method} {out.name}", ranks)
+    bar = log.progress(run.steps, run.method, ranks)
     for step in range(run.steps):
         lr = optim.lr_at(
             step, peak=run.lr, warmup=run.warmup, total=run.steps, schedule=run.schedule
@@ -124,7 +124,6 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
     seconds = time.perf_counter() - began
     journal.write({"event": "held_out", "step": run.steps, **last})
     journal.write({"event": "end", "seconds": round(seconds, 1), "tokens": all_tokens})
-    journal.close()
     return {
         "held_out_first": first, "held_out": last, "tokens": all_tokens,
         "seconds": round(seconds, 1), "tokens_per_s": round(all_tokens / training),
@@ -265,11 +264,12 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
         report("estimate", estimate.estimate(objective, teacher, run, corpus, ranks))
         return
     out.mkdir(parents=True, exist_ok=True)
-    facts |= train(
-        run, corpus, student.to(ranks.device), teacher, out, ranks,
-        every=args.log_every or max(1, run.steps // 100),
-        eval_every=args.eval_every or max(1, run.steps // 10), accumulate=args.accumulate,
-    )  # fmt: skip
+    with log.RunLog(out / "log.jsonl", ranks) as journal:
+        facts |= train(
+            run, corpus, student.to(ranks.device), teacher, journal, ranks,
+            every=args.log_every or max(1, run.steps // 100),
+            eval_every=args.eval_every or max(1, run.steps // 10), accumulate=args.accumulate,
+        )  # fmt: skip
     if ranks.rank == 0:
         finish(student, run, corpus, out, facts)
     dist.barrier(ranks)

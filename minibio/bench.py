@@ -116,6 +116,13 @@ class Table:
             self.file.write(f"# {header}\n")
         self.writer = None
 
+    def __enter__(self) -> "Table":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.file is not None:
+            self.file.close()
+
     def add(self, what: dict, batch: Batch, call, times: np.ndarray, baseline=None) -> None:
         """One measurement.
 
@@ -172,23 +179,23 @@ def padded_call(ours: Model, batch: Batch, device: torch.device, dtype: torch.dt
 @torch.inference_mode()
 def encoder(args, device: torch.device) -> None:
     """Forward passes of `--models`, ours and transformers', at each `--precision`."""
-    table = Table(args.out, device)
-    for name in args.models:
-        config = MODELS[name]
-        batch = random_batch(
-            ragged_lengths(args.batch, args.length, args.seed), config.V, args.seed, device
-        )
-        for precision in args.precision:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            torch.manual_seed(args.seed)
-            model = Model(config, "encoder").to(device, dtype).eval()
-            ours, theirs = partial(model, batch), padded_call(model, batch, device, dtype)
-            calls = [ours] if theirs is None else [ours, theirs]
-            times, *baseline = milliseconds(calls, device, args.repeats)
-            what = {"model": name, "precision": precision}
-            if theirs is not None:
-                table.add({**what, "by": "transformers"}, batch, theirs, *baseline)
-            table.add({**what, "by": "minibio"}, batch, ours, times, *baseline)
+    with Table(args.out, device) as table:
+        for name in args.models:
+            config = MODELS[name]
+            batch = random_batch(
+                ragged_lengths(args.batch, args.length, args.seed), config.V, args.seed, device
+            )
+            for precision in args.precision:
+                dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+                torch.manual_seed(args.seed)
+                model = Model(config, "encoder").to(device, dtype).eval()
+                ours, theirs = partial(model, batch), padded_call(model, batch, device, dtype)
+                calls = [ours] if theirs is None else [ours, theirs]
+                times, *baseline = milliseconds(calls, device, args.repeats)
+                what = {"model": name, "precision": precision}
+                if theirs is not None:
+                    table.add({**what, "by": "transformers"}, batch, theirs, *baseline)
+                table.add({**what, "by": "minibio"}, batch, ours, times, *baseline)
     print(
         "speed-up: transformers' median over ours, the same run; tokens are real ones, not padding"
     )
@@ -207,25 +214,27 @@ def training_step(objective, teacher, optimizer, batch: Batch, is_bf16: bool) ->
 
 def step(args, device: torch.device) -> None:
     """Training steps of `--methods` at each `--precision`."""
-    table = Table(args.out, device)
     V = MODELS[args.student].V
     batch = random_batch(ragged_lengths(args.batch, args.length, args.seed), V, args.seed, device)
-    for method in args.methods:
-        run, teacher = METHODS[method], None
-        for precision in args.precision:
-            torch.manual_seed(args.seed)
-            if method != "mlm":
-                teacher = Model(MODELS[args.teacher]).to(device).eval().requires_grad_(False)
-            student = Model(MODELS[args.student])
-            objective = OBJECTIVES[method](student, teacher, run).to(device).train()
-            optimizer = optim.make_optimizer(objective, 1e-5, run.weight_decay)
-            call = partial(training_step, objective, teacher, optimizer, batch, precision == "bf16")
-            (times,) = milliseconds([call], device, args.repeats)
-            what = {
-                "method": method, "student": args.student,
-                "teacher": args.teacher if teacher else "-", "precision": precision,
-            }  # fmt: skip
-            table.add(what, batch, call, times)
+    with Table(args.out, device) as table:
+        for method in args.methods:
+            run, teacher = METHODS[method], None
+            for precision in args.precision:
+                torch.manual_seed(args.seed)
+                if method != "mlm":
+                    teacher = Model(MODELS[args.teacher]).to(device).eval().requires_grad_(False)
+                student = Model(MODELS[args.student])
+                objective = OBJECTIVES[method](student, teacher, run).to(device).train()
+                optimizer = optim.make_optimizer(objective, 1e-5, run.weight_decay)
+                call = partial(
+                    training_step, objective, teacher, optimizer, batch, precision == "bf16"
+                )
+                (times,) = milliseconds([call], device, args.repeats)
+                what = {
+                    "method": method, "student": args.student,
+                    "teacher": args.teacher if teacher else "-", "precision": precision,
+                }  # fmt: skip
+                table.add(what, batch, call, times)
 
 
 def main(argv=None) -> None:

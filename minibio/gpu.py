@@ -94,19 +94,19 @@ def run_part(part: Part, out: Path, seconds: float, header: str) -> Result:
     file = out / part.file
     file.unlink(missing_ok=True)
     began = time.monotonic()
-    process = subprocess.Popen(
+    lines = []
+    with subprocess.Popen(
         fill_in(part.command, file), cwd=ROOT, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         start_new_session=True,  # a group of its own, so that its children stop with it
-    )  # fmt: skip
-    timer = threading.Timer(seconds, stop, [process])
-    timer.start()
-    lines = []
-    for line in process.stdout:
-        print(f"  {line}", end="", flush=True)
-        lines.append(line)
-    status = process.wait()
-    timer.cancel()
+    ) as process:  # fmt: skip
+        timer = threading.Timer(seconds, stop, [process])
+        timer.start()
+        for line in process.stdout:
+            print(f"  {line}", end="", flush=True)
+            lines.append(line)
+        status = process.wait()
+        timer.cancel()
     took = time.monotonic() - began
     if file.suffix == ".txt":
         file.write_text(f"# {header}\n{''.join(lines)}", "utf-8")

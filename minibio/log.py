@@ -8,7 +8,10 @@ from minibio.dist import Ranks
 
 
 class RunLog:
-    """One JSON object a line, flushed at once, so that a killed run leaves every line it wrote."""
+    """One JSON object a line, flushed at once, so that a killed run leaves every line it wrote.
+
+    with RunLog(out / "log.jsonl", ranks) as journal: ...   closed, whatever happens inside.
+    """
 
     def __init__(self, path: str | Path, ranks: Ranks):
         self.file = open(path, "w", encoding="utf-8") if ranks.rank == 0 else None
@@ -19,7 +22,10 @@ class RunLog:
             self.file.write(json.dumps(event) + "\n")
             self.file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *error) -> None:
         if self.file is not None:
             self.file.close()
 

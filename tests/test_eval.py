@@ -232,8 +232,8 @@ def test_dropout_follows_from_the_seed(encoder, data):
         model, tokenizer = evaluation.start_from(encoder, ("O", "B", "I"), 0)
         windows = ner.make_windows(ner.read_tsv(data / "devel.tsv"), tokenizer, 40)
         torch.rand(n)  # whatever else was drawn meanwhile
-        journal = log.RunLog(os.devnull, Ranks(0, 0, 1, device))
-        evaluation.fine_tune(model, windows, recipe, device, journal, dict)
+        with log.RunLog(os.devnull, Ranks(0, 0, 1, device)) as journal:
+            evaluation.fine_tune(model, windows, recipe, device, journal, dict)
         sums.append([p.sum().item() for p in model.parameters()])
     assert sums[0] == sums[1]
 

@@ -49,6 +49,8 @@ def theirs(directory, head, dtype):
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
+            # said when garbage is collected, of a file that some other test left open
+            warnings.simplefilter("ignore", ResourceWarning)
             model, info = AUTO[head].from_pretrained(
                 directory, output_loading_info=True, attn_implementation="eager", dtype=dtype
             )

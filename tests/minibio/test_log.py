@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from minibio.dist import Ranks
@@ -11,20 +12,24 @@ FIRST, SECOND = (Ranks(rank, rank, 2, torch.device("cpu")) for rank in range(2))
 
 
 def test_every_line_is_on_disk_at_once(tmp_path):
-    log = RunLog(tmp_path / "log.jsonl", FIRST)
     events = [{"event": "start", "seed": 1}, {"event": "train", "step": 1, "loss": 0.25}]
-    for n, event in enumerate(events, start=1):
-        log.write(event)
-        lines = (tmp_path / "log.jsonl").read_text("utf-8").splitlines()
-        assert [json.loads(line) for line in lines] == events[:n]
-    log.close()
+    with RunLog(tmp_path / "log.jsonl", FIRST) as log:
+        for n, event in enumerate(events, start=1):
+            log.write(event)
+            lines = (tmp_path / "log.jsonl").read_text("utf-8").splitlines()
+            assert [json.loads(line) for line in lines] == events[:n]
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    log = RunLog(tmp_path / "log.jsonl", SECOND)
-    log.write({"event": "start"})
-    log.close()
+    with RunLog(tmp_path / "log.jsonl", SECOND) as log:
+        log.write({"event": "start"})
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_closed_when_the_run_fails(tmp_path):
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path / "log.jsonl", FIRST) as log:
+        raise KeyboardInterrupt
+    assert log.file.closed
 
 
 def test_no_bar_off_the_terminal(capsys):
