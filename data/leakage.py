@@ -27,7 +27,7 @@ from minibio.files import read_json
 
 SHORTEST = 40  # letters and digits of a sentence that is looked for
 ANCHOR = 32  # of its letters are hashed, all in one piece; a power of two
-COMMON = 10  # citations; a sentence in more of them is a phrase
+COMMON = 5  # citations; a sentence in more of them is a phrase
 GAP = 80  # letters that a blanked entity can stand for
 EXAMPLES = 5  # of each set, in the report
 

@@ -44,7 +44,7 @@ class Recipe:
     length: int  # tokens of the longest sequence, [CLS] and [SEP] included
     split_long: bool  # longer documents are split into windows, not cut
     keep_eval: bool  # records flagged as part of an evaluation set are kept
-    near: bool  # the signatures of near-duplicates are wanted
+    duplicates: str  # "keep", "exact" or "near": which hashes are wanted
     sentences: Sentences | None  # to look for
 
     @property
@@ -52,7 +52,8 @@ class Recipe:
         """Changes with everything that the pieces depend on but the input."""
         sentences = self.sentences.fingerprint if self.sentences else None
         tokenizer = Tokenizer.from_dir(self.tokenizer).fingerprint
-        parts = (1, tokenizer, self.length, self.split_long, self.keep_eval, self.near, sentences)
+        parts = (1, tokenizer, self.length, self.split_long, self.keep_eval, self.duplicates,
+                 sentences)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -118,11 +119,12 @@ class Maker:
         table = {
             "key": np.array([key_hash(d.key) for d in kept], np.uint64),
             "version": np.array([d.version for d in kept], np.uint32),
-            "text": np.array([text_hash(d.text) for d in kept], np.uint64),
             "windows": np.array(n_windows, np.uint32),
             "is_cut": np.array(is_cut, bool),
         }
-        if self.recipe.near:
+        if self.recipe.duplicates != "keep":
+            table["text"] = np.array([text_hash(d.text) for d in kept], np.uint64)
+        if self.recipe.duplicates == "near":
             bare = bare_tokens(tokens, t)
             document = np.repeat(np.arange(len(kept)), n_windows).repeat(lengths)[bare]
             each = np.bincount(document, minlength=len(kept))
@@ -184,12 +186,12 @@ class Piece:
 
             key      (n,) uint64   hash of the id, or of the text where there is none
             version  (n,) uint32   0 = the document has no id
-            text     (n,) uint64   hash of the text
             windows  (n,) uint32   its sequences
             is_cut   (n,) bool     whether tokens were left out
-            bands    (BANDS, n) uint64
-            leaks    (2, h) int64  document in this piece, sentence
-            names    (1, h)        what the document is called
+            text     (n,) uint64   hash of the text, and
+            bands    (BANDS, n) uint64, where duplicates are wanted
+            leaks    (2, h) int64  document in this piece, sentence, and
+            names    (1, h)        what the document is called, where sentences are looked for
             counts   (4,) int64    of COUNTED
 
         Raises:

@@ -21,6 +21,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -78,7 +79,7 @@ def shard(inputs: list[str | Path], tokenizer: str | Path | Tokenizer | None, ou
     with workplace(out) as place:
         tokenizer.save(place / "tokenizer")
         recipe = Recipe(place / "tokenizer", length, split_long, keep_eval,
-                        duplicates == "near", sentences)  # fmt: skip
+                        duplicates, sentences)  # fmt: skip
         folders = prepare(place, inputs, recipe)
         tokenise(inputs, folders, recipe, workers, progress)
         pieces = all_pieces(inputs, folders)
@@ -148,27 +149,32 @@ def decide(place: Path, pieces: list[Piece], tokenizer: Tokenizer,
     n = sum(len(piece.column("key")) for piece in pieces)
     fate, report = np.full(n, KEPT, np.uint8), []
     if mode != "keep":
-        duplicates.drop_older(
-            collect(pieces, place / "id", lambda p: p.column("key") * (p.column("version") > 0)),
-            collect(pieces, place / "version", lambda p: p.column("version")), fate,
-        )  # fmt: skip
-        duplicates.drop_exact(collect(pieces, place / "text", lambda p: p.column("text")), fate)
+        ids = collect(pieces, place / "id", lambda p: p.column("key") * (p.column("version") > 0))
+        versions = collect(pieces, place / "version", lambda p: p.column("version"))
+        texts = collect(pieces, place / "text", lambda p: p.column("text"))
+        duplicates.drop_older(ids[0], versions[0], fate)
+        duplicates.drop_exact(texts[0], fate)
     if mode == "near":
-        for k in range(duplicates.BANDS):
-            band = collect(pieces, place / "band", lambda p, k=k: p.column("bands")[k])
-            duplicates.drop_near(band, fate, Tokens(pieces, tokenizer), tokenizer.unk_id)
+        bands = collect(pieces, place / "band", lambda p: p.column("bands"))
+        duplicates.drop_near(bands, fate, Tokens(pieces, tokenizer), tokenizer.unk_id)
     if sentences:
         is_leaked, report = leakage.mark(pieces, sentences, fate != KEPT)
         fate[is_leaked] = LEAKED
     return fate, report
 
 
-def collect(pieces: list[Piece], file: Path, column) -> Path:
-    """One column of all pieces as one file."""
-    with open(file, "wb") as opened:
+def collect(pieces: list[Piece], file: Path, column) -> list[Path]:
+    """A column of all pieces, (n,) or (k, n), as one file or k files."""
+    with ExitStack() as stack:
+        files, opened = [], []
         for piece in pieces:
-            opened.write(np.ascontiguousarray(column(piece)))
-    return file
+            rows = np.atleast_2d(column(piece))
+            for k in range(len(files), len(rows)):
+                files.append(file.with_name(f"{file.name}-{k}"))
+                opened.append(stack.enter_context(open(files[k], "wb")))
+            for row, out in zip(rows, opened, strict=True):
+                out.write(np.ascontiguousarray(row))
+    return files
 
 
 class Tokens:
@@ -189,7 +195,7 @@ class Tokens:
 def opened(piece: Piece, V: int) -> tuple[np.ndarray, np.ndarray]:
     """(n + 1,) where each document of a piece begins, and its tokens, memory-mapped."""
     offsets, tokens = piece.sequences(V)
-    return offsets[np.append(0, np.cumsum(piece.column("windows")))], tokens
+    return offsets[np.append(0, np.cumsum(piece.column("windows"), dtype=np.int64))], tokens
 
 
 def write_splits(pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, out: Path,

@@ -20,6 +20,7 @@ import numpy as np
 from minibio.batch import Batch
 from minibio.errors import InputError
 from minibio.masking import Masking
+from minibio.prefetch import Prefetch
 from minibio.shards import Shards
 from minibio.tokenizer import Tokenizer
 
@@ -135,6 +136,25 @@ class Corpus:
         positions = range(first, first + n)
         documents = [self.shards[i] for i in self.order(positions)]
         return self.collate(documents, positions, self.seed)
+
+    def prefetch(self, steps: Sequence[int], B: int, rank: int = 0, world: int = 1,
+                 accumulate: int = 1, depth: int = 4) -> Prefetch:  # fmt: skip
+        """This process's micro-batches of each step, made in a thread while the device works.
+
+            with corpus.prefetch(range(first, last), B, rank, world, accumulate) as steps:
+                for batches in steps: ...    [corpus.batch(step, ..., micro) for each micro]
+
+        Args:
+            depth: steps that are made ahead at most.
+        Raises:
+            InputError: as `batch`, when the first step is asked for.
+        """
+
+        def make(step: int) -> list[Batch]:
+            parts = range(accumulate)
+            return [self.batch(step, B, rank, world, accumulate, micro) for micro in parts]
+
+        return Prefetch(make, steps, depth)
 
     def held_out_batches(self, B: int, limit: int | None = None) -> list[Batch]:
         """The held-out documents, B at a time, in order, masked alike in every run.
