@@ -12,7 +12,7 @@ sensitive hashing: Broder 1997; Leskovec and others, Mining of Massive Datasets,
 pairs with a Jaccard index J a share of 1 - (1 - J^ROWS)^BANDS is found, and what is found is
 compared token by token.
 
-Memory stays the same however many documents there are, but for a byte each: hashes lie in files,
+Memory stays the same however many documents there are, but for two bytes each: hashes lie in files,
 and are looked through a bucket of a few million at a time.
 """
 
@@ -100,7 +100,7 @@ def repeated(column: Path, fate: np.ndarray) -> Iterator[tuple[np.ndarray, np.nd
 
     Args:
         column: a file of (n,) uint64 hashes, even over their range; 0 = no value.
-        fate:   (n,) uint8, read as the search goes on: documents that are not KEPT do not count.
+        fate:   (n,) uint8: documents that are not KEPT do not count.
     Yields:
         (m,) int64 documents, equal values side by side, in ascending order where equal; and (m,)
         bool: the first of its value.
@@ -154,11 +154,14 @@ def drop_near(band_files: list[Path], fate: np.ndarray,
         tokens = tokens_of(i)
         return np.unique(shingles(tokens, np.array([len(tokens)]), unk_id)[0])
 
+    candidates = fate.copy()
     for file in band_files:
-        for documents, is_first in repeated(file, fate):
+        for documents, is_first in repeated(file, candidates):
             firsts = documents[is_first][np.cumsum(is_first) - 1]
             for k in np.flatnonzero(~is_first).tolist():
                 document = int(documents[k])
+                if fate[document] == NEARLY:  # an earlier band told
+                    continue
                 earlier = (int(firsts[k]), int(documents[k - 1]))
                 if any(jaccard(set_of(i), set_of(document)) >= NEAR for i in earlier):
                     fate[document] = NEARLY

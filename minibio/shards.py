@@ -292,6 +292,9 @@ def faults(file: Path, offsets: np.ndarray, tokens: np.ndarray, meta: dict) -> I
     """What is wrong inside one file whose header and offsets can be read."""
     header = read_header(file, meta["V"])
     lengths = np.diff(offsets.astype(np.int64))
+    if (offsets[0], offsets[-1]) != (0, len(tokens)):
+        yield f"{file}: offsets span tokens {offsets[0]} to {offsets[-1]} of {len(tokens)}"
+        return
     is_bad = (lengths < 1) | (lengths > meta["length"])
     if is_bad.any():
         i = int(is_bad.argmax())

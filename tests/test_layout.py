@@ -20,10 +20,14 @@ from helpers import ROOT
 # From the bottom up. A new file takes its place here.
 LEVELS = (
     ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
-     "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
+     "minibio.machine", "minibio.masking", "minibio.optim", "minibio.prefetch", "data.frames",
+     "data.lexicon", "data.duplicates"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
-     "minibio.card", "data.grammar"),
-    ("kernels.ops", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
+     "minibio.card", "data.grammar", "data.records", "data.parallel"),
+    ("kernels.ops", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log",
+     "data.leakage"),
+    ("data.pieces",),
+    ("data.workplace",),
     ("kernels", "minibio.corpus", "data", "data.*"),
     ("kernels.bench", "minibio.attention"),
     ("minibio.transformer", "minibio.losses"),
