@@ -199,7 +199,7 @@ class Piece:
         """
         file = Path(f"{self.stem}.npz")
         try:
-            with np.load(file) as table:
+            with open(file, "rb") as opened, np.load(opened) as table:
                 return table[name]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(

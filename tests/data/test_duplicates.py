@@ -1,4 +1,4 @@
-"""Older versions, equal and nearly equal texts: the right ones go, in memory that stays the same."""
+"""Older versions, equal and nearly equal texts: the right ones go, in memory that stays small."""
 
 import tracemalloc
 
@@ -9,9 +9,23 @@ from hypothesis import strategies as st
 
 from data import duplicates
 from data.duplicates import (
-    BANDS, EXACT, FEWEST, KEPT, NEAR, NEARLY, OLDER, ROWS, WIDTH, bands, drop_exact, drop_near,
-    drop_older, jaccard, repeated, shingles,
-)  # fmt: skip
+    BANDS,
+    EXACT,
+    FEWEST,
+    KEPT,
+    NEAR,
+    NEARLY,
+    OLDER,
+    ROWS,
+    WIDTH,
+    bands,
+    drop_exact,
+    drop_near,
+    drop_older,
+    jaccard,
+    repeated,
+    shingles,
+)
 
 UNK = 1
 

@@ -41,10 +41,9 @@ def write(path, *sentences, name="test.txt"):
 
 
 def test_tokens_and_tags(tmp_path):
-    rows = ["-DOCSTART-\tO", "", "Zinc\tB", "(\tO", "\tO", "mice\tI-Drug", "", "", "Rats\tO"]
-    assert [t for t in texts(write(tmp_path, *rows, name="a.tsv")) if t] == ["Zinc (", "Rats"] or [
-        t for t in texts(write(tmp_path, *rows[:4], *rows[5:], name="a.tsv")) if t
-    ] == ["Zinc ( mice", "Rats"]
+    rows = ["-DOCSTART-\tO", "", "Zinc\tB", "(\tO", "mice\tI-Drug", "", "", "Rats\tx\tO"]
+    found = texts(write(tmp_path, *rows, name="a.tsv"))
+    assert list(filter(None, found)) == ["Zinc ( mice", "Rats"]
 
 
 def test_columns(tmp_path):
@@ -62,9 +61,26 @@ def test_json_lines(tmp_path):
 
 
 def test_questions(tmp_path):
-    squad = {"version": "x", "data": [{"title": "t", "paragraphs": [
-        {"context": f"{SENTENCE} 5 rats.", "qas": [
-            {"id": "1", "question": "Why?", "answers": [{"text": "no", "answer_start": 3}]}]}]}]}
+    squad = {
+        "version": "x",
+        "data": [
+            {
+                "title": "t",
+                "paragraphs": [
+                    {
+                        "context": f"{SENTENCE} 5 rats.",
+                        "qas": [
+                            {
+                                "id": "1",
+                                "question": "Why?",
+                                "answers": [{"text": "no", "answer_start": 3}],
+                            }
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
     golden = {"questions": [{"body": "Which?", "ideal_answer": ["no"], "exact_answer": [["no"]],
                              "snippets": [{"text": SENTENCE, "document": "no"}]}]}  # fmt: skip
     for value, expected in ((squad, [SENTENCE, "5 rats.", "Why?"]), (golden, ["Which?", SENTENCE])):

@@ -241,7 +241,7 @@ def test_meta_is_checked(tmp_path):
     with pytest.raises(InputError, match="with 2 bytes a token, expected format 2 with 4"):
         Shards(tmp_path)
     change_meta(tmp_path, V=101, splits={"train": {"documents": 4}})
-    with pytest.raises(InputError, match="meta.json: train: files is None, expected a list of names"):
+    with pytest.raises(InputError, match="meta.json: train: files is None, expected a list"):
         Shards(tmp_path)
     change_meta(tmp_path, format=FORMAT + 1)
     with pytest.raises(InputError, match="format is 3, expected 2"):
