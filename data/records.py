@@ -1,8 +1,8 @@
 """Documents from files: blocks of whole lines, and what a line holds.
 
 An input is `.txt`, a document a line, or `.jsonl`, also packed as `.jsonl.gz` or `.jsonl.xz`, a
-record a line with `title` and `abstract`. It is read in blocks of some megabytes that end where a
-line ends. Where blocks begin follows from the file alone, so that any process may work on any
+record a line with `title` and `abstract`. It is read in blocks of a megabyte that end where a line
+ends. Where blocks begin follows from the file alone, so that any process may work on any
 block, and a run that was killed finds the same blocks again.
 """
 
@@ -20,7 +20,7 @@ from minibio.errors import InputError
 
 OPENERS = {".txt": open, ".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
 FLAGS = ("in_eval_corpus", "eval_test_overlap")
-BLOCK = 2 << 20  # bytes of text, unpacked; the last line of a block is read to its end
+BLOCK = 1 << 20  # bytes of text, unpacked; the last line of a block is read to its end
 LONGEST_LINE = 64 << 20  # bytes; a file that is one line would be read into memory whole
 
 

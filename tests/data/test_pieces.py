@@ -116,6 +116,31 @@ def test_a_damaged_table_is_named(tokenizer_dir, tmp_path):
             [piece.column(name) for name in ("key", "windows", "is_cut", "counts")]
 
 
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    texts=st.lists(
+        st.text(alphabet=st.sampled_from("abz  .!\t\u2003é中\u0301[]SEP"), max_size=80), max_size=5
+    ),
+    length=st.integers(3, 14),
+)
+def test_what_is_left_unread_is_what_would_be_cut(tokenizer_dir, texts, length):
+    maker = Maker(recipe(tokenizer_dir, length=length))
+    texts = [*texts, "zinc [SEP] mice " * 9]
+    whole = maker.tokenizer.encode_words(texts)
+    for ids, full in zip(maker.encode(texts), whole, strict=True):
+        assert ids == full[: len(ids)] and (ids == full or len(ids) > length - 2)
+
+
+def test_text_beyond_the_cut_is_not_read(tokenizer_dir, monkeypatch):
+    maker, read = Maker(recipe(tokenizer_dir, length=12)), []
+    encode = maker.tokenizer.encode_words
+    monkeypatch.setattr(maker.tokenizer, "encode_words", lambda t: read.append(t) or encode(t))
+    dense, sparse = "it " * 100, "unbelievably " * 7  # the latter has one piece a word
+    found = maker.encode([dense, sparse, "x" * 90])
+    assert [len(text) for text in read[0]] == [59, 51, 90] and read[1:] == [[sparse]]
+    assert len(found[0]) == 20 and found[1] == encode([sparse])[0]
+
+
 # windows
 
 
