@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 
 import minibio
+from kernels.machine import describe, version
 from minibio import dist, errors, files, log, optim, plot
 from minibio.bench import milliseconds
 from minibio.convert import load, save
 from minibio.corpus import Corpus
 from minibio.errors import InputError
 from minibio.heads import Model
-from minibio.machine import describe, version
 from minibio.measure import autocast, held_out
 from minibio.metrics import entity_scores, seqeval
 from minibio.tasks import ner

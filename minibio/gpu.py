@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.machine import ROOT, describe
 from minibio import errors
 from minibio.errors import InputError
 from minibio.files import check_writable
-from minibio.machine import ROOT, describe
 
 DEADLINE_S = 540  # of all parts together
 LEAST_S = 15  # with less left, a part is not started: importing torch alone takes seconds

@@ -19,13 +19,14 @@ from helpers import ROOT
 
 # From the bottom up. A new file takes its place here.
 LEVELS = (
-    ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
-     "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
+    ("kernels.reference", "kernels.timing", "kernels.machine", "minibio", "minibio.errors",
+     "minibio.batch", "minibio.config",
+     "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
      "minibio.card", "data.grammar"),
     ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
-    ("kernels.bench", "minibio.attention", "minibio.corpus", "data", "data.*"),
-    ("minibio.transformer", "minibio.losses"),
+    ("kernels.bench_*", "minibio.attention", "minibio.corpus", "data", "data.*"),
+    ("kernels.bench", "minibio.transformer", "minibio.losses"),
     ("minibio.mobilebert", "minibio.names"),
     ("minibio.heads",),
     ("minibio.convert", "minibio.checkpoint"),
@@ -46,7 +47,7 @@ INSIDE_FUNCTIONS = {  # package -> files that do without it until the function i
     "seqeval": ("minibio.metrics",),
     "matplotlib": ("minibio.plot",),
     "transformers": ("minibio.bench",),
-    "triton": ("kernels.bench", "minibio.gpu", "minibio.bench"),
+    "triton": (),
 }
 PICKLES = {"pickle", "shelve", "marshal", "dill", "joblib", "cloudpickle"}
 OURS = ("kernels", "minibio", "data", "train", "eval")
