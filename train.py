@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import kernels
 import minibio
 from minibio import card, dist, errors, estimate, files, log, optim
+from minibio.attention import use_kernels
 from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, RunConfig
 from minibio.convert import load, save
 from minibio.corpus import Corpus
@@ -254,9 +255,11 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
         "corpus": str(args.corpus), "documents": corpus.n_documents, "teacher": str(args.teacher),
         "start": str(args.start), "processes": ranks.world, "accumulate": args.accumulate,
     }  # fmt: skip
+    for model in (student, teacher) if teacher is not None else (student,):
+        use_kernels(model, args.kernels)
     chosen = {
-        op: "{} ({})".format(*kernels.resolve_impl(op, "auto", ranks.device))
-        for op in ("attention", "attention_kl")
+        op: "{} ({})".format(*kernels.resolve_impl(op, args.kernels, ranks.device))
+        for op in kernels.IMPLEMENTATIONS
     }
     report("data and device", {**facts, "device": ranks.device, **chosen, "out": out})
     if args.dry_run:
@@ -328,6 +331,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--seed", type=int)
     g.add_argument("--precision", choices=("fp32", "bf16"))
     g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
+    g.add_argument("--kernels", choices=("auto", "reference", "torch", "triton"), default="auto",
+                   help="of attention and its divergences (default: auto)")  # fmt: skip
     g.add_argument("--log-every", type=int, help="steps (default: a hundredth of the run)")
     g.add_argument("--eval-every", type=int, help="steps (default: a tenth of the run)")
     g.add_argument("--dry-run", action="store_true",
@@ -369,6 +374,15 @@ def check(args) -> None:
         raise InputError(f"--accumulate is {args.accumulate}, expected at least 1")
 
 
+def check_kernels(impl: str, device: torch.device) -> None:
+    """Refuse an implementation that cannot run on `device`."""
+    for op in kernels.IMPLEMENTATIONS:
+        try:
+            kernels.resolve_impl(op, impl, device)
+        except ValueError as error:
+            raise InputError(f"--kernels {impl}: {error}") from None
+
+
 def main(argv=None) -> None:
     args = parser().parse_args(argv)
     check(args)
@@ -378,6 +392,7 @@ def main(argv=None) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     ranks = dist.start(args.device)
     try:
+        check_kernels(args.kernels, ranks.device)
         row = METHODS[args.method]
         if args.corpus is None:
             row = dataclasses.replace(row, **SAMPLE[args.method])

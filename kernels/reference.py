@@ -9,9 +9,9 @@ crosses a boundary, so every function here walks over the sequences one by one.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 DIVERGENCES = ("kl_st", "kl_ts", "mse_maps", "mse_scores")
@@ -72,6 +72,27 @@ def spans(cu_seqlens: Tensor) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(cu_seqlens.tolist())]
 
 
+def pack_bits(is_kept: Tensor) -> Tensor:
+    """(..., T) bool -> (..., ceil(T / 8)) uint8; bit j % 8 of byte j // 8 is entry j."""
+    T = is_kept.shape[-1]
+    x = torch.nn.functional.pad(is_kept, (0, -T % 8)).unflatten(-1, (-1, 8)).to(torch.uint8)
+    return (x << torch.arange(8, dtype=torch.uint8, device=x.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, T: int) -> Tensor:
+    """The way back: (..., at least ceil(T / 8)) uint8 -> (..., T) bool."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[..., None] >> shifts) & 1).flatten(-2)[..., :T] != 0
+
+
+def drop(a: Tensor, keep: Tensor | None, s: slice, dropout: float) -> Tensor:
+    """Dropout on one sequence's map: (H, T, T), with the bits of the whole row -> (H, T, T)."""
+    if keep is None:
+        return a
+    is_kept = unpack_bits(keep[s], a.shape[-1]).transpose(0, 1)  # (H, T, T)
+    return a * is_kept / (1 - dropout)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -80,6 +101,7 @@ def attention(
     *,
     scale: float | None = None,
     dropout: float = 0.0,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """out = dropout(softmax(scale q k^T)) v, sequence by sequence (Vaswani et al., 2017).
 
@@ -87,13 +109,15 @@ def attention(
         q, k, v:    (N, H, D).
         cu_seqlens: (B+1,) integer, from 0 to N.
         dropout:    share of the probabilities set to zero; the others grow by 1 / (1 - dropout).
+        keep:       (N, H, ceil(T_max / 8)) uint8, the bits of the probabilities that stay: byte
+                    j // 8, bit j % 8 is key j of the row's own sequence. None = all of them.
     Returns:
         out (N, H, D) in q's dtype; lse (N, H), the log-sum-exp of each row of scores, in nats.
     """
     out, lse = [wide(q[:0])], [wide(q[:0, :, 0])]  # an empty row has a result too
     for s in spans(cu_seqlens):
         z = attention_scores(q[s], k[s], scale)  # (H, T, T)
-        a = F.dropout(z.softmax(-1), dropout)  # (H, T, T)
+        a = drop(z.softmax(-1), keep, s, dropout)  # (H, T, T)
         out.append(torch.einsum("hij,jhd->ihd", a, wide(v[s])))  # (T, H, D)
         lse.append(z.logsumexp(-1).T)  # (T, H)
     return torch.cat(out).to(q.dtype), torch.cat(lse)
@@ -111,6 +135,7 @@ def attention_kl(
     scale_s: float | None = None,
     scale_t: float | None = None,
     dropout: float = 0.0,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The student's attention, and how far each row of its maps is from the teacher's.
 
@@ -128,11 +153,47 @@ def attention_kl(
     for s in spans(cu_seqlens):
         z_s = attention_scores(q_s[s], k_s[s], scale_s)  # (H, T, T)
         z_t = attention_scores(q_t[s], k_t[s], scale_t).to(z_s.dtype)  # (H, T, T)
-        a_s = F.dropout(z_s.softmax(-1), dropout)  # (H, T, T)
+        a_s = drop(z_s.softmax(-1), keep, s, dropout)  # (H, T, T)
         out.append(torch.einsum("hij,jhd->ihd", a_s, wide(v_s[s])))  # (T, H, D_s)
         rows.append(row_divergence(z_s, z_t, divergence).T)  # (T, H)
         lse.append(z_s.logsumexp(-1).T)  # (T, H)
     return torch.cat(out).to(q_s.dtype), torch.cat(rows), torch.cat(lse)
+
+
+class Call(NamedTuple):
+    """One call of attention, as the implementations with a backward of their own are given it.
+
+    Strides are any, but for the last, which is 1.
+    """
+
+    q: Tensor  # (N, H, D)
+    k: Tensor  # (N, H, D)
+    v: Tensor  # (N, H, D)
+    q_t: Tensor | None  # (N, H, D_t), the teacher's
+    k_t: Tensor | None  # (N, H, D_t)
+    keep: Tensor | None  # (N, H, ceil(T_max / 8)) uint8: dropout's mask, or
+    seed: Tensor | None  # (1,) int64: what it follows from
+    cu_seqlens: Tensor  # (B+1,)
+    max_len: int  # tokens of the longest sequence
+    divergence: str  # one of DIVERGENCES, or "none"
+    dropout: float
+    scale: float
+    scale_t: float
+
+    @property
+    def needs_lse_t(self) -> bool:
+        """Whether the divergence is one of maps, rather than of scores or none."""
+        return self.divergence in ("kl_st", "kl_ts", "mse_maps")
+
+
+class Forward(NamedTuple):
+    """What a forward pass gives; a tensor of no elements stands for what there is not."""
+
+    out: Tensor  # (N, H, D)
+    row_loss: Tensor  # (N, H), with a divergence
+    lse: Tensor  # (N, H) nats
+    lse_t: Tensor  # (N, H), where it was needed and not given
+    stat: Tensor  # (N, H) sum_j a_s (a_s - a_t), for "mse_maps": what its backward needs
 
 
 def cross_entropy_rows(x: Tensor, labels: Tensor) -> Tensor:

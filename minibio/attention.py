@@ -7,9 +7,9 @@ Each token asks (query), is found (key) and is read (value):
 
 Tokens see their own sequence only. The map itself is never handed out: what distillation wants from
 it is a number per row, so a layer that is to be compared with a teacher's is given the teacher's
-queries and keys (`Match`) and returns the divergence of each row of the two maps. Everything that
-touches a map goes through the two functions of `kernels`; read `kernels/reference.py` for what they
-compute.
+queries and keys (`Match`) and returns the divergence of each row of the two maps, from the very
+call that computes its output. Everything that touches a map goes through the two functions of
+`kernels`; read `kernels/reference.py` for what they compute.
 """
 
 from typing import NamedTuple
@@ -27,6 +27,7 @@ class Match(NamedTuple):
 
     q_t: Tensor  # (N, H, D_t)
     k_t: Tensor  # (N, H, D_t)
+    lse_t: Tensor  # (N, H) log-sum-exp of the rows of scores, nats
     divergence: str  # one of kernels.DIVERGENCES
 
 
@@ -36,6 +37,7 @@ class AttentionOutput(NamedTuple):
     out: Tensor  # (N, width)
     q: Tensor  # (N, H, D)
     k: Tensor  # (N, H, D)
+    lse: Tensor  # (N, H) log-sum-exp of the rows of scores, nats; without a gradient
     rows: Tensor | None  # (N, H) divergence of each attention row from the teacher's
 
 
@@ -51,6 +53,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.H, self.D = config.H, config.D
         self.dropout = config.attention_dropout
+        self.impl = "auto"  # of kernels/; see `use_kernels`
         width = config.width
         self.query = nn.Linear(C_qk or width, width)
         self.key = nn.Linear(C_qk or width, width)
@@ -64,12 +67,21 @@ class SelfAttention(nn.Module):
         q = self.query(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
         k = self.key(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
         v = self.value(x_v).unflatten(-1, (self.H, self.D))  # (N, H, D)
-        row = (batch.cu_seqlens, batch.lengths)
+        row = (batch.cu_seqlens, batch.max_len)
         dropout = self.dropout if self.training else 0.0
         if match is None:
-            a, rows = kernels.attention(q, k, v, *row, dropout=dropout), None
+            a, lse = kernels.attention(q, k, v, *row, dropout=dropout, impl=self.impl)
+            rows = None
         else:
-            a, rows = kernels.attention_kl(
-                q, k, v, match.q_t, match.k_t, *row, divergence=match.divergence, dropout=dropout
-            )
-        return AttentionOutput(self.output(a.flatten(1)), q, k, rows)
+            a, rows, lse = kernels.attention_kl(
+                q, k, v, match.q_t, match.k_t, *row, divergence=match.divergence,
+                lse_t=match.lse_t, dropout=dropout, impl=self.impl,
+            )  # fmt: skip
+        return AttentionOutput(self.output(a.flatten(1)), q, k, lse, rows)
+
+
+def use_kernels(model: nn.Module, impl: str) -> None:
+    """Have every attention layer of `model` use the implementation `impl` of kernels/."""
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.impl = impl

@@ -50,7 +50,8 @@ class Objective(nn.Module):
         InputError: the teacher does not fit the student: layers, heads, widths, vocabulary.
     """
 
-    keep: tuple[int, ...] = ()  # teacher layers whose queries and keys are needed
+    keep: tuple[int, ...] = ()  # teacher layers whose attention maps are needed
+    hidden_t: tuple[int, ...] = ()  # teacher layers whose hidden states are needed; 0: embeddings
     every_token = False  # the head works on all N tokens, not on the M predicted ones
 
     n_alpha = 0  # weights in its equation
@@ -99,14 +100,17 @@ class Objective(nn.Module):
                 f"the student has {H_s} heads, expected {H_t} (as the teacher): "
                 f"attention maps are compared head by head"
             )
-        self.keep, self.divergence = self.g, divergence
+        self.keep = self.hidden_t = self.g
+        self.divergence = divergence
 
     def matches(self, taught: Output) -> dict[int, Match]:
-        """Student layer -> its teacher layer's queries and keys."""
-        return {
-            l: Match(*taught.queries_keys[g_l], self.divergence)
-            for l, g_l in enumerate(self.g, start=1)
-        }
+        """Student layer -> what its teacher layer hands to it."""
+        kept = (taught.kept[g_l] for g_l in self.g)
+        return {l: Match(a.q, a.k, a.lse, self.divergence) for l, a in enumerate(kept, start=1)}
+
+    def layers_s(self, first: int) -> range:
+        """The student's hidden states from `first` on: 0 with the embeddings', 1 without."""
+        return range(first, self.student.config.L + 1)
 
     def same_width(self, teacher: Model, what: str) -> None:
         """Refuse hidden states that no projection brings together."""
@@ -145,7 +149,7 @@ class Distil(Objective):
             "soft": losses.soft_mlm(
                 s.logits, taught.logits, temperature=self.temperature, M=counts.M
             ),
-            "align": losses.align(s.hidden_states[-1], taught.hidden_states[-1], N=counts.N),
+            "align": losses.align(s.last, taught.last, N=counts.N),
         }
         return {**terms, "loss": losses.distil(*terms.values(), alpha=self.run.alpha)}
 
@@ -160,6 +164,7 @@ class Tiny(Objective):
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)
         self.match_layers(teacher, losses.DIVERGENCE["tiny", run.fidelity])
+        self.hidden_t = (0, *self.g)
         C_s, C_t = student.config.C, teacher.config.C
         paper = run.fidelity == "paper"
         self.every_token = paper
@@ -172,7 +177,7 @@ class Tiny(Objective):
 
     def forward(self, batch, taught, counts):
         batch_s = batch.without_targets() if self.every_token else batch
-        s = self.student(batch_s, match=self.matches(taught))
+        s = self.student(batch_s, match=self.matches(taught), hidden=self.layers_s(0))
         h_s, h_t = s.hidden_states, taught.hidden_states
         N_out = counts.N if self.every_token else counts.M
         terms = {
@@ -201,7 +206,7 @@ class Compact(Objective):
         self.temperature = run.temperature or 1.0
 
     def forward(self, batch, taught, counts):
-        s = self.student(batch, match=self.matches(taught))
+        s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1))
         layers = [
             losses.compact_layer(
                 s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
@@ -226,7 +231,7 @@ class Mobile(Objective):
         self.match_layers(teacher, losses.DIVERGENCE["mobile", run.fidelity])
 
     def forward(self, batch, taught, counts):
-        s = self.student(batch, match=self.matches(taught))
+        s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1))
         layers = [
             losses.mobile_layer(
                 s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
@@ -250,9 +255,9 @@ OBJECTIVES = {
 
 @torch.no_grad()
 def teach(teacher: Model, batch: Batch, objective: Objective) -> Output:
-    """The teacher's side of one batch: hidden states, queries and keys of `keep`, logits."""
+    """The teacher's side of one batch: what the objective asks of its layers, and its logits."""
     batch = batch.without_targets() if objective.every_token else batch
-    return teacher(batch, keep=objective.keep)
+    return teacher(batch, keep=objective.keep, hidden=objective.hidden_t)
 
 
 @torch.no_grad()

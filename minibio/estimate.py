@@ -34,7 +34,7 @@ def forward_flops(model: Model, N: float, M: float, n_pairs: float) -> float:
 
 
 def activation_bytes(c: ModelConfig, N: float, M: float) -> float:
-    """What a forward pass keeps for its backward, attention maps and matched rows aside."""
+    """What a forward pass keeps for its backward. Attention maps are formed anew, never kept."""
     per_layer = 4 * c.width + 8 * c.C + 2 * c.n_ffn * c.F  # q k v, sums and norms, ffn
     return BYTES * (N * c.L * per_layer + 3 * M * c.V)  # logits, log-softmax, its gradient
 
@@ -70,9 +70,9 @@ def estimate(
     memory += activation_bytes(c, N / ranks.world, M / ranks.world)
     if teacher is not None:
         step += forward_flops(teacher, N, M, n_pairs)
-        step += 2 * 3 * n_pairs * c.width * len(objective.keep)  # both maps of the matched layers
+        # the teacher's scores of the matched layers, in forward and in backward
+        step += 2 * 2 * n_pairs * teacher.config.width * len(objective.keep)
         memory += BYTES * (teacher.n_parameters + 2 * M / ranks.world * c.V)
-        memory += 4 * BYTES * n_pairs / ranks.world * c.H * len(objective.keep)
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
     speed = products_per_second(ranks.device, dtype)
     seconds = step / ranks.world / (SHARE_OF_PEAK * speed)

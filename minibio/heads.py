@@ -177,10 +177,11 @@ class Model(nn.Module):
         batch: Batch,
         match: Mapping[int, Match] | None = None,
         keep: Collection[int] = (),
+        hidden: Collection[int] = (),
     ) -> Output:
-        """Hidden states and logits; `match` and `keep` as in `Encoder.forward`."""
-        encoded = self.encoder(batch, match, keep)
-        return Output(**vars(encoded), logits=self.logits(encoded.hidden_states[-1], batch))
+        """The last hidden state and the logits; `match`, `keep`, `hidden` as in `Encoder`."""
+        encoded = self.encoder(batch, match, keep, hidden)
+        return Output(**vars(encoded), logits=self.logits(encoded.last, batch))
 
     def logits(self, h: Tensor, batch: Batch) -> Tensor | None:
         """The head on the last hidden state. h: (N, C)."""

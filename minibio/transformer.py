@@ -30,10 +30,11 @@ ACTIVATIONS = {
 
 @dataclass
 class EncoderOutput:
-    """What the encoder computed. Layers are numbered 1..L; hidden state 0 is the embeddings'."""
+    """What the encoder computed; of its layers, numbered 1..L, only what was asked for."""
 
-    hidden_states: list[Tensor]  # L+1 of (N, C)
-    queries_keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # (N, H, D) each
+    last: Tensor  # (N, C) hidden state after the last layer
+    hidden_states: dict[int, Tensor] = field(default_factory=dict)  # (N, C); 0: the embeddings'
+    kept: dict[int, AttentionOutput] = field(default_factory=dict)  # the teacher's side of a Match
     row_losses: dict[int, Tensor] = field(default_factory=dict)  # (N, H)
 
 
@@ -102,14 +103,16 @@ class Encoder(nn.Module):
         batch: Batch,
         match: Mapping[int, Match] | None = None,
         keep: Collection[int] = (),
+        hidden: Collection[int] = (),
     ) -> EncoderOutput:
-        """Hidden states of every layer, and what distillation asks for.
+        """The last hidden state, and what distillation asks for.
 
         Args:
-            batch: the row of tokens.
-            match: student: {layer: the teacher's queries and keys}; the divergence of each row of
-                   the two attention maps comes back in `row_losses`.
-            keep:  teacher: the layers whose queries and keys are handed out.
+            batch:  the row of tokens.
+            match:  student: {layer: the teacher's queries and keys}; the divergence of each row of
+                    the two attention maps comes back in `row_losses`.
+            keep:   teacher: the layers whose queries, keys and log-sum-exp are handed out.
+            hidden: the layers whose hidden states are handed out; 0 is the embeddings'.
         Raises:
             ValueError: a sequence is longer than the positions, a token id is beyond the
                 vocabulary (seen on the CPU alone: looking would make a GPU wait).
@@ -126,14 +129,16 @@ class Encoder(nn.Module):
                 f"(the model's vocabulary); use the model's own tokenizer"
             )
         x = self.embeddings(batch)  # (N, C)
-        result = EncoderOutput([x])
+        result = EncoderOutput(x, {0: x} if 0 in hidden else {})
         for l, layer in enumerate(self.layers, start=1):
             x, a = layer(x, batch, match.get(l))
-            result.hidden_states.append(x)
+            if l in hidden:
+                result.hidden_states[l] = x
             if l in keep:
-                result.queries_keys[l] = (a.q, a.k)
+                result.kept[l] = a
             if a.rows is not None:
                 result.row_losses[l] = a.rows
+        result.last = x
         return result
 
 

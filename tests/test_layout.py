@@ -20,12 +20,13 @@ from helpers import ROOT
 # From the bottom up. A new file takes its place here.
 LEVELS = (
     ("kernels.reference", "kernels.timing", "kernels.machine", "minibio", "minibio.errors",
-     "minibio.batch", "minibio.config",
-     "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
+     "minibio.batch", "minibio.config", "minibio.masking", "minibio.optim", "data.frames",
+     "data.lexicon"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
      "minibio.card", "data.grammar"),
-    ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
-    ("kernels.bench_*", "minibio.attention", "minibio.corpus", "data", "data.*"),
+    ("kernels.ops", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
+    ("kernels", "minibio.corpus", "data", "data.*"),
+    ("kernels.bench_*", "minibio.attention"),
     ("kernels.bench", "minibio.transformer", "minibio.losses"),
     ("minibio.mobilebert", "minibio.names"),
     ("minibio.heads",),

@@ -81,11 +81,12 @@ def compare(ours, hf, head, lengths, limit, segments=False):
     """Logits and hidden states of real tokens within limit * max(1, |x|)."""
     ids, mask, types = padded(ours.config, lengths, segments)
     with torch.no_grad():
-        out = ours(Batch.from_padded(ids, mask, types))
+        out = ours(Batch.from_padded(ids, mask, types), hidden=range(ours.config.L + 1))
         extra = {} if types is None else {"token_type_ids": types}
         other = hf(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, **extra)
     assert len(out.hidden_states) == len(other.hidden_states) == ours.config.L + 1
-    pairs = [(h, g[mask]) for h, g in zip(out.hidden_states, other.hidden_states, strict=True)]
+    states = zip(out.hidden_states.values(), other.hidden_states, strict=True)
+    pairs = [(h, g[mask]) for h, g in states]
     if head != "encoder":
         pairs.append((out.logits, logits_of(other, head, mask)))
     for i, (x, y) in enumerate(pairs):
@@ -177,7 +178,7 @@ def test_a_real_checkpoint():
     rows = [ids[b][mask[b]].tolist() for b in range(3)]
     assert tokenizer.encode_batch(texts) == rows
     with torch.no_grad():
-        out = ours(Batch.from_padded(ids, mask))
+        out = ours(Batch.from_padded(ids, mask), hidden=range(ours.config.L + 1))
         other = hf(**encoded, output_hidden_states=True)
-    for x, y in zip(out.hidden_states, other.hidden_states, strict=True):
+    for x, y in zip(out.hidden_states.values(), other.hidden_states, strict=True):
         assert ((x - y[mask]).abs() / y[mask].abs().clamp(min=1)).max() <= 2e-5

@@ -1,5 +1,6 @@
 """The training loop from its command line: whole runs of a few steps, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import re
@@ -227,7 +228,7 @@ def test_the_options_are_these():
         "--from", "--layers", "--width", "--heads", "--ffn", "--sample", "--fidelity", "--alpha",
         "--temperature", "--layer-map", "--init-layers", "--steps", "--batch", "--accumulate",
         "--length", "--lr", "--warmup", "--schedule", "--weight-decay", "--clip", "--seed",
-        "--precision", "--device", "--log-every", "--eval-every", "--dry-run",
+        "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
     }  # fmt: skip
 
 
@@ -238,6 +239,30 @@ def test_further_training_starts_from_a_directory_and_carries_its_name(corpus, t
     before = json.loads((teacher / "run.json").read_text())["held_out"]["mlm_loss"]
     assert log[1]["event"] == "held_out" and log[1]["mlm_loss"] == pytest.approx(before, rel=1e-6)
     assert log[0]["model"] == teacher.name
+
+
+def test_every_implementation_trains_alike(corpus, teacher, tmp_path, capsys, monkeypatch):
+    """Without dropout the three differ by rounding alone."""
+    pytest.importorskip("triton")
+    monkeypatch.setitem(
+        train.MODELS, "sample-tiny",
+        dataclasses.replace(train.MODELS["sample-tiny"], dropout=0.0, attention_dropout=0.0),
+    )  # fmt: skip
+    losses = {}
+    for impl in ("reference", "torch", "triton"):
+        log = run(corpus, tmp_path / impl, "--teacher", teacher, "--kernels", impl, "--steps", "2",
+                  "--length", "24")  # fmt: skip
+        losses[impl] = [line["loss"] for line in log if line["event"] == "train"]
+        assert f"attention_kl     {impl} (asked for)" in capsys.readouterr().out
+    assert losses["torch"] == pytest.approx(losses["reference"], rel=1e-5)
+    assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-5)
+
+
+def test_an_implementation_that_cannot_run_is_refused(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "triton",
+                   "--out", tmp_path / "out")  # fmt: skip
+    assert "--kernels triton: attention: impl is 'triton', expected" in line
 
 
 def test_methods_without_a_sample_say_so(capsys, tmp_path):

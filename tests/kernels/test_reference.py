@@ -307,17 +307,39 @@ def test_dropout_falls_on_the_output_alone():
     xs = tensors((6,), D_s=6)
     xs[2] = torch.eye(6, dtype=F64)[:, None].repeat(1, 2, 1)  # v = 1: out is the map after dropout
     cu_seqlens = boundaries((6,))
+    is_kept = torch.rand(6, 2, 6) < 0.5
     whole, rows, lse = reference.attention_kl(*xs, cu_seqlens, divergence="kl_st")
-    out, rows_2, lse_2 = reference.attention_kl(*xs, cu_seqlens, divergence="kl_st", dropout=0.5)
+    out, rows_2, lse_2 = reference.attention_kl(
+        *xs, cu_seqlens, divergence="kl_st", dropout=0.5, keep=reference.pack_bits(is_kept)
+    )
     assert torch.equal(rows, rows_2) and torch.equal(lse, lse_2)
-    is_kept = out != 0
-    assert is_kept.any() and not is_kept.all()
-    assert_near("kept", out[is_kept], 2 * whole[is_kept], 1e-12)
-    torch.manual_seed(7)
-    first = reference.attention(*xs[:3], cu_seqlens, dropout=0.5)[0]
-    torch.manual_seed(7)
-    again = reference.attention_kl(*xs, cu_seqlens, divergence="kl_ts", dropout=0.5)[0]
-    assert torch.equal(first, again)
+    assert_near("out", out, 2 * whole * is_kept, 1e-12)
+    alone, _ = reference.attention(
+        *xs[:3], cu_seqlens, dropout=0.5, keep=reference.pack_bits(is_kept)
+    )
+    assert torch.equal(alone, out)
+
+
+@pytest.mark.parametrize("T", [1, 7, 8, 9, 17])
+def test_bits_of_a_mask(T):
+    is_kept = torch.rand(3, 2, T) < 0.5
+    bits = reference.pack_bits(is_kept)
+    assert bits.dtype == torch.uint8 and bits.shape == (3, 2, -(-T // 8))
+    assert torch.equal(reference.unpack_bits(bits, T), is_kept)
+    assert (bits[0, 0, 0].item() & 1) == is_kept[0, 0, 0]  # the first key is the lowest bit
+
+
+def test_each_row_has_the_bits_of_its_own_sequence():
+    xs = tensors((2, 3), D_s=3)
+    is_kept = torch.zeros(5, 2, 3, dtype=torch.bool)
+    is_kept[3, 1, 2] = True  # second token of the second sequence looks at its third, head 1
+    out, _ = reference.attention(
+        *xs[:3], boundaries((2, 3)), dropout=0.5, keep=reference.pack_bits(is_kept)
+    )
+    a = reference.attention_rows(xs[0][2:], xs[1][2:])
+    expected = torch.zeros_like(out)
+    expected[3, 1] = 2 * a[1, 1, 2] * xs[2][4, 1]
+    assert_near("out", out, expected, 1e-12)
 
 
 def test_an_unknown_divergence_is_refused():

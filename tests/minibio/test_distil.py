@@ -5,8 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+import kernels
+from helpers import assert_near
 from kernels import reference
 from minibio import losses
+from minibio.attention import use_kernels
 from minibio.batch import Batch
 from minibio.config import METHODS, ModelConfig
 from minibio.distil import OBJECTIVES, Counts, initialise_from, teach
@@ -95,8 +98,8 @@ def test_tiny_equals_equation_9_composed_by_hand():
     objective, teacher = build("tiny")
     b = batch(5, 3)
     terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
-    s = objective.student(b.without_targets(), keep=(1, 2))
-    t = teacher(b.without_targets(), keep=(2, 4))
+    s = objective.student(b.without_targets(), keep=(1, 2), hidden=(0, 1, 2))
+    t = teacher(b.without_targets(), keep=(2, 4), hidden=(0, 2, 4))
     embed = ((s.hidden_states[0] @ objective.W_e.weight.T - t.hidden_states[0]) ** 2).mean()
     layers = 0
     for l, g_l in ((1, 2), (2, 4)):
@@ -105,8 +108,7 @@ def test_tiny_equals_equation_9_composed_by_hand():
         squares = 0
         for part in (slice(0, 5), slice(5, 8)):
             a_s, a_t = (
-                reference.attention_rows(q[part], k[part])
-                for q, k in (s.queries_keys[l], t.queries_keys[g_l])
+                reference.attention_rows(a.q[part], a.k[part]) for a in (s.kept[l], t.kept[g_l])
             )
             squares += ((a_s - a_t) ** 2).sum()
         layers += squares / (2 * (25 + 9))  # H sum_b T_b^2
@@ -114,6 +116,50 @@ def test_tiny_equals_equation_9_composed_by_hand():
     for name, expected in {"embed": embed, "layers": layers, "output": output}.items():
         torch.testing.assert_close(terms[name], expected, msg=lambda m, n=name: f"{n}: {m}")
     torch.testing.assert_close(terms["loss"], embed + layers + output)
+
+
+@pytest.mark.parametrize("method", ["tiny", "compact", "mobile"])
+def test_one_attention_call_for_each_layer(method, monkeypatch):
+    """Row losses come from the very calls that compute the layers' outputs."""
+    objective, teacher = build(method)
+    calls = []
+
+    def counted(name, function):
+        def call(*args, **options):
+            calls.append(name)
+            return function(*args, **options)
+
+        monkeypatch.setattr(kernels, name, call)
+
+    counted("attention", kernels.attention)
+    counted("attention_kl", kernels.attention_kl)
+    b = batch(5, 3)
+    taught = teach(teacher, b, objective)
+    assert calls == ["attention"] * TEACHER.L
+    assert set(taught.kept) == set(objective.g)  # the mapped layers alone
+    calls.clear()
+    objective(b, taught, Counts.of([b]))
+    assert calls == ["attention_kl"] * objective.student.config.L
+    # and the rows alone need no hidden state
+    alone = objective.student(b, match=objective.matches(taught))
+    assert not alone.hidden_states and len(alone.row_losses) == objective.student.config.L
+
+
+@pytest.mark.parametrize("method", ["tiny", "compact", "mobile"])
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_float32_gradients_equal_the_composed_equation(method, impl):
+    if impl == "triton":
+        pytest.importorskip("triton")
+    objective, teacher = build(method)
+    b = batch(9, 3)
+    use_kernels(objective, "reference"), use_kernels(teacher, "reference")
+    _, truth = loss(objective, teacher, b)
+    objective, teacher = objective.float(), teacher.float()
+    use_kernels(objective, impl), use_kernels(teacher, impl)
+    _, got = loss(objective, teacher, b)
+    flat, flat_64 = (torch.cat([x.flatten().double() for x in g.values()]) for g in (got, truth))
+    assert_near("gradient", flat, flat_64, 1e-5)
+    assert (flat - flat_64).norm() <= 1e-5 * flat_64.norm()
 
 
 def test_one_shared_projection_with_bias_as_released():

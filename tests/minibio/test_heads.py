@@ -64,7 +64,7 @@ def test_sequence_heads_pool_as_their_family_does():
         for p in model.parameters():
             torch.nn.init.normal_(p)
         out = model(batch)
-        x = out.hidden_states[-1][[0, 3]]
+        x = out.last[[0, 3]]
         if config.family == "bert":
             x = torch.tanh(x @ model.head.pooler.weight.T + model.head.pooler.bias)
         if config.family == "distilbert":

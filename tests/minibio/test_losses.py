@@ -408,9 +408,7 @@ def row_losses(x, divergence):
     """rows (N, H) as the student's layer hands them out."""
     q_s, k_s, q_t, k_t = (y.flatten(0, 1) for y in (x.q_s, x.k_s, x.q_t, x.k_t))
     cu_seqlens = torch.tensor([0, T, 2 * T], dtype=torch.int32)
-    return kernels.attention_kl(q_s, k_s, q_s, q_t, k_t, cu_seqlens, (T, T), divergence=divergence)[
-        1
-    ]
+    return kernels.attention_kl(q_s, k_s, q_s, q_t, k_t, cu_seqlens, T, divergence=divergence)[1]
 
 
 def predicted(x):

@@ -27,10 +27,10 @@ def test_ib_bert_equals_its_literal_transcription(lengths):
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     ids = torch.randint(1, config.V, mask.shape) * mask
     types = torch.randint(0, 2, mask.shape) * mask
-    out = model(Batch.from_padded(ids, mask, types))
+    out = model(Batch.from_padded(ids, mask, types), hidden=range(config.L + 1))
     states, logits = ib_bert(model.state_dict(), ids, types, mask, config.L, config.H)
     assert len(states) == len(out.hidden_states) == config.L + 1
-    for h, h_literal in zip(out.hidden_states, states, strict=True):
+    for h, h_literal in zip(out.hidden_states.values(), states, strict=True):
         torch.testing.assert_close(h, h_literal[mask], rtol=0, atol=1e-10)
     torch.testing.assert_close(out.logits, logits[mask], rtol=0, atol=1e-10)
 

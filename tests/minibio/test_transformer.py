@@ -24,45 +24,48 @@ def sequences(*lengths):
 
 def test_a_sequence_does_not_see_its_neighbours(encoder):
     alone, *others = sequences(5, 3, 1, 12)
-    together = encoder(Batch.from_sequences([others[0], alone, *others[1:]]))
-    single = encoder(Batch.from_sequences([alone]))
-    for h, h_single in zip(together.hidden_states, single.hidden_states, strict=True):
+    every = range(CONFIG.L + 1)
+    together = encoder(Batch.from_sequences([others[0], alone, *others[1:]]), hidden=every)
+    single = encoder(Batch.from_sequences([alone]), hidden=every)
+    for l in every:
+        h, h_single = together.hidden_states[l], single.hidden_states[l]
         torch.testing.assert_close(h[3:8], h_single, rtol=0, atol=1e-12)
 
 
 def test_order_of_sequences_does_not_matter(encoder):
     a, b, c = sequences(4, 4, 7)
-    one = encoder(Batch.from_sequences([a, b, c])).hidden_states[-1]
-    two = encoder(Batch.from_sequences([c, b, a])).hidden_states[-1]
+    one = encoder(Batch.from_sequences([a, b, c])).last
+    two = encoder(Batch.from_sequences([c, b, a])).last
     torch.testing.assert_close(one[8:], two[:7], rtol=0, atol=1e-12)
     torch.testing.assert_close(one[:4], two[11:], rtol=0, atol=1e-12)
 
 
 def test_layers_are_numbered_from_one_and_hidden_state_0_is_the_embeddings(encoder):
     batch = Batch.from_sequences(sequences(5))
-    out = encoder(batch, keep=(1, 3))
-    assert len(out.hidden_states) == CONFIG.L + 1
-    assert set(out.queries_keys) == {1, 3}
+    out = encoder(batch, keep=(1, 3), hidden=(0, 2, CONFIG.L))
+    assert set(out.hidden_states) == {0, 2, CONFIG.L}
+    assert out.hidden_states[CONFIG.L] is out.last
+    assert set(out.kept) == {1, 3}
     torch.testing.assert_close(out.hidden_states[0], encoder.embeddings(batch))
     query = encoder.layers[2].attention.query(out.hidden_states[2])
-    torch.testing.assert_close(out.queries_keys[3][0].flatten(1), query)
+    torch.testing.assert_close(out.kept[3].q.flatten(1), query)
 
 
 def test_a_match_with_itself_costs_nothing_and_changes_no_output(encoder):
     batch = Batch.from_sequences(sequences(5, 2))
-    plain = encoder(batch, keep=(1, 2))
-    match = {l: Match(*qk, "kl_st") for l, qk in plain.queries_keys.items()}
-    match = {l: m._replace(q_t=m.q_t.detach(), k_t=m.k_t.detach()) for l, m in match.items()}
+    with torch.no_grad():
+        plain = encoder(batch, keep=(1, 2))
+    match = {l: Match(a.q, a.k, a.lse, "kl_st") for l, a in plain.kept.items()}
     matched = encoder(batch, match)
-    assert set(matched.row_losses) == {1, 2}
+    assert set(matched.row_losses) == {1, 2} and not matched.hidden_states
     for rows in matched.row_losses.values():
         assert rows.shape == (7, CONFIG.H) and rows.abs().max() < 1e-12
-    torch.testing.assert_close(matched.hidden_states[-1], plain.hidden_states[-1])
+    torch.testing.assert_close(matched.last, plain.last)
 
 
 def test_empty_batch(encoder):
-    out = encoder(Batch.from_sequences([]))
-    assert [h.shape for h in out.hidden_states] == [(0, CONFIG.C)] * (CONFIG.L + 1)
+    out = encoder(Batch.from_sequences([]), hidden=(0, 1))
+    assert {h.shape for h in (out.last, *out.hidden_states.values())} == {(0, CONFIG.C)}
 
 
 def test_too_long_and_unknown_tokens_are_refused(encoder):

@@ -1,0 +1,105 @@
+"""The operations on attention maps as PyTorch sees them: custom operators with their gradients.
+
+An operator is opaque to `torch.compile`, which needs to know its results' shapes alone (the fake
+implementation), and to autograd, which is given its backward. Both directions are pure functions of
+their arguments: dropout's mask follows from a seed that is one of them. What is computed, and how,
+stands in torch_attention.py and triton_attention.py; each has a `forward` and a `backward`.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import torch_attention
+from kernels.reference import Call, Forward
+
+
+def implementation(impl: str):
+    """The module of that name; Triton is imported when it is first asked for."""
+    if impl == "torch":
+        return torch_attention
+    assert impl == "triton", impl
+    from kernels import triton_attention
+
+    return triton_attention
+
+
+def call(q, k, v, q_t, k_t, *rest) -> Call:
+    """The arguments as an implementation wants them: along a head's width they lie together."""
+    tensors = (q, k, v, q_t, k_t)
+    return Call(*(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors), *rest)
+
+
+@torch.library.custom_op("minibio::attention", mutates_args=())
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, q_t: Tensor | None, k_t: Tensor | None, lse_t: Tensor | None,
+    keep: Tensor | None, seed: Tensor | None, cu_seqlens: Tensor, max_len: int, divergence: str,
+    dropout: float, scale: float, scale_t: float, impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """`Forward` of a `Call`."""
+    x = call(
+        q, k, v, q_t, k_t, keep, seed, cu_seqlens, max_len, divergence, dropout, scale, scale_t
+    )
+    with torch.autocast(q.device.type, enabled=False):
+        return tuple(implementation(impl).forward(x, lse_t))
+
+
+@attention.register_fake
+def _(
+    q, k, v, q_t, k_t, lse_t, keep, seed, cu_seqlens, max_len, divergence, dropout, scale, scale_t,
+    impl,
+):  # fmt: skip
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+
+    def rows(is_there):
+        return q.new_empty(q.shape[:2] if is_there else (0,), dtype=dtype)
+
+    x = Call(
+        q, k, v, q_t, k_t, keep, seed, cu_seqlens, max_len, divergence, dropout, scale, scale_t
+    )
+    return (
+        q.new_empty(q.shape), rows(divergence != "none"), rows(True),
+        rows(x.needs_lse_t and lse_t is None), rows(divergence == "mse_maps"),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("minibio::attention_backward", mutates_args=())
+def attention_backward(
+    dout: Tensor, g: Tensor | None, out: Tensor, lse: Tensor, lse_t: Tensor | None,
+    stat: Tensor | None, q: Tensor, k: Tensor, v: Tensor, q_t: Tensor | None, k_t: Tensor | None,
+    keep: Tensor | None, seed: Tensor | None, cu_seqlens: Tensor, max_len: int, divergence: str,
+    dropout: float, scale: float, scale_t: float, impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v."""
+    x = call(
+        q, k, v, q_t, k_t, keep, seed, cu_seqlens, max_len, divergence, dropout, scale, scale_t
+    )
+    with torch.autocast(q.device.type, enabled=False):
+        return implementation(impl).backward(x, out, lse, lse_t, stat, dout, g)
+
+
+@attention_backward.register_fake
+def _(dout, g, out, lse, lse_t, stat, q, k, v, *rest):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def remember(ctx, inputs, output):
+    """Rows of numbers, never a map: what backward starts from."""
+    q, k, v, q_t, k_t, lse_t, keep, seed, cu_seqlens, *ctx.options = inputs
+    y = Forward(*output)
+    divergence = ctx.options[1]
+    ctx.mark_non_differentiable(y.lse, y.lse_t, y.stat)
+    stat = {"kl_st": y.row_loss, "mse_maps": y.stat}.get(divergence)
+    lse_t = y.lse_t if lse_t is None else lse_t
+    ctx.save_for_backward(q, k, v, q_t, k_t, lse_t, keep, seed, cu_seqlens, y.out, y.lse, stat)
+
+
+def differentiate(ctx, dout, g, *_):
+    q, k, v, q_t, k_t, lse_t, keep, seed, cu_seqlens, out, lse, stat = ctx.saved_tensors
+    grads = attention_backward(
+        dout, g if q_t is not None else None, out, lse, lse_t, stat,
+        q, k, v, q_t, k_t, keep, seed, cu_seqlens, *ctx.options,
+    )  # fmt: skip
+    return *grads, *[None] * 12
+
+
+attention.register_autograd(differentiate, setup_context=remember)

@@ -1,0 +1,548 @@
+"""Attention and the divergence of its maps in Triton: tiles of the maps live in registers, no map
+is ever stored.
+
+    forward    a program owns BLOCK_Q queries of one head and walks over the keys
+    dq         the same walk again, for the gradient of the queries
+    dkdv       a program owns BLOCK_K keys and walks over the queries
+
+Each result has one owner, so there are no atomics and results repeat bit for bit. Read
+kernels/README.md first; numbers in brackets are its lines. Names: i_ index, o_ offsets, m_ mask,
+b_ block in registers, s_ stride, ptr_ pointer. Scores are in base 2 inside (log2 e is folded into
+their scale), since the hardware has exp2 and no exp; what is stored is in nats.
+
+Everything works for float64 too, slowly: that is for `gradcheck`.
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.reference import Call, Forward
+
+# The interpreter's arithmetic on bfloat16 is wrong, its loads, stores and casts are right.
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Minus infinity for scores of keys that are not there: finite, so that no inf - inf gives NaN, and
+# so large that adding any score leaves it as it is.
+NEVER = tl.constexpr(-1.0e30)
+
+
+# ---- parts of a tile
+
+
+@triton.jit
+def dot(b_x, b_y, ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr):
+    """x y with sums in ACC.  UP: widen the operands first, which changes no value."""
+    if UP:
+        b_x = b_x.to(ACC)
+        b_y = b_y.to(ACC)
+    return tl.dot(b_x, b_y, input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
+def load_rows(ptr, o_n, m_n, s_n, D: tl.constexpr, BLOCK_D: tl.constexpr, FIRST: tl.constexpr):
+    """Rows o_n of (N, D), their columns from FIRST on; zeros outside.  -> (rows, BLOCK_D)"""
+    o_d = FIRST + tl.arange(0, BLOCK_D)
+    m = m_n[:, None] & (o_d < D)[None, :]
+    return tl.load(ptr + o_n[:, None] * s_n + o_d[None, :], mask=m, other=0.0)
+
+
+@triton.jit
+def teacher_scores(
+    b_x, ptr_x, o_x, m_x, s_x, ptr_y, o_y, m_y, s_y,
+    SCALE_T: tl.constexpr, D_T: tl.constexpr, BLOCK_D_T: tl.constexpr,
+    ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(rows of x, rows of y) scores of the teacher, base 2.
+
+    b_x: the first BLOCK_D_T columns of x, read once by the caller; a wider head is summed in
+    pieces, and the further ones are read here each time.
+    """
+    b_y = load_rows(ptr_y, o_y, m_y, s_y, D_T, BLOCK_D_T, 0)
+    b_z = dot(b_x, tl.trans(b_y), ACC, UP, PRECISION)
+    for FIRST in tl.static_range(BLOCK_D_T, D_T, BLOCK_D_T):
+        b_x = load_rows(ptr_x, o_x, m_x, s_x, D_T, BLOCK_D_T, FIRST)
+        b_y = load_rows(ptr_y, o_y, m_y, s_y, D_T, BLOCK_D_T, FIRST)
+        b_z += dot(b_x, tl.trans(b_y), ACC, UP, PRECISION)
+    return b_z * (SCALE_T * LOG2E)
+
+
+@triton.jit
+def mix(x):
+    """A 32-bit hash: every bit of x reaches every bit of the result (Wellons' lowbias32)."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def is_kept(
+    ptr_keep, ptr_seed, o_row, m_row, o_j, m_j, s_keep,
+    THRESHOLD: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """Which probabilities dropout leaves alone, rows of the maps against keys j.
+
+    From bits, or from a hash of (seed, row, key): two words a row and two multiplies an entry, the
+    same whatever the blocks, so that backward finds the mask of forward again. The rows' offsets
+    and mask stand along one axis of the tile, the keys' along the other.
+    """
+    if DROPOUT == "bits":
+        b_bits = tl.load(ptr_keep + o_row * s_keep + o_j // 8, mask=m_row & m_j, other=0)
+        kept = ((b_bits >> (o_j % 8)) & 1) != 0
+    else:
+        seed = tl.load(ptr_seed)
+        low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+        b_first = mix(o_row.to(tl.uint32) ^ low)
+        b_second = mix(b_first ^ high ^ (o_row >> 32).to(tl.uint32))
+        x = b_first + o_j.to(tl.uint32) * 0x9E3779B9  # a Weyl sequence along the keys
+        x ^= x >> 16
+        x *= 0x7FEB352D
+        x ^= b_second
+        x ^= x >> 15
+        x *= 0x846CA68B
+        kept = x >= THRESHOLD
+    return kept
+
+
+@triton.jit
+def sequence(ptr_cu_seqlens, i_b, N):
+    """First token and length of sequence i_b; a boundary beyond the row is cut to it."""
+    first = tl.load(ptr_cu_seqlens + i_b).to(tl.int64)
+    last = tl.load(ptr_cu_seqlens + i_b + 1).to(tl.int64)
+    last = tl.minimum(last, N)
+    return first, (last - first).to(tl.int32)
+
+
+# ---- forward
+
+
+@triton.jit
+def forward_kernel(
+    ptr_q, ptr_k, ptr_v, ptr_q_t, ptr_k_t, ptr_lse_t, ptr_keep, ptr_seed, ptr_cu_seqlens,
+    ptr_out, ptr_row, ptr_lse, ptr_lse_t_out, ptr_stat,
+    s_q, s_q_h, s_k, s_k_h, s_v, s_v_h, s_q_t, s_q_t_h, s_k_t, s_k_t_h, s_keep,
+    N, H, n_blocks,
+    SCALE: tl.constexpr, SCALE_T: tl.constexpr, KEEP_SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, D_T: tl.constexpr, BLOCK_D_T: tl.constexpr,
+    DIVERGENCE: tl.constexpr, DROPOUT: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(1)-(9): one program, BLOCK_Q queries of one head of one sequence."""
+    i = tl.program_id(0).to(tl.int64)
+    i_b, i_h = (i // n_blocks) // H, (i // n_blocks) % H
+    first, T = sequence(ptr_cu_seqlens, i_b, N)
+    i_q = ((i % n_blocks) * BLOCK_Q).to(tl.int32)
+    if i_q >= T:
+        return
+    o_i = i_q + tl.arange(0, BLOCK_Q)
+    m_q = o_i < T
+    o_q = first + o_i  # tokens of the row, int64
+    o_row = o_q * H + i_h  # rows of the maps
+    b_q = load_rows(ptr_q + i_h * s_q_h, o_q, m_q, s_q, D, BLOCK_D, 0)
+    b_max = tl.full((BLOCK_Q,), NEVER, ACC)
+    b_sum = tl.zeros((BLOCK_Q,), ACC)
+    b_out = tl.zeros((BLOCK_Q, BLOCK_D), ACC)
+    if DIVERGENCE != "none":
+        b_q_t = load_rows(ptr_q_t + i_h * s_q_t_h, o_q, m_q, s_q_t, D_T, BLOCK_D_T, 0)
+        b_x = tl.zeros((BLOCK_Q,), ACC)  # what the divergence sums over the keys
+        if ptr_lse_t is not None:  # as if lse_t had been the maximum and the sum 1: no rescaling
+            b_max_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=0.0).to(ACC) * LOG2E
+            b_sum_t = tl.full((BLOCK_Q,), 1.0, ACC)
+        else:
+            b_max_t = tl.full((BLOCK_Q,), NEVER, ACC)
+            b_sum_t = tl.zeros((BLOCK_Q,), ACC)
+    if DIVERGENCE == "mse_maps":
+        b_ss = tl.zeros((BLOCK_Q,), ACC)
+        b_st = tl.zeros((BLOCK_Q,), ACC)
+        b_tt = tl.zeros((BLOCK_Q,), ACC)
+
+    for i_k in range(0, T, BLOCK_K):
+        o_j = i_k + tl.arange(0, BLOCK_K)
+        m_k = o_j < T
+        o_k = first + o_j
+        b_bias = tl.where(m_k, 0.0, NEVER).to(ACC)
+        b_k = load_rows(ptr_k + i_h * s_k_h, o_k, m_k, s_k, D, BLOCK_D, 0)
+        b_z = dot(b_q, tl.trans(b_k), ACC, UP, PRECISION) * (SCALE * LOG2E) + b_bias[None, :]  # (1)
+        b_max_new = tl.maximum(b_max, tl.max(b_z, 1))
+        b_shrink = tl.exp2(b_max - b_max_new)
+        b_p = tl.exp2(b_z - b_max_new[:, None])  # (2) up to the row's factor
+        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+        b_max = b_max_new
+        if DIVERGENCE != "none":
+            b_z_t = b_bias[None, :] + teacher_scores(
+                b_q_t, ptr_q_t + i_h * s_q_t_h, o_q, m_q, s_q_t, ptr_k_t + i_h * s_k_t_h, o_k, m_k,
+                s_k_t, SCALE_T, D_T, BLOCK_D_T, ACC, UP, PRECISION,
+            )  # fmt: skip
+            b_d = b_z - b_z_t  # 0 where there is no key: NEVER - NEVER
+            if DIVERGENCE != "mse_scores" and (DIVERGENCE != "kl_st" or ptr_lse_t is None):
+                if ptr_lse_t is None:
+                    b_max_t_new = tl.maximum(b_max_t, tl.max(b_z_t, 1))
+                    b_shrink_t = tl.exp2(b_max_t - b_max_t_new)
+                    b_max_t = b_max_t_new
+                b_p_t = tl.exp2(b_z_t - b_max_t[:, None])
+                if ptr_lse_t is None:
+                    b_sum_t = b_sum_t * b_shrink_t + tl.sum(b_p_t, 1)
+            if DIVERGENCE == "kl_st":  # (5)
+                b_x = b_x * b_shrink + tl.sum(b_p * b_d, 1)
+            if DIVERGENCE == "kl_ts":  # (6)
+                if ptr_lse_t is None:
+                    b_x = b_x * b_shrink_t
+                b_x -= tl.sum(b_p_t * b_d, 1)
+            if DIVERGENCE == "mse_maps":  # (7)
+                if ptr_lse_t is None:
+                    b_st = b_st * b_shrink_t
+                    b_tt = b_tt * b_shrink_t * b_shrink_t
+                b_ss = b_ss * b_shrink * b_shrink + tl.sum(b_p * b_p, 1)
+                b_st = b_st * b_shrink + tl.sum(b_p * b_p_t, 1)
+                b_tt += tl.sum(b_p_t * b_p_t, 1)
+            if DIVERGENCE == "mse_scores":  # (8)
+                b_x += tl.sum(b_d * b_d, 1)
+        if DROPOUT != "none":  # (3)
+            kept = is_kept(
+                ptr_keep, ptr_seed, o_row[:, None], m_q[:, None], o_j[None, :], m_k[None, :],
+                s_keep, THRESHOLD, DROPOUT,
+            )  # fmt: skip
+            b_p = tl.where(kept, b_p, 0.0)
+        b_v = load_rows(ptr_v + i_h * s_v_h, o_k, m_k, s_v, D, BLOCK_D, 0)
+        b_out = b_out * b_shrink[:, None] + dot(b_p.to(b_v.dtype), b_v, ACC, UP, PRECISION)  # (4)
+
+    b_lse = b_max + tl.log2(b_sum)
+    tl.store(ptr_lse + o_row, b_lse * LN2, mask=m_q)
+    b_out = b_out * (KEEP_SCALE / b_sum)[:, None]
+    o_d = tl.arange(0, BLOCK_D)
+    m = m_q[:, None] & (o_d < D)[None, :]
+    tl.store(
+        ptr_out + o_row[:, None] * D + o_d[None, :], b_out.to(ptr_out.dtype.element_ty), mask=m
+    )
+    if DIVERGENCE != "none":
+        if DIVERGENCE != "mse_scores":
+            b_lse_t = b_max_t + tl.log2(b_sum_t)
+            if ptr_lse_t is None:
+                tl.store(ptr_lse_t_out + o_row, b_lse_t * LN2, mask=m_q)
+        if DIVERGENCE == "kl_st":
+            b_x = (b_x / b_sum - b_lse + b_lse_t) * LN2
+        if DIVERGENCE == "kl_ts":
+            b_x = (b_x / b_sum_t - b_lse_t + b_lse) * LN2
+        if DIVERGENCE == "mse_maps":
+            b_ss = b_ss / (b_sum * b_sum)
+            b_st = b_st / (b_sum * b_sum_t)
+            b_x = b_ss - 2.0 * b_st + b_tt / (b_sum_t * b_sum_t)
+            tl.store(ptr_stat + o_row, b_ss - b_st, mask=m_q)  # (9)
+        if DIVERGENCE == "mse_scores":
+            b_x = b_x * (LN2 * LN2)
+        tl.store(ptr_row + o_row, b_x, mask=m_q)
+
+
+# ---- backward
+
+
+@triton.jit
+def tile_gradient(
+    b_z, b_z_t, b_dp, kept, b_lse, b_lse_t, b_delta, b_g,
+    KEEP_SCALE: tl.constexpr, DIVERGENCE: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """(11)-(12): a tile's probabilities after dropout, and the gradient of its scores in nats.
+
+    Args:
+        b_z, b_z_t:     a tile of scores, base 2, in either orientation.
+        b_dp:           the gradient of its probabilities after dropout.
+        b_lse, b_lse_t: of its rows, base 2; b_delta: (10); b_g: the gradient of its rows'
+                        divergence; all along the tile's axis of queries.
+    """
+    b_log_p = b_z - b_lse
+    b_p = tl.exp2(b_log_p)
+    b_kept = b_p
+    if DROPOUT != "none":
+        b_dp = tl.where(kept, b_dp * KEEP_SCALE, 0.0)
+        b_kept = tl.where(kept, b_p * KEEP_SCALE, 0.0)
+    b_dp -= b_delta
+    if DIVERGENCE == "kl_st":
+        b_dp += b_g * LN2 * (b_log_p - (b_z_t - b_lse_t))
+    if DIVERGENCE == "mse_maps":
+        b_dp += 2.0 * b_g * (b_p - tl.exp2(b_z_t - b_lse_t))
+    b_dz = b_p * b_dp
+    if DIVERGENCE == "kl_ts":
+        b_dz += b_g * (b_p - tl.exp2(b_z_t - b_lse_t))
+    if DIVERGENCE == "mse_scores":
+        b_dz += b_g * (2.0 * LN2) * (b_z - b_z_t)
+    return b_kept, b_dz
+
+
+@triton.jit
+def dq_kernel(
+    ptr_q, ptr_k, ptr_v, ptr_q_t, ptr_k_t, ptr_lse, ptr_lse_t, ptr_keep, ptr_seed, ptr_cu_seqlens,
+    ptr_out, ptr_dout, ptr_g, ptr_stat, ptr_dq, ptr_delta,
+    s_q, s_q_h, s_k, s_k_h, s_v, s_v_h, s_q_t, s_q_t_h, s_k_t, s_k_t_h, s_keep,
+    N, H, n_blocks,
+    SCALE: tl.constexpr, SCALE_T: tl.constexpr, KEEP_SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, D_T: tl.constexpr, BLOCK_D_T: tl.constexpr,
+    DIVERGENCE: tl.constexpr, DROPOUT: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of BLOCK_Q queries (13), and each row's DELTA (10), which `dkdv` needs too."""
+    i = tl.program_id(0).to(tl.int64)
+    i_b, i_h = (i // n_blocks) // H, (i // n_blocks) % H
+    first, T = sequence(ptr_cu_seqlens, i_b, N)
+    i_q = ((i % n_blocks) * BLOCK_Q).to(tl.int32)
+    if i_q >= T:
+        return
+    o_i = i_q + tl.arange(0, BLOCK_Q)
+    m_q = o_i < T
+    o_q = first + o_i
+    o_row = o_q * H + i_h
+    b_q = load_rows(ptr_q + i_h * s_q_h, o_q, m_q, s_q, D, BLOCK_D, 0)
+    b_dout = load_rows(ptr_dout, o_row, m_q, D, D, BLOCK_D, 0)
+    b_o = load_rows(ptr_out, o_row, m_q, D, D, BLOCK_D, 0)
+    b_lse = tl.load(ptr_lse + o_row, mask=m_q, other=0.0).to(ACC) * LOG2E
+    b_delta = tl.sum(b_o.to(ACC) * b_dout.to(ACC), 1)
+    b_g = tl.zeros((BLOCK_Q,), ACC)
+    b_lse_t = tl.zeros((BLOCK_Q,), ACC)
+    b_q_t = b_q
+    if DIVERGENCE != "none":
+        b_g = tl.load(ptr_g + o_row, mask=m_q, other=0.0).to(ACC)
+        b_q_t = load_rows(ptr_q_t + i_h * s_q_t_h, o_q, m_q, s_q_t, D_T, BLOCK_D_T, 0)
+        if DIVERGENCE != "mse_scores":
+            b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=0.0).to(ACC) * LOG2E
+        if DIVERGENCE == "kl_st":
+            b_delta += b_g * tl.load(ptr_stat + o_row, mask=m_q, other=0.0).to(ACC)
+        if DIVERGENCE == "mse_maps":
+            b_delta += 2.0 * b_g * tl.load(ptr_stat + o_row, mask=m_q, other=0.0).to(ACC)
+    tl.store(ptr_delta + o_row, b_delta, mask=m_q)
+    b_dq = tl.zeros((BLOCK_Q, BLOCK_D), ACC)
+
+    for i_k in range(0, T, BLOCK_K):
+        o_j = i_k + tl.arange(0, BLOCK_K)
+        m_k = o_j < T
+        o_k = first + o_j
+        b_bias = tl.where(m_k, 0.0, NEVER).to(ACC)
+        b_k = load_rows(ptr_k + i_h * s_k_h, o_k, m_k, s_k, D, BLOCK_D, 0)
+        b_v = load_rows(ptr_v + i_h * s_v_h, o_k, m_k, s_v, D, BLOCK_D, 0)
+        b_z = dot(b_q, tl.trans(b_k), ACC, UP, PRECISION) * (SCALE * LOG2E) + b_bias[None, :]
+        b_z_t = b_z
+        if DIVERGENCE != "none":
+            b_z_t = b_bias[None, :] + teacher_scores(
+                b_q_t, ptr_q_t + i_h * s_q_t_h, o_q, m_q, s_q_t, ptr_k_t + i_h * s_k_t_h, o_k, m_k,
+                s_k_t, SCALE_T, D_T, BLOCK_D_T, ACC, UP, PRECISION,
+            )  # fmt: skip
+        b_dp = dot(b_dout, tl.trans(b_v), ACC, UP, PRECISION)
+        kept = m_k[None, :]
+        if DROPOUT != "none":
+            kept = is_kept(
+                ptr_keep, ptr_seed, o_row[:, None], m_q[:, None], o_j[None, :], m_k[None, :],
+                s_keep, THRESHOLD, DROPOUT,
+            )  # fmt: skip
+        _, b_dz = tile_gradient(
+            b_z, b_z_t, b_dp, kept, b_lse[:, None], b_lse_t[:, None], b_delta[:, None],
+            b_g[:, None], KEEP_SCALE, DIVERGENCE, DROPOUT,
+        )  # fmt: skip
+        b_dq += dot(b_dz.to(b_k.dtype), b_k, ACC, UP, PRECISION)
+
+    o_d = tl.arange(0, BLOCK_D)
+    m = m_q[:, None] & (o_d < D)[None, :]
+    tl.store(
+        ptr_dq + o_row[:, None] * D + o_d[None, :],
+        (b_dq * SCALE).to(ptr_dq.dtype.element_ty), mask=m,
+    )  # fmt: skip
+
+
+@triton.jit
+def dkdv_kernel(
+    ptr_q, ptr_k, ptr_v, ptr_q_t, ptr_k_t, ptr_lse, ptr_lse_t, ptr_keep, ptr_seed, ptr_cu_seqlens,
+    ptr_dout, ptr_g, ptr_delta, ptr_dk, ptr_dv,
+    s_q, s_q_h, s_k, s_k_h, s_v, s_v_h, s_q_t, s_q_t_h, s_k_t, s_k_t_h, s_keep,
+    N, H, n_blocks,
+    SCALE: tl.constexpr, SCALE_T: tl.constexpr, KEEP_SCALE: tl.constexpr, THRESHOLD: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, D_T: tl.constexpr, BLOCK_D_T: tl.constexpr,
+    DIVERGENCE: tl.constexpr, DROPOUT: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of BLOCK_K keys (14) and values (15)."""
+    i = tl.program_id(0).to(tl.int64)
+    i_b, i_h = (i // n_blocks) // H, (i // n_blocks) % H
+    first, T = sequence(ptr_cu_seqlens, i_b, N)
+    i_k = ((i % n_blocks) * BLOCK_K).to(tl.int32)
+    if i_k >= T:
+        return
+    o_j = i_k + tl.arange(0, BLOCK_K)
+    m_k = o_j < T
+    o_k = first + o_j
+    b_bias = tl.where(m_k, 0.0, NEVER).to(ACC)
+    b_k = load_rows(ptr_k + i_h * s_k_h, o_k, m_k, s_k, D, BLOCK_D, 0)
+    b_v = load_rows(ptr_v + i_h * s_v_h, o_k, m_k, s_v, D, BLOCK_D, 0)
+    if DIVERGENCE != "none":
+        b_k_t = load_rows(ptr_k_t + i_h * s_k_t_h, o_k, m_k, s_k_t, D_T, BLOCK_D_T, 0)
+    b_dk = tl.zeros((BLOCK_K, BLOCK_D), ACC)
+    b_dv = tl.zeros((BLOCK_K, BLOCK_D), ACC)
+
+    for i_q in range(0, T, BLOCK_Q):
+        o_i = i_q + tl.arange(0, BLOCK_Q)
+        m_q = o_i < T
+        o_q = first + o_i
+        o_row = o_q * H + i_h
+        b_q = load_rows(ptr_q + i_h * s_q_h, o_q, m_q, s_q, D, BLOCK_D, 0)
+        b_dout = load_rows(ptr_dout, o_row, m_q, D, D, BLOCK_D, 0)
+        # a query that is not there has lse = infinity, so probability 0
+        b_lse = tl.load(ptr_lse + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
+        b_delta = tl.load(ptr_delta + o_row, mask=m_q, other=0.0)
+        # the tile lies on its side, keys down: the products below then take it as it is
+        b_z = dot(b_k, tl.trans(b_q), ACC, UP, PRECISION) * (SCALE * LOG2E) + b_bias[:, None]
+        b_z_t, b_g, b_lse_t = b_z, b_delta, b_lse
+        if DIVERGENCE != "none":
+            b_g = tl.load(ptr_g + o_row, mask=m_q, other=0.0).to(ACC)
+            b_z_t = b_bias[:, None] + teacher_scores(
+                b_k_t, ptr_k_t + i_h * s_k_t_h, o_k, m_k, s_k_t, ptr_q_t + i_h * s_q_t_h, o_q, m_q,
+                s_q_t, SCALE_T, D_T, BLOCK_D_T, ACC, UP, PRECISION,
+            )  # fmt: skip
+            if DIVERGENCE != "mse_scores":
+                b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
+        b_dp = dot(b_v, tl.trans(b_dout), ACC, UP, PRECISION)
+        kept = m_q[None, :]
+        if DROPOUT != "none":
+            kept = is_kept(
+                ptr_keep, ptr_seed, o_row[None, :], m_q[None, :], o_j[:, None], m_k[:, None],
+                s_keep, THRESHOLD, DROPOUT,
+            )  # fmt: skip
+        b_kept, b_dz = tile_gradient(
+            b_z, b_z_t, b_dp, kept, b_lse[None, :], b_lse_t[None, :], b_delta[None, :],
+            b_g[None, :], KEEP_SCALE, DIVERGENCE, DROPOUT,
+        )  # fmt: skip
+        b_dv += dot(b_kept.to(b_dout.dtype), b_dout, ACC, UP, PRECISION)
+        b_dk += dot(b_dz.to(b_q.dtype), b_q, ACC, UP, PRECISION)
+
+    o_d = tl.arange(0, BLOCK_D)
+    m = m_k[:, None] & (o_d < D)[None, :]
+    o = (o_k * H + i_h)[:, None] * D + o_d[None, :]
+    tl.store(ptr_dk + o, (b_dk * SCALE).to(ptr_dk.dtype.element_ty), mask=m)
+    tl.store(ptr_dv + o, b_dv.to(ptr_dv.dtype.element_ty), mask=m)
+
+
+# ---- launching
+
+
+WIDEST = 64  # of a teacher's head, in one product; a wider one is summed in pieces
+
+
+class Config(NamedTuple):
+    """How one kernel is cut and launched."""
+
+    BLOCK_Q: int
+    BLOCK_K: int
+    num_warps: int
+    num_stages: int
+
+
+def pick_config(kernel: str, D: int, D_T: int, divergence: str, dtype: torch.dtype) -> Config:
+    """The configuration of `kernel` ("forward", "dq" or "dkdv") for heads of D and D_T.
+
+    Chosen so that nothing spills on sm_90 (tests/kernels/test_triton_sm90.py); not yet timed.
+    """
+    is_wide = D_T > WIDEST
+    if dtype == torch.float64 or dtype == torch.float32 and is_wide:
+        return Config(16, 16, 4, 1)
+    if dtype == torch.float32:
+        return Config(32, 32, 8 if kernel == "dkdv" else 4, 2)
+    if kernel == "dkdv":
+        return Config(32, 64, 4, 2)
+    return Config(64, 64, 8 if is_wide else 4, 2)
+
+
+def padded_width(D: int) -> int:
+    """The next power of two, 16 at least: what a product on tensor cores takes."""
+    return max(16, triton.next_power_of_2(D))
+
+
+def constants(
+    D: int, D_T: int, divergence: str, dropout: str, p: float, scale: float, scale_t: float,
+    dtype: torch.dtype,
+) -> dict:  # fmt: skip
+    """What the kernels are compiled for, beside their blocks.
+
+    dropout: "none", "bits" or "seed"; p: its share.
+    """
+    is_double = dtype == torch.float64
+    return {
+        "D": D, "BLOCK_D": padded_width(D), "D_T": D_T,
+        "BLOCK_D_T": min(padded_width(D_T), WIDEST), "DIVERGENCE": divergence,
+        "DROPOUT": dropout, "SCALE": scale, "SCALE_T": scale_t, "KEEP_SCALE": 1 / (1 - p),
+        "THRESHOLD": min(round(p * 2**32), 2**32 - 1), "UP": IS_INTERPRETED or is_double,
+        "ACC": tl.float64 if is_double else tl.float32,
+        # three products of 10-bit halves: float32's accuracy on tensor cores
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
+    }  # fmt: skip
+
+
+def launch(kernel, name: str, x: Call, own: dict[str, Tensor | None]) -> None:
+    """Start one program for each block of each head of each sequence.
+
+    own: the pointers that this kernel has beside those of all three.
+    """
+    N, H, D = x.q.shape
+    D_T = x.q_t.shape[-1] if x.q_t is not None else 1
+    config = pick_config(name, D, D_T, x.divergence, x.q.dtype)
+    n_blocks = triton.cdiv(x.max_len, config.BLOCK_K if name == "dkdv" else config.BLOCK_Q)
+    n_programs = n_blocks * H * (x.cu_seqlens.numel() - 1)
+    if not n_programs or not N:
+        return
+    rows = {"q": x.q, "k": x.k, "v": x.v, "q_t": x.q_t, "k_t": x.k_t}
+    pointers = {**rows, **own, "keep": x.keep, "seed": x.seed, "cu_seqlens": x.cu_seqlens}
+    strides = {f"s_{y_name}": 0 if y is None else y.stride(0) for y_name, y in rows.items()}
+    strides |= {f"s_{y_name}_h": 0 if y is None else y.stride(1) for y_name, y in rows.items()}
+    dropout = "bits" if x.keep is not None else "seed" if x.seed is not None else "none"
+    with torch.cuda.device_of(x.q):
+        kernel[(n_programs,)](
+            **{f"ptr_{y_name}": y for y_name, y in pointers.items()}, **strides,
+            s_keep=0 if x.keep is None else x.keep.shape[-1], N=N, H=H, n_blocks=n_blocks,
+            BLOCK_Q=config.BLOCK_Q, BLOCK_K=config.BLOCK_K, num_warps=config.num_warps,
+            num_stages=config.num_stages,
+            **constants(D, D_T, x.divergence, dropout, x.dropout, x.scale, x.scale_t, x.q.dtype),
+        )  # fmt: skip
+
+
+def forward(x: Call, lse_t: Tensor | None) -> Forward:
+    """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = worked out on the way."""
+    N, H, _ = x.q.shape
+    dtype = torch.float64 if x.q.dtype == torch.float64 else torch.float32
+
+    def rows(is_there):
+        return torch.empty((N, H) if is_there else (0,), dtype=dtype, device=x.q.device)
+
+    result = Forward(
+        out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
+        row_loss=rows(x.divergence != "none"), lse=rows(True),
+        lse_t=rows(x.needs_lse_t and lse_t is None), stat=rows(x.divergence == "mse_maps"),
+    )  # fmt: skip
+    own = {"out": result.out, "row": result.row_loss, "lse": result.lse, "stat": result.stat}
+    launch(forward_kernel, "forward", x, {**own, "lse_t": lse_t, "lse_t_out": result.lse_t})
+    return result
+
+
+def backward(
+    x: Call, out: Tensor, lse: Tensor, lse_t: Tensor | None, stat: Tensor | None,
+    dout: Tensor, g: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(10)-(15): gradients of q, k and v, each (N, H, D).
+
+    Args:
+        out, lse, lse_t: results of `forward`.
+        stat:            (N, H) the divergence itself for "kl_st", `forward`'s for "mse_maps".
+        dout:            (N, H, D) gradient of out.
+        g:               (N, H) gradient of the rows' divergence.
+    """
+    grads = [torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device) for _ in range(3)]
+    delta = torch.empty(lse.shape, dtype=lse.dtype, device=lse.device)
+    g = None if g is None else g.contiguous()
+    own = {"lse": lse, "lse_t": lse_t, "dout": dout.contiguous(), "g": g, "delta": delta}
+    launch(dq_kernel, "dq", x, {**own, "out": out, "stat": stat, "dq": grads[0]})
+    launch(dkdv_kernel, "dkdv", x, {**own, "dk": grads[1], "dv": grads[2]})
+    return tuple(grads)

@@ -1,0 +1,117 @@
+"""Compiles the kernels for a GPU that is not there, and tells what became of them.
+
+Triton makes machine code without a device; the `cuobjdump` that comes with it tells registers,
+spills and instructions. Not a test itself: tests/kernels/test_triton_sm90.py runs it in a process
+of its own, where nothing is interpreted.
+
+    python tests/kernels/sm90.py 0/2      the first of two shares of the shipped configurations
+
+prints one JSON object for each kernel.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from kernels import triton_attention  # noqa: E402
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+COUNTED = ("HGMMA", "HMMA", "IMAD", "MUFU")
+
+
+def compile_kernel(fn, arguments: dict, num_warps: int, num_stages: int) -> dict:
+    """What `fn` becomes on sm_90 -> registers, bytes on the stack, counts of instructions.
+
+    arguments: by name; str = the type of a pointer, None = no pointer, int = an argument of whose
+    value Triton only asks whether 16 divides it; those of constants are what they are.
+    """
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(fn.params):
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[name], constants[(i,)] = "constexpr", value
+        else:
+            signature[name] = value if isinstance(value, str) else "i32"
+            if isinstance(value, str) or value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([TOOL, x, file.name], capture_output=True, text=True, check=True).stdout
+            for x in ("-res-usage", "-sass")
+        )
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in COUNTED}
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, **counts}
+
+
+def attention(kernel, D, D_T, divergence, dropout, has_lse_t, dtype, config=None, H=12) -> dict:
+    """One kernel of attention as kernels/triton_attention.py launches it."""
+    is_taught = divergence != "none"
+    D_T = D_T if is_taught else 1
+    x, row = POINTERS[dtype], "*fp32"
+    c = config or triton_attention.pick_config(kernel, D, D_T, divergence, dtype)
+    arguments = {
+        "ptr_keep": "*u8" if dropout == "bits" else None,
+        "ptr_seed": "*i64" if dropout == "seed" else None,
+        "ptr_lse_t": row if is_taught and (has_lse_t or kernel != "forward") else None,
+        "ptr_cu_seqlens": "*i32", "N": 12345, "H": H, "n_blocks": 4, "s_keep": 32,
+        **{f"ptr_{y}": x for y in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")},
+        **{f"s_{y}": H * D for y in "qkv"}, **{f"s_{y}_h": D for y in "qkv"},
+        **{f"ptr_{y}": x if is_taught else None for y in ("q_t", "k_t")},
+        **{f"s_{y}": H * D_T * is_taught for y in ("q_t", "k_t")},
+        **{f"s_{y}_h": D_T * is_taught for y in ("q_t", "k_t")},
+        **{f"ptr_{y}": row for y in ("row", "lse", "lse_t_out", "stat", "g", "delta")},
+        **triton_attention.constants(D, D_T, divergence, dropout, 0.1, D**-0.5, D_T**-0.5, dtype),
+        "BLOCK_Q": c.BLOCK_Q, "BLOCK_K": c.BLOCK_K,
+    }  # fmt: skip
+    fn = getattr(triton_attention, f"{kernel}_kernel")
+    return compile_kernel(fn, arguments, c.num_warps, c.num_stages)
+
+
+def shipped() -> list[tuple]:
+    """What is compiled: the paper's heads with every divergence, and single changes to one."""
+    bf16 = torch.bfloat16
+    kernels = ("forward", "dq", "dkdv")
+    heads = ((26, 64), (32, 64), (64, 64), (32, 256))
+    divergences = ("none", "kl_st", "kl_ts", "mse_maps", "mse_scores")
+    cases = [
+        (kernel, *widths, divergence, "seed", True, bf16)
+        for kernel in kernels for widths in heads for divergence in divergences
+    ]  # fmt: skip
+    for k in kernels:
+        cases += [(k, 32, 64, "kl_st", x, True, bf16) for x in ("none", "bits")]
+        cases += [(k, 64, 64, "mse_maps", "seed", True, torch.float16)]
+        cases += [
+            (k, *widths, divergence, "seed", True, torch.float32)
+            for widths in heads[2:] for divergence in ("kl_st", "mse_maps")
+        ]  # fmt: skip
+    cases += [("forward", 32, 64, x, "seed", False, bf16) for x in divergences[1:4]]
+    return cases
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    share, of = map(int, sys.argv[1].split("/"))
+    for case in shipped()[share::of]:
+        print(json.dumps({"case": " ".join(map(str, case)), **attention(*case)}), flush=True)

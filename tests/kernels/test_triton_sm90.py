@@ -1,0 +1,53 @@
+"""Every shipped configuration becomes machine code for sm_90, spills nothing, uses tensor cores.
+
+Compiled here, without a device, by Triton itself (tests/kernels/sm90.py); what the interpreter
+cannot show.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_triton_present import HAS_WHEELS
+
+pytestmark = pytest.mark.skipif(not HAS_WHEELS, reason="Triton has wheels for Linux x86-64 alone")
+SCRIPT = Path(__file__).with_name("sm90.py")
+SHARES = 2  # processes side by side
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    commands = [[sys.executable, str(SCRIPT), f"{i}/{SHARES}"] for i in range(SHARES)]
+    processes = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
+    lines = [line for p in processes for line in p.communicate()[0].splitlines()]
+    assert [p.returncode for p in processes] == [0] * SHARES
+    return [json.loads(line) for line in lines]
+
+
+def test_all_were_compiled(compiled):
+    cases = {x["case"] for x in compiled}
+    assert len(cases) == len(compiled) == 84
+    for kernel in ("forward", "dq", "dkdv"):
+        assert sum(case.startswith(f"{kernel} ") for case in cases) >= 24
+
+
+def test_nothing_spills(compiled):
+    spilling = [f"{x['case']}: {x['stack']} bytes" for x in compiled if x["stack"]]
+    assert not spilling, "\n".join(spilling)
+
+
+def test_products_run_on_tensor_cores(compiled):
+    """bfloat16 and float16: warp-group instructions alone; float32: tensor cores of some kind."""
+    for x in compiled:
+        if "float32" in x["case"]:
+            assert x["HGMMA"] + x["HMMA"], x
+        else:
+            assert x["HGMMA"] and not x["HMMA"], x
+
+
+def test_two_blocks_fit_on_a_processor(compiled):
+    """228 KB of shared memory and 65,536 registers are there for each."""
+    for x in compiled:
+        assert x["shared"] <= 228 * 1024 // 2, x
