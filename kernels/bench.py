@@ -233,8 +233,8 @@ def add_row(row: dict, times, needs, work: tuple[float, float], baselines, table
     figures = f"{p50:>9.3f} ms ({p20:.3f}-{p80:.3f})"
     table.add(
         row,
-        f"{start}{figures:<32}{mib[side]:>9.2f} MiB{row['tflops']:>8.3g} TFLOP/s"
-        f"{moved:>8.3g} GB/s  {against}",
+        f"{start}{figures:<32}{mib[side]:>9.2f} MiB{row['tflops']:>9.3g} TFLOP/s"
+        f"{moved:>9.3g} GB/s  {against}",
     )
 
 

@@ -67,7 +67,7 @@ def mark(device: torch.device):
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record()
+    event.record(torch.cuda.current_stream(device))
     return event
 
 
@@ -169,6 +169,7 @@ class Table:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("w", encoding="utf-8", newline="")
             self.file.write(f"# {header}\n")
+            self.file.flush()
 
     def __enter__(self) -> "Table":
         return self
