@@ -53,8 +53,9 @@ def test_the_figures_of_a_row_belong_together(tmp_path):
     for side in ("eager", "torch"):
         forward, backward, both = (only(rows, side, name) for name in bench.PASSES)
         ms = [float(r["ms_p50"]) for r in (forward, backward, both)]
-        assert max(ms[:2]) < ms[2] < 3 * sum(ms[:2])
-        assert backward["extra_mib"] == both["extra_mib"] >= forward["extra_mib"]
+        assert max(ms[:2]) < ms[2]
+        assert backward["extra_mib"] == both["extra_mib"]
+        assert float(both["extra_mib"]) > 0.9 * float(forward["extra_mib"])
         for r, name in ((forward, "forward"), (both, "both")):
             flops, moved = work[name]
             seconds = float(r["ms_p50"]) / 1e3
