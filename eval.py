@@ -295,7 +295,7 @@ def common_corpus(args, records: list[dict], models: list[Model]) -> Corpus:
 def tokens_per_second(models: list[Model], batches, device, repeats: int) -> list[float]:
     """Inference speed of each encoder on the same batches, by the median pass, in turns."""
     few = [batch.to(device) for batch in batches[:: max(1, len(batches) // 8)]]  # all lengths
-    calls = [partial(encode, model, few) for model in models]
+    calls = [[partial(encode, model, few)] for model in models]
     N = sum(batch.N for batch in few)
     return [
         1000 * N / float(np.median(milli))

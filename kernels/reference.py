@@ -195,6 +195,21 @@ class Forward(NamedTuple):
     lse_t: Tensor  # (N, H), where it was needed and not given
     stat: Tensor  # (N, H) sum_j a_s (a_s - a_t), for "mse_maps": what its backward needs
 
+    @classmethod
+    def blank(cls, x: Call, lse_t: Tensor | None) -> "Forward":
+        """Memory for the results of `x`; rows are float32, float64 for float64."""
+        dtype = torch.float64 if x.q.dtype == torch.float64 else torch.float32
+
+        def rows(is_there):
+            shape = x.q.shape[:2] if is_there else (0,)
+            return torch.empty(shape, dtype=dtype, device=x.q.device)
+
+        return cls(
+            out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
+            row_loss=rows(x.divergence != "none"), lse=rows(True),
+            lse_t=rows(x.needs_lse_t and lse_t is None), stat=rows(x.divergence == "mse_maps"),
+        )  # fmt: skip
+
 
 def cross_entropy_rows(x: Tensor, labels: Tensor) -> Tensor:
     """-ln softmax(x)[label], nats.  x: (M, V), labels: (M,), -100 = ignored, 0 -> (M,)."""

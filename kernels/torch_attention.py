@@ -122,17 +122,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 def forward(x: Call, lse_t: Tensor | None) -> Forward:
     """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = worked out on the way."""
-    N, H, D = x.q.shape
-    dtype = torch.float64 if x.q.dtype == torch.float64 else torch.float32
-
-    def rows(is_there):
-        return torch.empty((N, H) if is_there else (0,), dtype=dtype, device=x.q.device)
-
-    y = Forward(
-        out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
-        row_loss=rows(x.divergence != "none"), lse=rows(True),
-        lse_t=rows(x.needs_lse_t and lse_t is None), stat=rows(x.divergence == "mse_maps"),
-    )  # fmt: skip
+    y = Forward.blank(x, lse_t)
     if is_plain(x):
         plain_forward(x, y)
         return y
