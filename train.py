@@ -332,7 +332,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--precision", choices=("fp32", "bf16"))
     g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
     g.add_argument("--kernels", choices=("auto", "reference", "torch", "triton"), default="auto",
-                   help="of attention and its divergences (default: auto)")  # fmt: skip
+                   help="of attention and the losses (default: auto)")  # fmt: skip
     g.add_argument("--log-every", type=int, help="steps (default: a hundredth of the run)")
     g.add_argument("--eval-every", type=int, help="steps (default: a tenth of the run)")
     g.add_argument("--dry-run", action="store_true",
