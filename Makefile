@@ -53,7 +53,8 @@ lint: .venv/.test  ## ruff: rules and layout of the code
 bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT
 	@$(PY) -m minibio.bench encoder --device cpu --out $(OUT)/encoder-cpu.csv
 	@$(PY) -m minibio.bench step --device cpu --out $(OUT)/step-cpu.csv
-	@$(PY) -m kernels.bench attention-kl --device cpu --out $(OUT)/kernels-cpu.csv
+	@$(PY) -m kernels.bench attention-kl --device cpu --out $(OUT)/attention-kl-cpu.csv
+	@$(PY) -m kernels.bench masked-mlm --device cpu --out $(OUT)/masked-mlm-cpu.csv
 
 # A machine with a GPU often has its packages and no network, so its own Python is tried first.
 gpu:  ## GPU tests, then benchmarks in order of worth, as tables in OUT: 9 minutes on one GPU
@@ -72,8 +73,9 @@ sanitize:  ## compute-sanitizer over the kernels' GPU tests, where there is one
 	for tool in memcheck racecheck; do \
 		echo "$$tool:"; \
 		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
-			$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu -k ragged-D26 \
-			tests/kernels/test_triton_attention.py || exit 1; \
+			$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu \
+			-k "ragged-D26 or repeat or bit_identical" tests/kernels/test_triton_attention.py \
+			tests/kernels/test_triton_mlm.py tests/kernels/test_cuda_rows.py || exit 1; \
 	done
 
 clean:  ## remove .venv and caches; runs/ and the benchmarks' tables stay

@@ -3,6 +3,7 @@
     python -m kernels.bench attention-kl                      every side, at the shapes of the paper
     python -m kernels.bench attention-kl --shapes B24-T256-H12-D32-D64 --divergence kl_ts
     python -m kernels.bench attention-kl --tune               block sizes of the Triton kernels
+    python -m kernels.bench masked-mlm                        the same of the masked-LM losses
 
 First all sides are compared with the definition in float64 on two small shapes; a side that is
 wrong or breaks is left out, and the command then ends with status 1. Then each shape: memory, and
@@ -11,8 +12,8 @@ the peak above the arguments; backward's is that of both, since it needs what fo
 TFLOP/s and GB/s are of what the operation cannot do without (`work` in the operation's file),
 the same count for every side. Every row is printed and appended to the CSV as soon as it is known.
 
-The operations and their sides: kernels/bench_attention.py. Another operation is another module
-with the same names, and a row of OPERATIONS.
+The operations and their sides: kernels/bench_attention.py, kernels/bench_mlm.py. Another operation
+is another module with the same names, and a row of OPERATIONS.
 """
 
 import argparse
@@ -23,11 +24,11 @@ import numpy as np
 import torch
 
 import kernels
-from kernels import bench_attention
+from kernels import bench_attention, bench_mlm
 from kernels.machine import describe
 from kernels.timing import Side, Table, extra_mib, free_bytes, milliseconds
 
-OPERATIONS = {"attention-kl": bench_attention}
+OPERATIONS = {"attention-kl": bench_attention, "masked-mlm": bench_mlm}
 PASSES = ("forward", "backward", "both")
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -105,7 +106,7 @@ def fault(side: Side, truth: Side, limit: float) -> str:
 
     The floor has fewer outputs, and is compared in those.
     """
-    if side.missing:
+    if side.missing or not side.is_equal:
         return ""
     try:
         outputs, gradients = side.both()
@@ -196,7 +197,11 @@ def compare_sides(operation, shapes, args, options: dict, table: Table) -> bool:
     for name, found in faults.items():
         print(f"{name:<10}{found}")
     if args.check:
-        equal = [name for name in (*args.sides, *args.impl) if name not in faults]
+        shape = operation.Shape.parse(operation.CHECKED[0])
+        problem = operation.problem(shape, args.device, DTYPES[args.dtype], args.seed)
+        sides = operation.sides(problem, args.sides, args.impl, **options)
+        compared = (side.name for side in sides if side.is_equal and not side.missing)
+        equal = [name for name in compared if name not in faults]
         print(f"equal to the definition: {', '.join(equal) or 'none'}")
         return not faults
     ran = [measure(operation, shape, args, options, faults, table) for shape in shapes]

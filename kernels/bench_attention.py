@@ -30,12 +30,9 @@ PyTorch gives no gradient of lse; d lse = sum_j a dz = d (q . A(k)) with a const
 """
 
 import re
-import shutil
 from argparse import ArgumentParser
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
-from os import environ
 from typing import NamedTuple
 
 import torch
@@ -45,7 +42,7 @@ from torch.nn.functional import scaled_dot_product_attention as fused_attention
 
 import kernels
 from kernels.reference import wide
-from kernels.timing import Side, ragged_lengths
+from kernels.timing import Side, compiler_missing, ragged_lengths
 
 KERNEL = "attention_kl"  # what `kernels.resolve_impl` calls it
 RIVALS = ("eager", "compile", "stock", "floor")
@@ -149,16 +146,6 @@ def eager(q_s, k_s, v_s, q_t, k_t, is_key, *, divergence, dropout):
     del z_s
     out = F.dropout(a_s, dropout).to(v_s.dtype) @ v_s  # (B, H, T, D)
     return out.transpose(1, 2).contiguous(), rows.transpose(1, 2)
-
-
-def compiler_missing(device: torch.device) -> str:
-    """Why torch.compile cannot make code for `device` here; "" where it can."""
-    if device.type == "cuda" and find_spec("triton") is None:
-        return "Triton is not installed"
-    names = [environ["CXX"]] if "CXX" in environ else ["g++", "clang++"]
-    if not any(shutil.which(name) for name in names):
-        return f"no C++ compiler ({', '.join(names)})"
-    return ""
 
 
 # ---- stock

@@ -9,9 +9,11 @@ file, and it knows of neither.
 
 import csv
 import os
+import shutil
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +51,7 @@ class Side(NamedTuple):
     bytes_needed: int = 0  # about, where it is much; 0 = no more than there is
     missing: str = ""  # why it cannot run here
     is_ours: bool = False
+    is_equal: bool = True  # it computes the same as the others, so that it can be checked
 
     def backward(self, *outputs: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(outputs, self.inputs, self.gradients)
@@ -57,6 +60,16 @@ class Side(NamedTuple):
         """Outputs and gradients."""
         outputs = self.forward()
         return outputs, self.backward(*outputs)
+
+
+def compiler_missing(device: torch.device) -> str:
+    """Why torch.compile cannot make code for `device` here; "" where it can."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "Triton is not installed"
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    if not any(shutil.which(name) for name in names):
+        return f"no C++ compiler ({', '.join(names)})"
+    return ""
 
 
 # ---- time

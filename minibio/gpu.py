@@ -53,6 +53,8 @@ PARTS = (
          needs=("pytest",), uses=("triton", "hypothesis", "transformers")),
     Part("attention-kl", ("{python}", "-m", "kernels.bench", "attention-kl", "--device", "cuda",
                           "--out", "{file}"), 180, "attention-kl.csv", needs=("triton",)),
+    Part("masked-mlm", ("{python}", "-m", "kernels.bench", "masked-mlm", "--device", "cuda",
+                        "--out", "{file}"), 120, "masked-mlm.csv", needs=("triton",)),
     Part("step", ("{python}", "-m", "minibio.bench", "step", "--device", "cuda",
                   "--out", "{file}"), 120, "step.csv"),
     Part("encoder", ("{python}", "-m", "minibio.bench", "encoder", "--device", "cuda",

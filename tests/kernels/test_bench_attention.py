@@ -11,6 +11,7 @@ from helpers import LIMIT, assert_near
 from kernels import bench_attention, reference
 from kernels.bench_attention import CHECKED, SHAPES, TUNED_SHAPES, Shape, problem, sides, work
 from kernels.reference import DIVERGENCES
+from kernels.timing import compiler_missing
 
 CPU = torch.device("cpu")
 F64 = torch.float64
@@ -164,20 +165,14 @@ def test_work_by_hand():
     assert [round(got[name][0] / 1e9) for name in ("forward", "backward")] == [58, 116]
 
 
-def test_a_compiler_is_looked_for(monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(bench_attention.shutil, "which", lambda name: None)
-    assert bench_attention.compiler_missing(CPU) == "no C++ compiler (g++, clang++)"
+def test_without_a_compiler_it_says_so(monkeypatch):
+    monkeypatch.setattr(bench_attention, "compiler_missing", lambda device: "no C++ compiler")
     p = problem(Shape.parse("B2-T5-H2-D4-D4"), CPU, torch.float32, 0)
-    assert one_side(p, "compile").missing == "no C++ compiler (g++, clang++)"
-    monkeypatch.setattr(bench_attention.shutil, "which", lambda name: name)
-    assert bench_attention.compiler_missing(CPU) == ""
-    monkeypatch.setattr(bench_attention, "find_spec", lambda name: None)
-    assert bench_attention.compiler_missing(torch.device("cuda")) == "Triton is not installed"
+    assert one_side(p, "compile").missing == "no C++ compiler"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(bench_attention.compiler_missing(CPU)), reason="needs a C++ compiler")
+@pytest.mark.skipif(bool(compiler_missing(CPU)), reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", CHECKED)
 def test_the_compiled_rival_equals_the_definition(name):
     p = problem(Shape.parse(name), CPU, F64, seed=1)

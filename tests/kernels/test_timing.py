@@ -144,3 +144,13 @@ def test_a_side_differentiates_its_inputs_alone():
     (out,), (dx,) = side.both()
     assert (out.item(), dx.item()) == (12.0, 120.0)
     assert x.grad is None and y.grad is None
+
+
+def test_a_compiler_is_looked_for(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(timing.shutil, "which", lambda name: None)
+    assert timing.compiler_missing(CPU) == "no C++ compiler (g++, clang++)"
+    monkeypatch.setattr(timing.shutil, "which", lambda name: name)
+    assert timing.compiler_missing(CPU) == ""
+    monkeypatch.setattr(timing, "find_spec", lambda name: None)
+    assert timing.compiler_missing(torch.device("cuda")) == "Triton is not installed"
