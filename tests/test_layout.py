@@ -22,14 +22,15 @@ LEVELS = (
     ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
      "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
-     "minibio.card", "data.grammar"),
-    ("kernels.ops", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
-    ("kernels", "minibio.corpus", "data", "data.*"),
+     "minibio.card", "minibio.state", "data.grammar"),
+    ("kernels.ops", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log",
+     "minibio.store", "minibio.signals"),
+    ("kernels", "minibio.corpus", "minibio.checkpoint", "data", "data.*"),
     ("kernels.bench", "minibio.attention"),
     ("minibio.transformer", "minibio.losses"),
     ("minibio.mobilebert", "minibio.names"),
     ("minibio.heads",),
-    ("minibio.convert", "minibio.checkpoint"),
+    ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
     ("minibio.estimate", "minibio.bench"),
@@ -38,7 +39,7 @@ LEVELS = (
 
 EVERYWHERE = {"torch", "numpy"}
 AT_TOP = {  # package -> files that cannot do without it
-    "safetensors": ("minibio.convert", "minibio.checkpoint"),
+    "safetensors": ("minibio.convert", "minibio.store"),
     "tokenizers": ("minibio.tokenizer",),
     "triton": ("kernels.triton_*",),
 }
