@@ -146,9 +146,10 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 def put_random_state(kept: dict[str, Tensor], device: torch.device) -> None:
     """Set the generators as they were."""
-    torch.set_rng_state(kept["cpu"])
+    # copies: torch reads a view's storage from its start, wherever the view begins
+    torch.set_rng_state(kept["cpu"].clone())
     if device.type == "cuda":
-        torch.cuda.set_rng_state(kept["cuda"], device)
+        torch.cuda.set_rng_state(kept["cuda"].clone(), device)
 
 
 def fresh_random_state(seed: int, step: int, rank: int) -> None:
