@@ -95,7 +95,7 @@ def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
     """(world, ...) in host memory: every rank's `x`, in order; all of one shape and dtype."""
     if ranks.world == 1:
         return x[None].cpu()
-    x = x.to(ranks.device)
+    x = x.to(ranks.device).contiguous()
     parts = [torch.empty_like(x) for _ in range(ranks.world)]
     td.all_gather(parts, x)
     return torch.stack(parts).cpu()
@@ -138,7 +138,7 @@ def tensors_from_rank0(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Te
     for name, (dtype, shape) in outline.items():
         dtype = getattr(torch, dtype.removeprefix("torch."))
         x = tensors[name] if ranks.rank == 0 else torch.empty(shape, dtype=dtype)
-        x = x.to(ranks.device)
+        x = x.to(ranks.device).contiguous()
         td.broadcast(x, 0)
         result[name] = x.cpu()
     return result

@@ -490,7 +490,7 @@ def test_a_save_under_way_is_finished_when_the_process_ends(tmp_path):
 
 
 def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
-    """kill -9 of a process that does nothing but save, in the background and not, again and again."""
+    """kill -9 of a process that only saves, in the background and not, again and again."""
     rng, leftovers, last, round_ = random.Random(0), set(), 0, 0
     run = Run()
     run.train(1)
