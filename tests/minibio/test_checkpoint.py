@@ -339,14 +339,15 @@ def test_another_optimizer_is_refused_untouched(tmp_path):
 def test_a_resumed_run_outlives_the_checkpoint_it_came_from(tmp_path):
     run = Run()
     run.train(1)
-    run.save(Checkpoints(tmp_path, ALONE))
+    run.save(Checkpoints(tmp_path, ALONE), local={"sums": torch.ones(3)})
     told = run.train(1)
     other = Run()
-    other.resume(tmp_path)
+    _, local = other.resume(tmp_path)
     for path in (tmp_path / FOLDER).rglob("*.safetensors"):
         with open(path, "r+b") as file:  # in place: a mapped tensor would see it
             file.write(b"\xff" * path.stat().st_size)
     assert other.train(1) == told and other.fingerprint() == run.fingerprint()
+    assert local["sums"].tolist() == [[1, 1, 1]]
 
 
 # ---- which ones are kept

@@ -83,8 +83,9 @@ def test_what_is_written_is_what_the_package_reads(tmp_path):
     x = torch.arange(24.0).view(4, 6)
     parts = {
         "a": {
-            "double": x.double(), "turned": x.t(), "half": x.half(), "b": x.bfloat16()[:, ::2],
-            "one": torch.tensor(3.0), "none": x[:0], "β": x.long(),
+            "a": x.byte()[0, :3], "double": x.double(), "turned": x.t(), "half": x.half(),
+            "b": x.bfloat16()[:, ::2], "one": torch.tensor(3.0), "every-other": x[0, ::2],
+            "none": x[:0], "β": x.long(),
         },
         "b": {"byte": x.byte()[0, :3], "bool": x > 5, "int": x.int(), "tied": x.expand(2, 4, 6)},
         "c": {},
