@@ -158,9 +158,10 @@ class Checkpoints:
 
     Args:
         keep:       how many of the newest stay.
-        background: `save` returns when the tensors are copied to host memory, and a thread writes
-                    them. The next `save`, `wait` or the end of the block waits for it and raises
-                    its error; a process that ends finishes the save under way.
+        background: `save` returns when the tensors are copied to host memory (as much again, held
+                    from then on), and a thread writes them. The next `save`, `wait` or the end of
+                    the block waits for it and raises its error; a process that ends finishes the
+                    save under way.
     Raises:
         InputError: nothing can be written there, or `keep` is below 1.
     """
@@ -170,6 +171,7 @@ class Checkpoints:
             raise InputError(f"{keep} checkpoints to be kept, expected at least 1")
         self.folder, self.ranks, self.keep = Path(out) / FOLDER, ranks, keep
         self.background, self.thread, self.failure = background, None, None
+        self.copies: dict[str, dict[str, Tensor]] = {}
         dist.from_rank0(lambda: str(check_writable(self.folder)), ranks)
 
     def save(self, step: int, objective: nn.Module, optimizer: Optimizer, *, samples: int,
@@ -200,8 +202,7 @@ class Checkpoints:
                 tensors = (state.weights(objective), state.moments(objective, optimizer), own)
                 parts = dict(zip(PARTS, tensors, strict=True))
                 if background:
-                    for part in parts.values():
-                        part |= {name: x.to("cpu", copy=True) for name, x in part.items()}
+                    parts = {part: self.copy(part, named) for part, named in parts.items()}
                     thread = threading.Thread(target=self.write, args=(step, parts, text))
                     thread.start()
                     self.thread = thread
@@ -211,6 +212,16 @@ class Checkpoints:
                 self.failure = error
         if not background:
             self.wait()
+
+    def copy(self, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors in host memory, in the same places at every save: new ones cost more."""
+        copies = self.copies.setdefault(part, {})
+        for name, x in tensors.items():
+            if name in copies:
+                copies[name].copy_(x)
+            else:
+                copies[name] = x.to("cpu", copy=True)
+        return {name: copies[name] for name in tensors}
 
     def describe(self, known: dict, objective: nn.Module, optimizer: Optimizer) -> bytes:
         """The text of state.json."""

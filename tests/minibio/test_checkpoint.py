@@ -215,10 +215,13 @@ def finish(*processes):
 
 def test_resumed_in_a_fresh_process_it_is_the_unbroken_run(tmp_path, monkeypatch):
     trained, write = threading.Event(), store.write
-    run = Run()
+    before, run = Run(), Run()
+    before.train(1)
     run.train(4)
     run.save(Checkpoints(tmp_path / "front", ALONE))
-    with Checkpoints(tmp_path / "back", ALONE, background=True) as checkpoints:
+    with Checkpoints(tmp_path / "back", ALONE, keep=1, background=True) as checkpoints:
+        before.save(checkpoints)  # other weights, in the same host memory
+        checkpoints.wait()
         monkeypatch.setattr(store, "write", lambda *a, **k: trained.wait(60) and write(*a, **k))
         run.save(checkpoints)
         told = run.train(3)  # before it is written: what was saved is what was
