@@ -23,17 +23,19 @@ LEVELS = (
      "minibio.batch", "minibio.config", "minibio.masking", "minibio.optim", "data.frames",
      "data.lexicon"),
     ("kernels.torch_*", "kernels.triton_*", "kernels.cuda_rows",
-     "minibio.files", "minibio.dist", "minibio.card", "data.grammar"),
+     "minibio.files", "minibio.dist", "minibio.card", "minibio.state", "data.grammar"),
     ("kernels.choice",
-     "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
-    ("kernels.attention_ops", "kernels.mlm_ops", "minibio.corpus", "data", "data.*"),
+     "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log", "minibio.store",
+     "minibio.signals"),
+    ("kernels.attention_ops", "kernels.mlm_ops", "minibio.corpus", "minibio.checkpoint",
+     "data", "data.*"),
     ("kernels.maps", "kernels.mlm"),
     ("kernels",),
     ("kernels.bench_*", "minibio.attention"),
     ("kernels.bench", "minibio.transformer", "minibio.losses"),
     ("minibio.mobilebert", "minibio.names"),
     ("minibio.heads",),
-    ("minibio.convert", "minibio.checkpoint"),
+    ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
     ("minibio.estimate", "minibio.bench"),
@@ -42,7 +44,7 @@ LEVELS = (
 
 EVERYWHERE = {"torch", "numpy"}
 AT_TOP = {  # package -> files that cannot do without it
-    "safetensors": ("minibio.convert", "minibio.checkpoint"),
+    "safetensors": ("minibio.convert", "minibio.store"),
     "tokenizers": ("minibio.tokenizer",),
     "triton": ("kernels.triton_*",),
 }
