@@ -23,10 +23,11 @@ import kernels
 import minibio
 from minibio import card, dist, errors, estimate, files, log, optim
 from minibio.attention import use_kernels
+from minibio.batch import Counts
 from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, RunConfig
 from minibio.convert import load, save
 from minibio.corpus import Corpus
-from minibio.distil import OBJECTIVES, Counts, initialise_from, teach
+from minibio.distil import OBJECTIVES, initialise_from, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.measure import autocast, held_out

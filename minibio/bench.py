@@ -21,11 +21,11 @@ import torch
 from kernels.machine import describe, version
 from kernels.timing import Table, extra_mib, milliseconds, ragged_lengths
 from minibio import errors, optim
-from minibio.batch import Batch
+from minibio.batch import Batch, Counts
 from minibio.config import METHODS, MODELS
 from minibio.convert import config_to_hf
 from minibio.dist import pick_device
-from minibio.distil import OBJECTIVES, Counts, teach
+from minibio.distil import OBJECTIVES, teach
 from minibio.errors import InputError
 from minibio.files import check_writable
 from minibio.heads import Model

@@ -11,8 +11,6 @@ end; the teacher stays outside. Its forward gives the terms of the equation by n
 "loss". Read losses.py before this file and train.py after it.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -20,24 +18,11 @@ from torch import Tensor
 import kernels
 from minibio import losses
 from minibio.attention import Match
-from minibio.batch import Batch
+from minibio.batch import Batch, Counts
 from minibio.config import RunConfig
 from minibio.errors import InputError
 from minibio.heads import Decoder, Model, Output
 from minibio.transformer import initialise
-
-
-class Counts(NamedTuple):
-    """The denominators of one step, over all its micro-batches and processes."""
-
-    N: float  # tokens
-    M: float  # predicted tokens
-    n_pairs: float  # sum_b T_b^2
-
-    @staticmethod
-    def of(batches: list[Batch]) -> "Counts":
-        """The counts of these batches together."""
-        return Counts(*(sum(getattr(b, name) for b in batches) for name in Counts._fields))
 
 
 class Objective(nn.Module):

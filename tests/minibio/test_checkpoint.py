@@ -23,9 +23,10 @@ import torch.nn as nn
 
 from helpers import ROOT, random_batch, tiny_config
 from minibio import dist, state, store
+from minibio.batch import Counts
 from minibio.checkpoint import FOLDER, LOG, PARTS, Checkpoints, newest
 from minibio.config import METHODS
-from minibio.distil import OBJECTIVES, Counts, teach
+from minibio.distil import OBJECTIVES, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.optim import lr_at, make_optimizer

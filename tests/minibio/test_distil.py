@@ -10,9 +10,9 @@ from helpers import assert_near
 from kernels import reference
 from minibio import losses
 from minibio.attention import use_kernels
-from minibio.batch import Batch
+from minibio.batch import Batch, Counts
 from minibio.config import METHODS, ModelConfig
-from minibio.distil import OBJECTIVES, Counts, initialise_from, teach
+from minibio.distil import OBJECTIVES, initialise_from, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 
@@ -128,7 +128,7 @@ def test_losses_without_logits_equal_the_equations_on_them(method, fidelity, imp
     """
     objective, teacher = build(method, fidelity=fidelity)
     use_kernels(objective, impl)
-    b, counts = batch(5, 3), Counts(13.0, 2.5, 99.0)
+    b, counts = batch(5, 3), Counts(13.0, 2.5, 99.0, 2.0)
     taught = None if teacher is None else teach(teacher, b, objective)
     terms = objective(b, taught, counts)
     got = torch.autograd.grad(terms["loss"], objective.student.parameters())
