@@ -14,6 +14,7 @@ OUT ?= bench-results
 PART ?=
 
 PY := .venv/bin/python
+SANITIZER ?= $(firstword $(wildcard /usr/local/cuda/bin/compute-sanitizer) compute-sanitizer)
 # the same student twice, with the teacher and without, from the same weights and in the same order
 DEMO_RUN = --seed $(SEED) --sample $(DEMO)/sample --overwrite
 DEMO_MODELS = sample/teacher-$(SEED) tiny scratch
@@ -23,7 +24,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench gpu clean
+.PHONY: help demo test test-all lint bench gpu sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -52,6 +53,8 @@ lint: .venv/.test  ## ruff: rules and layout of the code
 bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT
 	@$(PY) -m minibio.bench encoder --device cpu --out $(OUT)/encoder-cpu.csv
 	@$(PY) -m minibio.bench step --device cpu --out $(OUT)/step-cpu.csv
+	@$(PY) -m kernels.bench attention-kl --device cpu --out $(OUT)/attention-kl-cpu.csv
+	@$(PY) -m kernels.bench masked-mlm --device cpu --out $(OUT)/masked-mlm-cpu.csv
 
 # A machine with a GPU often has its packages and no network, so its own Python is tried first.
 gpu:  ## GPU tests, then benchmarks in order of worth, as tables in OUT: 9 minutes on one GPU
@@ -61,6 +64,19 @@ gpu:  ## GPU tests, then benchmarks in order of worth, as tables in OUT: 9 minut
 		$(MAKE) --no-print-directory .venv/.test && py=$(PY) || exit 2; \
 	fi; \
 	$$py -m minibio.gpu --out $(OUT) $(if $(PART),--part $(PART))
+
+# The smallest of the kernels' GPU tests: every access is watched, which takes a hundredfold longer.
+sanitize:  ## compute-sanitizer over the kernels' GPU tests, where there is one
+	@if ! command -v $(SANITIZER) >/dev/null || ! [ -e /dev/nvidiactl ]; then \
+		echo "sanitize: unavailable here (it takes an NVIDIA GPU and compute-sanitizer)"; exit 0; \
+	fi; \
+	for tool in memcheck racecheck; do \
+		echo "$$tool:"; \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
+			$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu \
+			-k "ragged-D26 or repeat or bit_identical" tests/kernels/test_triton_attention.py \
+			tests/kernels/test_triton_mlm.py tests/kernels/test_cuda_rows.py || exit 1; \
+	done
 
 clean:  ## remove .venv and caches; runs/ and the benchmarks' tables stay
 	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

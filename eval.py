@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 
 import minibio
+from kernels.machine import describe, version
 from minibio import dist, errors, files, log, optim, plot
 from minibio.bench import milliseconds
 from minibio.convert import load, save
 from minibio.corpus import Corpus
 from minibio.errors import InputError
 from minibio.heads import Model
-from minibio.machine import describe, version
 from minibio.measure import autocast, held_out
 from minibio.metrics import entity_scores, seqeval
 from minibio.tasks import ner
@@ -295,7 +295,7 @@ def common_corpus(args, records: list[dict], models: list[Model]) -> Corpus:
 def tokens_per_second(models: list[Model], batches, device, repeats: int) -> list[float]:
     """Inference speed of each encoder on the same batches, by the median pass, in turns."""
     few = [batch.to(device) for batch in batches[:: max(1, len(batches) // 8)]]  # all lengths
-    calls = [partial(encode, model, few) for model in models]
+    calls = [[partial(encode, model, few)] for model in models]
     N = sum(batch.N for batch in few)
     return [
         1000 * N / float(np.median(milli))

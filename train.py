@@ -23,10 +23,11 @@ import kernels
 import minibio
 from minibio import card, dist, errors, estimate, files, log, optim
 from minibio.attention import use_kernels
+from minibio.batch import Counts
 from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, RunConfig
 from minibio.convert import load, save
 from minibio.corpus import Corpus
-from minibio.distil import OBJECTIVES, Counts, initialise_from, teach
+from minibio.distil import OBJECTIVES, initialise_from, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.measure import autocast, held_out
@@ -332,7 +333,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--precision", choices=("fp32", "bf16"))
     g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
     g.add_argument("--kernels", choices=("auto", "reference", "torch", "triton"), default="auto",
-                   help="of attention and its divergences (default: auto)")  # fmt: skip
+                   help="of attention and the losses (default: auto)")  # fmt: skip
     g.add_argument("--log-every", type=int, help="steps (default: a hundredth of the run)")
     g.add_argument("--eval-every", type=int, help="steps (default: a tenth of the run)")
     g.add_argument("--dry-run", action="store_true",

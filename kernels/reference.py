@@ -195,6 +195,21 @@ class Forward(NamedTuple):
     lse_t: Tensor  # (N, H), where it was needed and not given
     stat: Tensor  # (N, H) sum_j a_s (a_s - a_t), for "mse_maps": what its backward needs
 
+    @classmethod
+    def blank(cls, x: Call, lse_t: Tensor | None) -> "Forward":
+        """Memory for the results of `x`; rows are float32, float64 for float64."""
+        dtype = torch.float64 if x.q.dtype == torch.float64 else torch.float32
+
+        def rows(is_there):
+            shape = x.q.shape[:2] if is_there else (0,)
+            return torch.empty(shape, dtype=dtype, device=x.q.device)
+
+        return cls(
+            out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
+            row_loss=rows(x.divergence != "none"), lse=rows(True),
+            lse_t=rows(x.needs_lse_t and lse_t is None), stat=rows(x.divergence == "mse_maps"),
+        )  # fmt: skip
+
 
 def cross_entropy_rows(x: Tensor, labels: Tensor) -> Tensor:
     """-ln softmax(x)[label], nats.  x: (M, V), labels: (M,), -100 = ignored, 0 -> (M,)."""
@@ -219,3 +234,73 @@ def kl_rows(x_s: Tensor, x_t: Tensor, temperature: float = 1.0) -> Tensor:
     log_p_t = (wide(x_t) / temperature).log_softmax(-1)  # (M, V)
     log_p_s = (wide(x_s) / temperature).log_softmax(-1)  # (M, V)
     return (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1) * temperature**2
+
+
+ROW_DIVERGENCES = ("kl_ts", "soft_ce")  # of rows of logits: Eq. 2, Eq. 8
+
+
+class Side(NamedTuple):
+    """What the student's or the teacher's logits are made of: x = h [E_1 | E_2]^T + b.
+
+    MobileBERT's decoder has two blocks, the tied table and columns of its own; the others have one.
+    """
+
+    h: Tensor  # (M, d)
+    E: list[Tensor]  # (V, d_1), or (V, d_1) and (V, d_2); d is their sum
+    b: Tensor | None  # (V,)
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """h in as many parts as there are blocks, and the blocks: (M, d_i) and (V, d_i)."""
+        return [*zip(self.h.split([E.shape[1] for E in self.E], dim=1), self.E, strict=True)]
+
+    def to(self, dtype: torch.dtype) -> "Side":
+        """All of it in that type; what is of it already stays as it is."""
+        b = None if self.b is None else self.b.to(dtype)
+        return Side(self.h.to(dtype), [E.to(dtype) for E in self.E], b)
+
+
+class Result(NamedTuple):
+    """What an implementation gives: rows, and the gradients wanted of sum(g_ce ce + g_kd kd)."""
+
+    ce: Tensor  # (M,) nats
+    kd: Tensor  # (M,) nats
+    dh: Tensor | None  # (M, d)
+    dE: list[Tensor]  # as the student's E; empty if not wanted
+    db: Tensor | None  # (V,)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The type of `wide(x)`: what losses and sums over rows are kept in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def logits(side: Side, dtype: torch.dtype) -> Tensor:
+    """All of them at once: (M, V)."""
+    side = side.to(dtype)
+    x = sum(h @ E.T for h, E in side.pairs())
+    return x if side.b is None else x + side.b
+
+
+def masked_mlm_rows(
+    s: Side, t: Side | None, labels: Tensor | None, *, temperature: float, divergence: str
+) -> tuple[Tensor, Tensor]:
+    """What each predicted token costs: cross-entropy of its label, distance from the teacher.
+
+    Args:
+        s, t:       student and teacher; t None = kd is 0.
+        labels:     (M,), None = ce is 0; where one is -100 both are 0.
+        divergence: "kl_ts" (`kl_rows`) or "soft_ce" (`soft_cross_entropy_rows`).
+    Returns:
+        ce, kd: (M,) each, nats.
+    """
+    dtype = wide_dtype(s.h)
+    x_s = logits(s, dtype)  # (M, V)
+    ce = kd = x_s.new_zeros(len(x_s))
+    if labels is not None:
+        ce = cross_entropy_rows(x_s, labels)
+    if t is not None:
+        rows = {"kl_ts": kl_rows, "soft_ce": soft_cross_entropy_rows}[divergence]
+        kd = rows(x_s, logits(t, dtype), temperature)
+        if labels is not None:
+            kd = kd.where(labels != -100, 0.0)
+    return ce, kd

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from kernels.reference import Call, Forward, unpack_bits, wide
 
-# Entries of the maps of one block. Four buffers of so many fill a core's share of the cache, and
-# a pass over them still takes far longer than the call that starts it.
+# Entries of the maps of one block: two to four buffers of so many stay in the cache, and a pass
+# over them still takes far longer than the call that starts it.
 MAP_ENTRIES = 2**19
 MAP_ENTRIES_GPU = 2**26
 
@@ -51,6 +51,7 @@ def blocks(lengths: list[int], H: int, limit: int) -> Iterator[tuple[slice, int,
     first = 0
     for n, T in runs(lengths, limit // H):
         n_heads = H if n > 1 else min(H, max(1, limit // T**2))
+        n_heads = -(-H // -(-H // n_heads))  # all about the same
         for h in range(0, H, n_heads):
             yield slice(first, first + n * T), T, slice(h, min(h + n_heads, H))
         first += n * T
@@ -67,26 +68,32 @@ def row(x: Tensor, T: int, h: int) -> Tensor:
 
 
 class Buffers:
-    """Four maps, used again by each block."""
+    """Some maps of one block, used again by the next."""
 
-    def __init__(self, x: Call, limit: int):
-        entries = max([limit, x.max_len**2])
+    def __init__(self, x: Call, parts: list[tuple[slice, int, slice]], n: int):
+        sizes = ((t.stop - t.start) * T * (h.stop - h.start) for t, T, h in parts)
         dtype = torch.float64 if x.q.dtype == torch.float64 else torch.float32
-        self.memory = torch.empty(4, entries, dtype=dtype, device=x.q.device)
+        self.memory = torch.empty(n, max(sizes, default=0), dtype=dtype, device=x.q.device)
 
     def maps(self, n: int, T: int) -> list[Tensor]:
-        """Four tensors (n, T, T)."""
+        """As many tensors (n, T, T)."""
         return [m[: n * T * T].view(n, T, T) for m in self.memory]
 
 
-def limit_of(x: Call) -> int:
-    """The entries of a block's maps."""
-    return MAP_ENTRIES if x.q.device.type == "cpu" else MAP_ENTRIES_GPU
+def parts_of(x: Call) -> list[tuple[slice, int, slice]]:
+    """The call's blocks."""
+    limit = MAP_ENTRIES if x.q.device.type == "cpu" else MAP_ENTRIES_GPU
+    return [*blocks(lengths_of(x), x.q.shape[1], limit)]
 
 
 def lengths_of(x: Call) -> list[int]:
     """Tokens of each sequence, on the host."""
     return x.cu_seqlens.diff().tolist()
+
+
+def needs_a_t(x: Call, lse_t: Tensor | None = None) -> bool:
+    """Whether the teacher's maps themselves are wanted, not its scores alone."""
+    return x.needs_lse_t and (lse_t is None or x.divergence != "kl_st")
 
 
 def kept(x: Call, tokens: slice, T: int, heads: slice) -> Tensor | None:
@@ -115,22 +122,13 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 def forward(x: Call, lse_t: Tensor | None) -> Forward:
     """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = worked out on the way."""
-    N, H, D = x.q.shape
-    dtype = torch.float64 if x.q.dtype == torch.float64 else torch.float32
-
-    def rows(is_there):
-        return torch.empty((N, H) if is_there else (0,), dtype=dtype, device=x.q.device)
-
-    y = Forward(
-        out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
-        row_loss=rows(x.divergence != "none"), lse=rows(True),
-        lse_t=rows(x.needs_lse_t and lse_t is None), stat=rows(x.divergence == "mse_maps"),
-    )  # fmt: skip
+    y = Forward.blank(x, lse_t)
     if is_plain(x):
         plain_forward(x, y)
         return y
-    buffers = Buffers(x, limit_of(x))
-    for tokens, T, heads in blocks(lengths_of(x), H, limit_of(x)):
+    parts = parts_of(x)
+    buffers = Buffers(x, parts, 4 if needs_a_t(x, lse_t) else 2)
+    for tokens, T, heads in parts:
         forward_block(x, lse_t, y, buffers, tokens, T, heads)
     return y
 
@@ -142,7 +140,7 @@ def forward_block(
     """`forward` of one block, into its places in `y`."""
     h = heads.stop - heads.start
     q, k, v = (wide(rectangle(p[tokens, heads], T)) for p in (x.q, x.k, x.v))  # (n h, T, D)
-    z, a, spare, a_t = buffers.maps(len(q), T)
+    z, a, *others = buffers.maps(len(q), T)
 
     def put(place, values):
         place[tokens, heads] = row(values, T, h)
@@ -154,19 +152,20 @@ def forward_block(
     if x.divergence != "none":
         q_t, k_t = (p[tokens, heads].to(q.dtype) for p in (x.q_t, x.k_t))
         q_t, k_t = rectangle(q_t, T) * x.scale_t, rectangle(k_t, T)  # (n h, T, D_t)
-    if x.needs_lse_t and (lse_t is None or x.divergence != "kl_st"):
-        torch.bmm(q_t, k_t.mT, out=spare)
-        torch.softmax(spare, -1, out=a_t)
+    if needs_a_t(x, lse_t):
+        z_t, a_t = others
+        torch.bmm(q_t, k_t.mT, out=z_t)
+        torch.softmax(z_t, -1, out=a_t)
     if x.needs_lse_t:
         if lse_t is None:
-            block_lse_t = log_sum_exp(spare, a_t)
+            block_lse_t = log_sum_exp(z_t, a_t)
             put(y.lse_t, block_lse_t)
         else:
             block_lse_t = rectangle(lse_t[tokens, heads].to(q.dtype), T)
     if x.divergence == "kl_st":  # (5)
         put(y.row_loss, dot(a, z.baddbmm_(q_t, k_t.mT, alpha=-1)) - lse + block_lse_t)
     elif x.divergence == "kl_ts":  # (6)
-        put(y.row_loss, dot(a_t, spare.sub_(z)) - block_lse_t + lse)
+        put(y.row_loss, dot(a_t, z_t.sub_(z)) - block_lse_t + lse)
     elif x.divergence == "mse_maps":  # (7), (9)
         a_t.sub_(a)
         put(y.row_loss, dot(a_t, a_t))
@@ -195,8 +194,9 @@ def backward(
         delta += g * (stat + lse - lse_t)
     elif x.divergence == "mse_maps":
         delta += 2 * g * stat
-    buffers = Buffers(x, limit_of(x))
-    for tokens, T, heads in blocks(lengths_of(x), x.q.shape[1], limit_of(x)):
+    parts = parts_of(x)
+    buffers = Buffers(x, parts, 4 if x.divergence in ("kl_ts", "mse_maps") else 3)
+    for tokens, T, heads in parts:
         backward_block(x, delta, dout, g, grads, buffers, tokens, T, heads)
     return grads
 
@@ -209,7 +209,7 @@ def backward_block(
     q, k, v, do = (wide(rectangle(p[tokens, heads], T)) for p in (x.q, x.k, x.v, dout))
     delta = rectangle(delta[tokens, heads], T)[..., None]  # (n h, T, 1)
     q = q * x.scale
-    z, a, w, a_t = buffers.maps(len(q), T)
+    z, a, w, *others = buffers.maps(len(q), T)
     torch.bmm(q, k.mT, out=z)
     torch.softmax(z, -1, out=a)
     is_kept, a_kept = kept(x, tokens, T, heads), a
@@ -228,6 +228,7 @@ def backward_block(
     if x.divergence in ("kl_st", "mse_scores"):
         z.baddbmm_(q_t, k_t.mT, alpha=-1)  # z_s - z_t; what is left of ln a_s - ln a_t is in delta
     elif x.divergence != "none":
+        (a_t,) = others
         torch.bmm(q_t, k_t.mT, out=z)
         torch.softmax(z, -1, out=a_t)
     if x.divergence == "kl_st":

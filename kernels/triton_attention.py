@@ -511,17 +511,7 @@ def launch(kernel, name: str, x: Call, own: dict[str, Tensor | None]) -> None:
 
 def forward(x: Call, lse_t: Tensor | None) -> Forward:
     """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = worked out on the way."""
-    N, H, _ = x.q.shape
-    dtype = torch.float64 if x.q.dtype == torch.float64 else torch.float32
-
-    def rows(is_there):
-        return torch.empty((N, H) if is_there else (0,), dtype=dtype, device=x.q.device)
-
-    result = Forward(
-        out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
-        row_loss=rows(x.divergence != "none"), lse=rows(True),
-        lse_t=rows(x.needs_lse_t and lse_t is None), stat=rows(x.divergence == "mse_maps"),
-    )  # fmt: skip
+    result = Forward.blank(x, lse_t)
     own = {"out": result.out, "row": result.row_loss, "lse": result.lse, "stat": result.stat}
     launch(forward_kernel, "forward", x, {**own, "lse_t": lse_t, "lse_t_out": result.lse_t})
     return result

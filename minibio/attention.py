@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
 
 
 def use_kernels(model: nn.Module, impl: str) -> None:
-    """Have every attention layer of `model` use the implementation `impl` of kernels/."""
+    """Have every module of `model` that calls kernels/ use the implementation `impl`."""
     for module in model.modules():
-        if isinstance(module, SelfAttention):
+        if hasattr(module, "impl"):
             module.impl = impl

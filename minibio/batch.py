@@ -14,9 +14,11 @@ All counts are known on the host (`lengths`, N, M), so that a step never waits f
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -160,3 +162,17 @@ class Batch:
             if isinstance(getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
+
+
+class Counts(NamedTuple):
+    """The denominators of one step, over all its micro-batches and processes."""
+
+    N: float  # tokens
+    M: float  # predicted tokens
+    n_pairs: float  # sum_b T_b^2
+    B: float  # sequences
+
+    @staticmethod
+    def of(batches: Sequence[Batch]) -> "Counts":
+        """The counts of these batches together."""
+        return Counts(*(sum(getattr(b, name) for b in batches) for name in Counts._fields))

@@ -5,33 +5,31 @@
 
 Weights and tokens are random, shapes are real: lengths as PubMed citations have them, a third bare
 titles, the rest abstracts up to the limit. transformers pads them to a rectangle and uses PyTorch's
-scaled_dot_product_attention; we work on the row of real tokens. Times are wall-clock around a
-finished call, medians with their 20th and 80th percentile; the two sides take turns, so that a
-change of clock speed meets both. Every row is printed and appended to the CSV as soon as it is
-measured. The memory of a call is what it needs above the weights; PyTorch counts it on GPUs alone.
+scaled_dot_product_attention; we work on the row of real tokens. Times are medians with their 20th
+and 80th percentile, the two sides taking turns; the memory of a call is what it needs at its peak
+above the weights. kernels/timing.py says how both are measured. Every row is printed and appended
+to the CSV as soon as it is known.
 """
 
 import argparse
-import csv
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from kernels.machine import describe, version
+from kernels.timing import Table, extra_mib, milliseconds, ragged_lengths
 from minibio import errors, optim
-from minibio.batch import Batch
+from minibio.batch import Batch, Counts
 from minibio.config import METHODS, MODELS
 from minibio.convert import config_to_hf
 from minibio.dist import pick_device
-from minibio.distil import OBJECTIVES, Counts, teach
+from minibio.distil import OBJECTIVES, teach
 from minibio.errors import InputError
 from minibio.files import check_writable
 from minibio.heads import Model
-from minibio.machine import describe, version
 
-TITLE, ABSTRACT = (10, 30), (120, 256)  # word pieces of a bare title, of a citation with its text
 PREDICTED = 0.15  # share of tokens, as in masked-LM training
 
 # What is measured where nothing else is asked for.
@@ -48,19 +46,6 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def ragged_lengths(B: int, longest: int, seed: int) -> list[int]:
-    """B lengths as PubMed has them, ascending as in training batches.
-
-    Args:
-        longest: tokens; shorter limits than the usual 256 shrink the abstracts, not the titles.
-    """
-    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    n_titles = B // 3
-    titles = rng.integers(TITLE[0], TITLE[1] + 1, n_titles)
-    abstracts = rng.integers(ABSTRACT[0], ABSTRACT[1] + 1, B - n_titles)
-    return sorted(np.minimum([*titles, *abstracts], longest).tolist())
-
-
 def random_batch(lengths: list[int], V: int, seed: int, device: torch.device) -> Batch:
     """Random tokens, PREDICTED of them to be predicted."""
     rng = torch.Generator().manual_seed(seed)
@@ -72,90 +57,36 @@ def random_batch(lengths: list[int], V: int, seed: int, device: torch.device) ->
     return Batch.from_sequences(tokens.split(lengths), None, predict, labels).to(device)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def open_table(out: Path | None, device: torch.device) -> Table:
+    """The table at `out`, or a printed one."""
+    return Table(None if out is None else check_writable(out), describe(device))
 
 
-def milliseconds(calls, device: torch.device, repeats: int, warmup: int = 3) -> list[np.ndarray]:
-    """Wall-clock times of each call, the calls taking turns: one array of `repeats` for each."""
-    times = np.zeros((len(calls), repeats))
-    for i in range(-warmup, repeats):
-        for j, call in enumerate(calls):
-            synchronise(device)
-            began = time.perf_counter()
-            call()
-            synchronise(device)
-            if i >= 0:
-                times[j, i] = 1000 * (time.perf_counter() - began)
-    return list(times)
+def add_row(table: Table, what: dict, batch: Batch, call, times: np.ndarray, baseline=None) -> None:
+    """One measurement.
 
-
-def extra_mib(call, device: torch.device) -> float | None:
-    """MiB that a call needs at its peak above what was allocated before; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    call()
-    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-
-class Table:
-    """Rows that are printed and appended to a CSV file one by one, below the machine's line."""
-
-    def __init__(self, path: Path | None, device: torch.device):
-        self.file, self.device = None, device
-        header = describe(device)
-        print(header)
-        if path is not None:
-            path = check_writable(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("w", encoding="utf-8", newline="")
-            self.file.write(f"# {header}\n")
-        self.writer = None
-
-    def __enter__(self) -> "Table":
-        return self
-
-    def __exit__(self, *error) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def add(self, what: dict, batch: Batch, call, times: np.ndarray, baseline=None) -> None:
-        """One measurement.
-
-        Args:
-            what:     the columns that name it.
-            call:     run once more for its memory.
-            times:    milliseconds.
-            baseline: milliseconds of what it is compared with, measured in turns.
-        """
-        p20, p50, p80 = np.percentile(times, (20, 50, 80))
-        memory = extra_mib(call, self.device)
-        speedup = None if baseline is None else np.median(baseline) / p50
-        row = {
-            **what, "B": batch.B, "longest": batch.max_len, "N": batch.N, "ms_p50": round(p50, 3),
-            "ms_p20": round(p20, 3), "ms_p80": round(p80, 3),
-            "tokens_per_s": round(1000 * batch.N / p50),
-            "extra_mib": "" if memory is None else round(memory, 1),
-            "speedup": "" if speedup is None else round(speedup, 2),
-        }  # fmt: skip
-        print(
-            f"{' '.join(f'{x:<15}' for x in what.values())}"
-            f"{row['N']:>7,} tokens {p50:>9.2f} ms ({p20:.2f}-{p80:.2f})"
-            f"{row['tokens_per_s']:>11,} tok/s"
-            + ("" if memory is None else f"{memory:>9,.0f} MiB")
-            + ("" if speedup is None else f"   x {speedup:.2f}"),
-            flush=True,
-        )
-        if self.file is not None:
-            if self.writer is None:
-                self.writer = csv.DictWriter(self.file, row)
-                self.writer.writeheader()
-            self.writer.writerow(row)
-            self.file.flush()
+    Args:
+        what:     the columns that name it.
+        call:     run once more for its memory.
+        times:    (repeats, 1) milliseconds.
+        baseline: the same of what it is compared with, measured in turns.
+    """
+    p20, p50, p80 = np.percentile(times, (20, 50, 80))
+    memory = extra_mib(call, batch.device)
+    speedup = None if baseline is None else np.median(baseline) / p50
+    row = {
+        **what, "B": batch.B, "longest": batch.max_len, "N": batch.N, "ms_p50": round(p50, 3),
+        "ms_p20": round(p20, 3), "ms_p80": round(p80, 3),
+        "tokens_per_s": round(1000 * batch.N / p50), "extra_mib": round(memory, 1),
+        "speedup": "" if speedup is None else round(speedup, 2),
+    }  # fmt: skip
+    table.add(
+        row,
+        f"{' '.join(f'{x:<15}' for x in what.values())}"
+        f"{row['N']:>7,} tokens {p50:>9.2f} ms ({p20:.2f}-{p80:.2f})"
+        f"{row['tokens_per_s']:>11,} tok/s{memory:>9,.0f} MiB"
+        + ("" if speedup is None else f"   x {speedup:.2f}"),
+    )
 
 
 def padded_call(ours: Model, batch: Batch, device: torch.device, dtype: torch.dtype):
@@ -179,7 +110,7 @@ def padded_call(ours: Model, batch: Batch, device: torch.device, dtype: torch.dt
 @torch.inference_mode()
 def encoder(args, device: torch.device) -> None:
     """Forward passes of `--models`, ours and transformers', at each `--precision`."""
-    with Table(args.out, device) as table:
+    with open_table(args.out, device) as table:
         for name in args.models:
             config = MODELS[name]
             batch = random_batch(
@@ -190,12 +121,12 @@ def encoder(args, device: torch.device) -> None:
                 torch.manual_seed(args.seed)
                 model = Model(config, "encoder").to(device, dtype).eval()
                 ours, theirs = partial(model, batch), padded_call(model, batch, device, dtype)
-                calls = [ours] if theirs is None else [ours, theirs]
+                calls = [[ours]] if theirs is None else [[ours], [theirs]]
                 times, *baseline = milliseconds(calls, device, args.repeats)
                 what = {"model": name, "precision": precision}
                 if theirs is not None:
-                    table.add({**what, "by": "transformers"}, batch, theirs, *baseline)
-                table.add({**what, "by": "minibio"}, batch, ours, times, *baseline)
+                    add_row(table, {**what, "by": "transformers"}, batch, theirs, *baseline)
+                add_row(table, {**what, "by": "minibio"}, batch, ours, times, *baseline)
     print(
         "speed-up: transformers' median over ours, the same run; tokens are real ones, not padding"
     )
@@ -216,7 +147,7 @@ def step(args, device: torch.device) -> None:
     """Training steps of `--methods` at each `--precision`."""
     V = MODELS[args.student].V
     batch = random_batch(ragged_lengths(args.batch, args.length, args.seed), V, args.seed, device)
-    with Table(args.out, device) as table:
+    with open_table(args.out, device) as table:
         for method in args.methods:
             run, teacher = METHODS[method], None
             for precision in args.precision:
@@ -229,12 +160,12 @@ def step(args, device: torch.device) -> None:
                 call = partial(
                     training_step, objective, teacher, optimizer, batch, precision == "bf16"
                 )
-                (times,) = milliseconds([call], device, args.repeats)
+                (times,) = milliseconds([[call]], device, args.repeats)
                 what = {
                     "method": method, "student": args.student,
                     "teacher": args.teacher if teacher else "-", "precision": precision,
                 }  # fmt: skip
-                table.add(what, batch, call, times)
+                add_row(table, what, batch, call, times)
 
 
 def main(argv=None) -> None:

@@ -4,11 +4,14 @@ Without torchrun's environment there is one process and no group, and every func
 works. Collectives are called by all ranks or by none.
 """
 
+import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as td
+from torch import Tensor
 
 from minibio.errors import InputError
 
@@ -86,6 +89,59 @@ def all_sum(values: list[float], ranks: Ranks) -> list[float]:
     x = torch.tensor(values, dtype=torch.float64, device=ranks.device)
     td.all_reduce(x)
     return x.tolist()
+
+
+def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
+    """(world, ...) in host memory: every rank's `x`, in order; all of one shape and dtype."""
+    if ranks.world == 1:
+        return x[None].cpu()
+    x = x.to(ranks.device).contiguous()
+    parts = [torch.empty_like(x) for _ in range(ranks.world)]
+    td.all_gather(parts, x)
+    return torch.stack(parts).cpu()
+
+
+def from_rank0(action: Callable, ranks: Ranks):
+    """Run `action` on rank 0 alone -> the JSON value that it returns, on every rank.
+
+    An error of it is raised on every rank, so that none is left waiting in the next collective.
+    (Objects cross as JSON: torch's own collectives for them unpickle what they receive.)
+    """
+    if ranks.world == 1:
+        return action()
+    text, failure = b"", None
+    if ranks.rank == 0:
+        try:
+            text = json.dumps({"value": action(), "error": None}).encode()
+        except Exception as error:
+            text, failure = json.dumps({"value": None, "error": str(error)}).encode(), error
+    size = torch.tensor([len(text)], device=ranks.device)
+    td.broadcast(size, 0)
+    letters = torch.tensor(list(text) or [0] * int(size), dtype=torch.uint8, device=ranks.device)
+    td.broadcast(letters, 0)
+    outcome = json.loads(bytes(letters.tolist()))
+    if failure is not None:
+        raise failure
+    if outcome["error"] is not None:
+        raise InputError(outcome["error"])
+    return outcome["value"]
+
+
+def tensors_from_rank0(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Rank 0's tensors by name, on every rank, in host memory; what the others pass is ignored."""
+    if ranks.world == 1:
+        return tensors
+    outline = from_rank0(
+        lambda: {name: [str(x.dtype), list(x.shape)] for name, x in tensors.items()}, ranks
+    )
+    result = {}
+    for name, (dtype, shape) in outline.items():
+        dtype = getattr(torch, dtype.removeprefix("torch."))
+        x = tensors[name] if ranks.rank == 0 else torch.empty(shape, dtype=dtype)
+        x = x.to(ranks.device).contiguous()
+        td.broadcast(x, 0)
+        result[name] = x.cpu()
+    return result
 
 
 def print0(*parts) -> None:

@@ -11,32 +11,18 @@ end; the teacher stays outside. Its forward gives the terms of the equation by n
 "loss". Read losses.py before this file and train.py after it.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+import kernels
 from minibio import losses
 from minibio.attention import Match
-from minibio.batch import Batch
+from minibio.batch import Batch, Counts
 from minibio.config import RunConfig
 from minibio.errors import InputError
-from minibio.heads import Model, Output
+from minibio.heads import Decoder, Model, Output
 from minibio.transformer import initialise
-
-
-class Counts(NamedTuple):
-    """The denominators of one step, over all its micro-batches and processes."""
-
-    N: float  # tokens
-    M: float  # predicted tokens
-    n_pairs: float  # sum_b T_b^2
-
-    @staticmethod
-    def of(batches: list[Batch]) -> "Counts":
-        """The counts of these batches together."""
-        return Counts(*(sum(getattr(b, name) for b in batches) for name in Counts._fields))
 
 
 class Objective(nn.Module):
@@ -53,6 +39,7 @@ class Objective(nn.Module):
     keep: tuple[int, ...] = ()  # teacher layers whose attention maps are needed
     hidden_t: tuple[int, ...] = ()  # teacher layers whose hidden states are needed; 0: embeddings
     every_token = False  # the head works on all N tokens, not on the M predicted ones
+    temperature = 1.0  # of the soft labels
 
     n_alpha = 0  # weights in its equation
 
@@ -108,6 +95,24 @@ class Objective(nn.Module):
         kept = (taught.kept[g_l] for g_l in self.g)
         return {l: Match(a.q, a.k, a.lse, self.divergence) for l, a in enumerate(kept, start=1)}
 
+    def predictions(
+        self, s: Output, taught: Output | None, labels: Tensor | None, count: float,
+        *, weights: tuple[float, float] = (1.0, 1.0), divergence: str = "kl_ts",
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Eq. 1 and Eq. 2 (or 8), each times its weight, in one pass and without the logits.
+
+        A weight of 0 leaves its term out.
+        """
+        a_mlm, a_soft = weights
+        taught = taught if a_soft else None
+        labels = labels if a_mlm or taught is None else None  # the head has a gradient, if of 0
+        return kernels.masked_mlm(
+            *as_in_autocast(s.decoder), labels,
+            *(as_in_autocast(taught.decoder.detach()) if taught is not None else ()),
+            temperature=self.temperature, ce_weight=a_mlm, kd_weight=a_soft,
+            divergence=divergence, count=count, impl=self.student.head.impl,
+        )  # fmt: skip
+
     def layers_s(self, first: int) -> range:
         """The student's hidden states from `first` on: 0 with the embeddings', 1 without."""
         return range(first, self.student.config.L + 1)
@@ -126,7 +131,8 @@ class MaskedLM(Objective):
     """Eq. 1 alone: pre-training, from scratch or further."""
 
     def forward(self, batch, taught, counts):
-        loss = losses.mlm(self.student(batch).logits, batch.labels, M=counts.M)
+        s = self.student(batch, multiply=False)
+        loss, _ = self.predictions(s, None, batch.labels, counts.M)
         return {"mlm": loss, "loss": loss}
 
 
@@ -143,15 +149,13 @@ class Distil(Objective):
         self.temperature = run.temperature or released
 
     def forward(self, batch, taught, counts):
-        s = self.student(batch)
-        terms = {
-            "mlm": losses.mlm(s.logits, batch.labels, M=counts.M),
-            "soft": losses.soft_mlm(
-                s.logits, taught.logits, temperature=self.temperature, M=counts.M
-            ),
-            "align": losses.align(s.last, taught.last, N=counts.N),
-        }
-        return {**terms, "loss": losses.distil(*terms.values(), alpha=self.run.alpha)}
+        s = self.student(batch, multiply=False)
+        *weights, a_align = self.run.alpha
+        mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=weights)
+        align = losses.align(s.last, taught.last, N=counts.N)
+        # the weights of the first two are in them already
+        loss = losses.distil(mlm, soft, align, alpha=(1.0, 1.0, a_align))
+        return {**unweighted(mlm, soft, weights), "align": align, "loss": loss}
 
 
 class Tiny(Objective):
@@ -177,9 +181,12 @@ class Tiny(Objective):
 
     def forward(self, batch, taught, counts):
         batch_s = batch.without_targets() if self.every_token else batch
-        s = self.student(batch_s, match=self.matches(taught), hidden=self.layers_s(0))
+        s = self.student(
+            batch_s, match=self.matches(taught), hidden=self.layers_s(0), multiply=False
+        )
         h_s, h_t = s.hidden_states, taught.hidden_states
         N_out = counts.N if self.every_token else counts.M
+        _, output = self.predictions(s, taught, None, N_out, divergence="soft_ce")
         terms = {
             "embed": losses.embed(h_s[0], h_t[0], self.W_e, N=counts.N),
             "layers": [
@@ -188,7 +195,7 @@ class Tiny(Objective):
                 )
                 for l, g_l in enumerate(self.g, start=1)
             ],
-            "output": losses.output(s.logits, taught.logits, temperature=self.temperature, N=N_out),
+            "output": output,
         }
         loss = losses.tiny(*terms.values())
         return {**terms, "layers": sum(terms["layers"]), "loss": loss}
@@ -206,7 +213,7 @@ class Compact(Objective):
         self.temperature = run.temperature or 1.0
 
     def forward(self, batch, taught, counts):
-        s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1))
+        s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1), multiply=False)
         layers = [
             losses.compact_layer(
                 s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
@@ -214,10 +221,10 @@ class Compact(Objective):
             )
             for l, g_l in enumerate(self.g, start=1)
         ]  # fmt: skip
-        mlm = losses.mlm(s.logits, batch.labels, M=counts.M)
-        soft = losses.soft_mlm(s.logits, taught.logits, temperature=self.temperature, M=counts.M)
-        loss = losses.compact(mlm, soft, layers, alpha=self.run.alpha)
-        return {"mlm": mlm, "soft": soft, "layers": sum(layers), "loss": loss}
+        *weights, a_layers = self.run.alpha
+        mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=weights)
+        loss = losses.compact(mlm, soft, layers, alpha=(1.0, 1.0, a_layers))
+        return {**unweighted(mlm, soft, weights), "layers": sum(layers), "loss": loss}
 
 
 class Mobile(Objective):
@@ -231,7 +238,7 @@ class Mobile(Objective):
         self.match_layers(teacher, losses.DIVERGENCE["mobile", run.fidelity])
 
     def forward(self, batch, taught, counts):
-        s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1))
+        s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1), multiply=False)
         layers = [
             losses.mobile_layer(
                 s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
@@ -239,9 +246,21 @@ class Mobile(Objective):
             )
             for l, g_l in enumerate(self.g, start=1)
         ]  # fmt: skip
-        mlm = losses.mlm(s.logits, batch.labels, M=counts.M)
+        mlm, _ = self.predictions(s, None, batch.labels, counts.M)
         loss = losses.mobile(mlm, layers, alpha=self.run.alpha[0])
         return {"mlm": mlm, "layers": sum(layers) / len(layers), "loss": loss}
+
+
+def as_in_autocast(x: Decoder) -> Decoder:
+    """The decoder's operands in the type that a linear layer would have cast them to."""
+    device = x.h.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def unweighted(mlm: Tensor, soft: Tensor, weights: tuple[float, float]) -> dict[str, Tensor]:
+    """The two terms as the equations have them, for the log."""
+    a_mlm, a_soft = weights
+    return {"mlm": mlm.detach() / (a_mlm or 1), "soft": soft.detach() / (a_soft or 1)}
 
 
 OBJECTIVES = {
@@ -255,9 +274,9 @@ OBJECTIVES = {
 
 @torch.no_grad()
 def teach(teacher: Model, batch: Batch, objective: Objective) -> Output:
-    """The teacher's side of one batch: what the objective asks of its layers, and its logits."""
+    """The teacher's side of one batch: what the objective asks of its layers, and its decoder."""
     batch = batch.without_targets() if objective.every_token else batch
-    return teacher(batch, keep=objective.keep, hidden=objective.hidden_t)
+    return teacher(batch, keep=objective.keep, hidden=objective.hidden_t, multiply=False)
 
 
 @torch.no_grad()

@@ -34,9 +34,12 @@ def forward_flops(model: Model, N: float, M: float, n_pairs: float) -> float:
 
 
 def activation_bytes(c: ModelConfig, N: float, M: float) -> float:
-    """What a forward pass keeps for its backward. Attention maps are formed anew, never kept."""
+    """What a forward pass keeps for its backward.
+
+    Attention maps are formed anew and logits are used up at once: neither is ever kept.
+    """
     per_layer = 4 * c.width + 8 * c.C + 2 * c.n_ffn * c.F  # q k v, sums and norms, ffn
-    return BYTES * (N * c.L * per_layer + 3 * M * c.V)  # logits, log-softmax, its gradient
+    return BYTES * (N * c.L * per_layer + 4 * M * c.C)  # the head: sums, activation, norm
 
 
 @torch.no_grad()
@@ -72,7 +75,7 @@ def estimate(
         step += forward_flops(teacher, N, M, n_pairs)
         # the teacher's scores of the matched layers, in forward and in backward
         step += 2 * 2 * n_pairs * teacher.config.width * len(objective.keep)
-        memory += BYTES * (teacher.n_parameters + 2 * M / ranks.world * c.V)
+        memory += BYTES * teacher.n_parameters
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
     speed = products_per_second(ranks.device, dtype)
     seconds = step / ranks.world / (SHARE_OF_PEAK * speed)

@@ -10,6 +10,7 @@ the end and in summary.txt. A new benchmark is a new row of PARTS.
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,15 +23,16 @@ from typing import NamedTuple
 
 import torch
 
+from kernels.machine import ROOT, describe
 from minibio import errors
 from minibio.errors import InputError
 from minibio.files import check_writable
-from minibio.machine import ROOT, describe
 
 DEADLINE_S = 540  # of all parts together
 LEAST_S = 15  # with less left, a part is not started: importing torch alone takes seconds
 MOST_FILES = 8  # flat, the summary among them
 SUMMARY = "summary.txt"
+CUDA_PROGRAMS = "/usr/local/cuda/bin"  # where the toolkit has them, often not on the PATH
 
 
 class Part(NamedTuple):
@@ -42,16 +44,23 @@ class Part(NamedTuple):
     file: str  # .csv: written by the command; .txt: what the command prints
     needs: tuple[str, ...] = ()  # packages it cannot do without
     uses: tuple[str, ...] = ()  # packages without which it does less
+    programs: tuple[str, ...] = ()  # commands it cannot do without
 
 
 PARTS = (
     Part("tests", ("{python}", "-m", "pytest", "-q", "-p", "no:cacheprovider",
                    "-m", "gpu", "{gpu_tests}"), 240, "gpu-tests.txt",
          needs=("pytest",), uses=("triton", "hypothesis", "transformers")),
+    Part("attention-kl", ("{python}", "-m", "kernels.bench", "attention-kl", "--device", "cuda",
+                          "--out", "{file}"), 180, "attention-kl.csv", needs=("triton",)),
+    Part("masked-mlm", ("{python}", "-m", "kernels.bench", "masked-mlm", "--device", "cuda",
+                        "--out", "{file}"), 120, "masked-mlm.csv", needs=("triton",)),
     Part("step", ("{python}", "-m", "minibio.bench", "step", "--device", "cuda",
                   "--out", "{file}"), 120, "step.csv"),
     Part("encoder", ("{python}", "-m", "minibio.bench", "encoder", "--device", "cuda",
                      "--out", "{file}"), 150, "encoder.csv", uses=("transformers",)),
+    Part("sanitizer", ("make", "--no-print-directory", "sanitize", "PYTHON={python}"), 200,
+         "sanitizer.txt", needs=("pytest", "triton"), programs=("make", "compute-sanitizer")),
 )  # fmt: skip
 
 
@@ -89,6 +98,10 @@ def run_part(part: Part, out: Path, seconds: float, header: str) -> Result:
     missing = [name for name in part.needs if find_spec(name) is None]
     if missing:
         return Result(part.name, "left out", 0, f"{', '.join(missing)} cannot be imported here")
+    path = f"{os.environ.get('PATH', '')}:{CUDA_PROGRAMS}"
+    missing = [name for name in part.programs if shutil.which(name, path=path) is None]
+    if missing:
+        return Result(part.name, "left out", 0, f"there is no {', '.join(missing)} here")
     without = [name for name in part.uses if find_spec(name) is None]
     note = f"without {', '.join(without)}" if without else ""
     file = out / part.file

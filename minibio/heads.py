@@ -14,6 +14,7 @@ MobileBERT through tanh or, as published, not at all.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -33,11 +34,38 @@ ENCODERS = {
 }
 
 
+class Decoder(NamedTuple):
+    """Logits not multiplied out yet: what `kernels.masked_mlm` takes of each side."""
+
+    h: Tensor  # (M, C)
+    E: Tensor | tuple[Tensor, Tensor]  # (V, C), or MobileBERT's (V, E) and (C-E, V)
+    bias: Tensor  # (V,)
+
+    def to(self, dtype: torch.dtype) -> "Decoder":
+        """The operands of the product in another type; the bias is added to its result."""
+        E = self.E.to(dtype) if isinstance(self.E, Tensor) else tuple(E.to(dtype) for E in self.E)
+        return Decoder(self.h.to(dtype), E, self.bias)
+
+    def detach(self) -> "Decoder":
+        """The same without a gradient: a teacher's."""
+        E = self.E.detach() if isinstance(self.E, Tensor) else tuple(E.detach() for E in self.E)
+        return Decoder(self.h.detach(), E, self.bias.detach())
+
+    def logits(self) -> Tensor:
+        """h E^T + bias: (M, V)."""
+        if isinstance(self.E, Tensor):
+            return nn.functional.linear(self.h, self.E, self.bias)  # (M, C) x (C, V) -> (M, V)
+        table, extra = self.E
+        tied, own = self.h.split((table.shape[1], extra.shape[0]), dim=1)
+        return nn.functional.linear(tied, table, self.bias) + own @ extra
+
+
 @dataclass
 class Output(EncoderOutput):
     """The encoder's output and the head's."""
 
     logits: Tensor | None = None
+    decoder: Decoder | None = None  # in place of a masked-LM head's logits, where asked for
 
 
 class MaskedLMHead(nn.Module):
@@ -56,14 +84,13 @@ class MaskedLMHead(nn.Module):
         # kept (C-E, V) as in the published files, hence applied without a transpose
         self.extra = nn.Linear(config.V, n_own, bias=False) if n_own else None
         self.bias = nn.Parameter(torch.zeros(config.V))
+        self.impl = "auto"  # of kernels.masked_mlm; see `use_kernels`
 
-    def forward(self, h: Tensor, table: Tensor) -> Tensor:
-        """h: (M, C), table: (V, E) -> (M, V)."""
+    def forward(self, h: Tensor, table: Tensor) -> Decoder:
+        """h: (M, C), table: (V, E) -> what gives the logits (M, V)."""
         h = self.norm(self.activation(self.transform(h)))  # (M, C)
-        if self.extra is None:
-            return nn.functional.linear(h, table, self.bias)  # (M, C) x (C, V) -> (M, V)
-        tied, own = h.split((table.shape[1], h.shape[1] - table.shape[1]), dim=1)
-        return nn.functional.linear(tied, table, self.bias) + own @ self.extra.weight
+        E = table if self.extra is None else (table, self.extra.weight)
+        return Decoder(h, E, self.bias)
 
 
 class TokenHead(nn.Module):
@@ -178,19 +205,31 @@ class Model(nn.Module):
         match: Mapping[int, Match] | None = None,
         keep: Collection[int] = (),
         hidden: Collection[int] = (),
+        multiply: bool = True,
     ) -> Output:
-        """The last hidden state and the logits; `match`, `keep`, `hidden` as in `Encoder`."""
+        """The last hidden state and the logits; `match`, `keep`, `hidden` as in `Encoder`.
+
+        multiply: False = a masked-LM head stops before its last product, the largest tensor of the
+            step, and hands out what `kernels.masked_mlm` makes its losses of.
+        """
         encoded = self.encoder(batch, match, keep, hidden)
+        if self.head_name == "mlm":
+            decoder = self.decoder(encoded.last, batch)
+            if multiply:
+                return Output(**vars(encoded), logits=decoder.logits())
+            return Output(**vars(encoded), decoder=decoder)
         return Output(**vars(encoded), logits=self.logits(encoded.last, batch))
 
+    def decoder(self, h: Tensor, batch: Batch) -> Decoder:
+        """The masked-LM head on the predicted tokens, all of them if the batch names none."""
+        if batch.predict is not None:
+            h = h[batch.predict]  # (M, C)
+        return self.head(h, self.encoder.embeddings.token.weight)
+
     def logits(self, h: Tensor, batch: Batch) -> Tensor | None:
-        """The head on the last hidden state. h: (N, C)."""
+        """The other heads on the last hidden state. h: (N, C)."""
         if self.head_name == "encoder":
             return None
-        if self.head_name == "mlm":
-            if batch.predict is not None:
-                h = h[batch.predict]  # (M, C)
-            return self.head(h, self.encoder.embeddings.token.weight)
         if self.head_name == "sequence":
             return self.head(h, batch)
         return self.head(h)

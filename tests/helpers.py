@@ -1,6 +1,9 @@
 """Limits, inputs and small models that many tests share."""
 
+import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +51,15 @@ def assert_near(name, got, truth, limit):
         f"{name}: error {ratio:.2e} of max, expected <= {limit:.0e}; "
         f"worst at {i}: got {got[i].item():.6g}, truth {truth[i].item():.6g}"
     )
+
+
+def in_shares(script: Path, shares: int = 2) -> list[dict]:
+    """The JSON objects that `script I/SHARES` prints, its shares computed side by side."""
+    commands = [[sys.executable, str(script), f"{i}/{shares}"] for i in range(shares)]
+    processes = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
+    lines = [line for p in processes for line in p.communicate()[0].splitlines()]
+    assert [p.returncode for p in processes] == [0] * shares
+    return [json.loads(line) for line in lines]
 
 
 def real_data(relative) -> Path:

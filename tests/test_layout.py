@@ -19,21 +19,26 @@ from helpers import ROOT
 
 # From the bottom up. A new file takes its place here.
 LEVELS = (
-    ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
-     "minibio.machine", "minibio.masking", "minibio.optim", "minibio.prefetch", "data.frames",
-     "data.lexicon", "data.duplicates"),
-    ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
-     "minibio.card", "data.grammar", "data.records", "data.parallel"),
-    ("kernels.ops", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log",
-     "data.leakage"),
-    ("data.pieces",),
+    ("kernels.reference", "kernels.timing", "kernels.machine", "minibio", "minibio.errors",
+     "minibio.batch", "minibio.config", "minibio.masking", "minibio.optim", "minibio.prefetch",
+     "data.frames", "data.lexicon", "data.duplicates"),
+    ("kernels.torch_*", "kernels.triton_*", "kernels.cuda_rows",
+     "minibio.files", "minibio.dist", "minibio.card", "minibio.state", "data.grammar",
+     "data.records", "data.parallel"),
+    ("kernels.choice",
+     "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log", "minibio.store",
+     "minibio.signals", "data.leakage"),
+    ("kernels.attention_ops", "kernels.mlm_ops", "minibio.corpus", "minibio.checkpoint",
+     "data.pieces"),
     ("data.workplace",),
-    ("kernels", "minibio.corpus", "data", "data.*"),
-    ("kernels.bench", "minibio.attention"),
-    ("minibio.transformer", "minibio.losses"),
+    ("data", "data.*"),
+    ("kernels.maps", "kernels.mlm"),
+    ("kernels",),
+    ("kernels.bench_*", "minibio.attention"),
+    ("kernels.bench", "minibio.transformer", "minibio.losses"),
     ("minibio.mobilebert", "minibio.names"),
     ("minibio.heads",),
-    ("minibio.convert", "minibio.checkpoint"),
+    ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
     ("minibio.estimate", "minibio.bench"),
@@ -42,7 +47,7 @@ LEVELS = (
 
 EVERYWHERE = {"torch", "numpy"}
 AT_TOP = {  # package -> files that cannot do without it
-    "safetensors": ("minibio.convert", "minibio.checkpoint"),
+    "safetensors": ("minibio.convert", "minibio.store"),
     "tokenizers": ("minibio.tokenizer",),
     "triton": ("kernels.triton_*",),
 }
@@ -51,7 +56,9 @@ INSIDE_FUNCTIONS = {  # package -> files that do without it until the function i
     "seqeval": ("minibio.metrics",),
     "matplotlib": ("minibio.plot",),
     "transformers": ("minibio.bench",),
-    "triton": ("kernels.bench", "minibio.gpu", "minibio.bench"),
+    "liger_kernel": ("kernels.bench_mlm",),
+    "cut_cross_entropy": ("kernels.bench_mlm",),
+    "triton": (),
 }
 PICKLES = {"pickle", "shelve", "marshal", "dill", "joblib", "cloudpickle"}
 OURS = ("kernels", "minibio", "data", "train", "eval")

@@ -29,20 +29,22 @@ from triton.compiler import ASTSource  # noqa: E402
 from kernels import triton_attention  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-COUNTED = ("HGMMA", "HMMA", "IMAD", "MUFU")
+POINTERS = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64",
+}  # fmt: skip
+COUNTED = ("HGMMA", "HMMA", "IMAD", "MUFU")  # tensor cores, integer products, exponentials
 
 
 def compile_kernel(fn, arguments: dict, num_warps: int, num_stages: int) -> dict:
     """What `fn` becomes on sm_90 -> registers, bytes on the stack, counts of instructions.
 
     arguments: by name; str = the type of a pointer, None = no pointer, int = an argument of whose
-    value Triton only asks whether 16 divides it; those of constants are what they are.
+    value Triton only asks whether it is 1 or divided by 16; those of constants are what they are.
     """
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(fn.params):
         name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or value is None:
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             signature[name], constants[(i,)] = "constexpr", value
         else:
             signature[name] = value if isinstance(value, str) else "i32"
@@ -62,6 +64,7 @@ def compile_kernel(fn, arguments: dict, num_warps: int, num_stages: int) -> dict
         )
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in COUNTED}
+    counts["wide"] = code.count("LDG.E.128")
     return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, **counts}
 
 

@@ -7,7 +7,7 @@ from attention_cases import B16, F16, F32, F64, assert_as_truth, compute, mask_o
 
 import kernels
 from helpers import DEVICE, LIMIT, assert_near
-from kernels import reference
+from kernels import attention_ops, maps, reference
 from kernels.reference import DIVERGENCES
 
 triton_attention = pytest.importorskip("kernels.triton_attention", reason="needs Triton")
@@ -76,7 +76,7 @@ def test_the_drawn_mask_is_the_hash_of_seed_row_and_key(divergence, monkeypatch)
     lengths, H, p = (17, 5), 2, 0.4
     seed = 0x123456789ABCDEF
     monkeypatch.setattr(
-        kernels, "draw_seed",
+        maps, "draw_seed",
         lambda x, p, keep: None if keep is not None else torch.tensor([seed], device=DEVICE),
     )  # fmt: skip
     words = np.stack(
@@ -123,6 +123,24 @@ def test_offsets_do_not_wrap_at_two_thousand_million(monkeypatch):
         got = kernels.attention_kl(*tensors, *row_of((3,)), divergence="kl_st", impl="triton")
         for name, x in zip(("out", "rows", "lse"), got, strict=True):
             assert_near(name, x, expected_of(small)[name], 2e-3)
+
+
+@pytest.mark.usefixtures("banded_empty")
+@pytest.mark.parametrize("places", [(0, 5, 12), (0, 5, 30), (0, 20, 30)])
+def test_boundaries_beyond_the_row_are_cut_to_it(places):
+    """A GPU's are not read back to be checked, so the kernels see to it that nothing is harmed."""
+    (q, k, v), (q_t, k_t) = tensors(((9,), 2, 4, 6), F32)
+    cu_seqlens = torch.tensor(places, dtype=torch.int32, device=DEVICE)
+    out, *_ = attention_ops.attention(
+        q, k, v, q_t, k_t, None, None, None, cu_seqlens, 30, "kl_st", 0.0, 0.5, 0.5, "triton"
+    )
+    g = torch.autograd.grad(out.sum(), (q, k, v))  # the bands around them are checked at the end
+    first = min(places[1], 9)
+    expected, _ = reference.attention(
+        *(x[:first] for x in (q, k, v)), torch.tensor([0, first]), scale=0.5
+    )
+    assert_near("out", out[:first], expected, 1e-5)
+    assert all(x.isfinite().all() for x in g)
 
 
 def expected_of(x):

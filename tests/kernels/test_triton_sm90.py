@@ -4,26 +4,19 @@ Compiled here, without a device, by Triton itself (tests/kernels/sm90.py); what 
 cannot show.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from test_triton_present import HAS_WHEELS
 
+from helpers import in_shares
+
 pytestmark = pytest.mark.skipif(not HAS_WHEELS, reason="Triton has wheels for Linux x86-64 alone")
-SCRIPT = Path(__file__).with_name("sm90.py")
-SHARES = 2  # processes side by side
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    commands = [[sys.executable, str(SCRIPT), f"{i}/{SHARES}"] for i in range(SHARES)]
-    processes = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
-    lines = [line for p in processes for line in p.communicate()[0].splitlines()]
-    assert [p.returncode for p in processes] == [0] * SHARES
-    return [json.loads(line) for line in lines]
+    return in_shares(Path(__file__).with_name("sm90.py"))
 
 
 def test_all_were_compiled(compiled):

@@ -10,9 +10,9 @@ from helpers import assert_near
 from kernels import reference
 from minibio import losses
 from minibio.attention import use_kernels
-from minibio.batch import Batch
+from minibio.batch import Batch, Counts
 from minibio.config import METHODS, ModelConfig
-from minibio.distil import OBJECTIVES, Counts, initialise_from, teach
+from minibio.distil import OBJECTIVES, initialise_from, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 
@@ -116,6 +116,63 @@ def test_tiny_equals_equation_9_composed_by_hand():
     for name, expected in {"embed": embed, "layers": layers, "output": output}.items():
         torch.testing.assert_close(terms[name], expected, msg=lambda m, n=name: f"{n}: {m}")
     torch.testing.assert_close(terms["loss"], embed + layers + output)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_losses_without_logits_equal_the_equations_on_them(method, fidelity, impl):
+    """Eq. 1, 2 and 8 in one pass over the decoder, against `losses` on all logits: value, gradient.
+
+    A count that is no number of rows: what several processes divide by.
+    """
+    objective, teacher = build(method, fidelity=fidelity)
+    use_kernels(objective, impl)
+    b, counts = batch(5, 3), Counts(13.0, 2.5, 99.0, 2.0)
+    taught = None if teacher is None else teach(teacher, b, objective)
+    terms = objective(b, taught, counts)
+    got = torch.autograd.grad(terms["loss"], objective.student.parameters())
+    row = b.without_targets() if objective.every_token else b
+    x_s = objective.student(row).logits
+    x_t = None if teacher is None else teacher(row).logits
+    T, alpha = objective.temperature, objective.run.alpha
+    expected = {"mlm": losses.mlm(x_s, b.labels, M=2.5)} if method != "tiny" else {}
+    if method in ("distil", "compact"):
+        expected["soft"] = losses.soft_mlm(x_s, x_t, temperature=T, M=2.5)
+    if method == "tiny":
+        N = 13.0 if objective.every_token else 2.5
+        expected["output"] = losses.output(x_s, x_t, temperature=T, N=N)
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+    weights = {
+        "mlm": (1.0,), "tiny": (1.0,), "mobile": alpha, "distil": alpha[:2], "compact": alpha[:2]
+    }[method]  # fmt: skip
+    rest = terms["loss"] - sum(
+        w * x.detach() for w, x in zip(weights, expected.values(), strict=True)
+    )
+    total = sum(w * x for w, x in zip(weights, expected.values(), strict=True))
+    # what the other terms ask for is the same on both sides, so the difference tells
+    others = [
+        x - y for x, y in zip(got, torch.autograd.grad(total, objective.student.parameters(),
+                                                       allow_unused=True, materialize_grads=True),
+                              strict=True)
+    ]  # fmt: skip
+    if method == "mlm":
+        assert abs(rest.item()) < 1e-12 and all(x.abs().max() < 1e-12 for x in others)
+    decoder_bias = [n for n, _ in objective.student.named_parameters()].index("head.bias")
+    assert others[decoder_bias].abs().max() < 1e-12  # nothing else reaches the decoder's bias
+
+
+@pytest.mark.parametrize("weights", [(0.0, 5.0, 1.0), (2.0, 0.0, 1.0), (0.0, 0.0, 1.0)])
+def test_a_weight_of_nought_leaves_its_term_out(weights):
+    objective, teacher = build("distil", alpha=weights)
+    b = batch(5, 3)
+    terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
+    assert (terms["mlm"] == 0) == (weights[0] == 0) and (terms["soft"] == 0) == (weights[1] == 0)
+    composed = sum(
+        w * terms[name] for w, name in zip(weights, ("mlm", "soft", "align"), strict=True)
+    )
+    torch.testing.assert_close(terms["loss"], composed)
 
 
 @pytest.mark.parametrize("method", ["tiny", "compact", "mobile"])

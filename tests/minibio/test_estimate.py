@@ -27,7 +27,7 @@ def test_activations_grow_with_tokens_and_predictions():
     config = tiny_config("bert")
     one = activation_bytes(config, N=10, M=0)
     assert activation_bytes(config, N=20, M=0) == 2 * one
-    assert activation_bytes(config, N=10, M=2) - one == 4 * 3 * 2 * config.V
+    assert activation_bytes(config, N=10, M=2) - one == 4 * 4 * 2 * config.C
 
 
 def test_speed_is_measured():

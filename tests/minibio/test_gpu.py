@@ -30,20 +30,23 @@ def test_tables_statuses_and_summary(tmp_path, capsys):
         part("writes", WRITE, file="writes.csv"),
         part("fails", "print('why'); raise SystemExit(3)"),
         part("lacks", "print('never')", needs=("no_such_package",)),
+        part("has", "print('there')", programs=("sh",)),
+        part("alone", "print('never')", programs=("sh", "no-such-program")),
     ]
     results = gpu.run_parts(parts, tmp_path, "a machine", deadline_s=60)
-    assert [r.status for r in results] == ["done", "done", "failed", "left out"]
+    assert [r.status for r in results] == ["done", "done", "failed", "left out", "done", "left out"]
     assert results[0].note == "without no_such_package"
     assert results[2].note == "exit status 3: why"
     assert results[3].note == "no_such_package cannot be imported here"
+    assert results[5].note == "there is no no-such-program here"
     assert (tmp_path / "says.txt").read_text() == "# a machine\nhello\n"
     assert (tmp_path / "writes.csv").read_text() == "# a machine\nms\n1.5\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "fails.txt", "says.txt", SUMMARY, "writes.csv",
+        "fails.txt", "has.txt", "says.txt", SUMMARY, "writes.csv",
     ]  # fmt: skip
     told = (tmp_path / SUMMARY).read_text()
     assert told.startswith("# a machine\nsays ")
-    assert told.endswith("not done: fails (failed), lacks (left out)\n")
+    assert told.endswith("not done: fails (failed), lacks (left out), alone (left out)\n")
     assert "  hello\n" in capsys.readouterr().out
 
 
@@ -72,7 +75,11 @@ def test_the_table_of_parts():
     for p in PARTS:
         assert p.file == Path(p.file).name and p.file.endswith((".csv", ".txt"))
         command = gpu.fill_in(p.command, Path("table.csv"))
-        assert command[0] == sys.executable and not any("{" in word for word in command)
+        assert sys.executable in " ".join(command) and not any("{" in word for word in command)
+
+
+def test_the_kernels_come_right_after_the_tests():
+    assert [p.name for p in PARTS][:2] == ["tests", "attention-kl"]
 
 
 def test_only_files_with_gpu_tests_are_collected():

@@ -48,18 +48,10 @@ def _(
     q, k, v, q_t, k_t, lse_t, keep, seed, cu_seqlens, max_len, divergence, dropout, scale, scale_t,
     impl,
 ):  # fmt: skip
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-
-    def rows(is_there):
-        return q.new_empty(q.shape[:2] if is_there else (0,), dtype=dtype)
-
     x = Call(
         q, k, v, q_t, k_t, keep, seed, cu_seqlens, max_len, divergence, dropout, scale, scale_t
     )
-    return (
-        q.new_empty(q.shape), rows(divergence != "none"), rows(True),
-        rows(x.needs_lse_t and lse_t is None), rows(divergence == "mse_maps"),
-    )  # fmt: skip
+    return tuple(Forward.blank(x, lse_t))
 
 
 @torch.library.custom_op("minibio::attention_backward", mutates_args=())

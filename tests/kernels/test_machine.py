@@ -5,7 +5,7 @@ import re
 import torch
 
 from helpers import DEVICE
-from minibio import machine
+from kernels import machine
 
 
 def test_the_header_has_its_fields():

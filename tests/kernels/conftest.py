@@ -1,0 +1,79 @@
+"""The CUDA source on a CPU: g++ compiles it against tests/kernels/emulator (its header explains).
+
+`emulator` is the library made of it, as `kernels.cuda_rows.load` gives it; `cuda_on_cpu` lets the
+public function and its operator run on it. Without g++ such tests are skipped.
+"""
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+
+import pytest
+
+from helpers import ROOT
+from kernels import cuda_rows
+
+FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror",
+         "-Wno-unknown-pragmas", f"-I{ROOT / 'tests' / 'kernels' / 'emulator'}")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def compile_for_cpu(tmp_path_factory):
+    """(source text, extra flags, main file) -> what g++ makes of it: each once a session."""
+    gxx = shutil.which("g++")
+    if gxx is None:
+        pytest.skip("no g++")
+    folder, made = tmp_path_factory.mktemp("emulator"), {}
+
+    def compile_(text, *flags, main=None):
+        key = hashlib.sha256(repr((text, flags, main)).encode()).hexdigest()[:16]
+        if key not in made:
+            source = folder / key / "logit_rows.cu"
+            source.parent.mkdir()
+            source.write_text(text, "utf-8")
+            out = folder / f"{key}.out"
+            what = ["-include", source, main] if main else ["-x", "c++", source, "-shared", "-fPIC"]
+            done = subprocess.run(
+                [gxx, *FLAGS, *flags, "-o", out, *what], capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            made[key] = out
+        return made[key]
+
+    return compile_
+
+
+@pytest.fixture(scope="session")
+def load_for_cpu(compile_for_cpu):
+    """Source text, extra flags -> its library on the emulator."""
+
+    def load(text, *flags):
+        library = cuda_rows.load(compile_for_cpu(text, *flags))
+        library.emulator_order.argtypes = [ctypes.c_uint]
+        library.emulator_shared_limit.argtypes = [ctypes.c_int]
+        return library
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def emulator(load_for_cpu):
+    return load_for_cpu(cuda_rows.SOURCE.read_text("utf-8"))
+
+
+@pytest.fixture
+def nvcc_cache(tmp_path_factory, monkeypatch):
+    """nvcc's libraries go to a cache of this session, and are compiled once for all tests."""
+    if cuda_rows.find_nvcc() is None:
+        pytest.skip("no nvcc")
+    folder = tmp_path_factory.getbasetemp() / "nvcc"
+    monkeypatch.setenv("MINIBIO_CACHE", str(folder))
+
+
+@pytest.fixture
+def cuda_on_cpu(emulator, monkeypatch):
+    """kernels.cuda_rows takes tensors on the CPU."""
+    monkeypatch.setattr(cuda_rows, "unavailable", lambda device: None)
+    monkeypatch.setattr(cuda_rows, "place", lambda device: (emulator, None))
+    return emulator

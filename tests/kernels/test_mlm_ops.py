@@ -1,0 +1,332 @@
+"""What holds for every implementation of the masked-LM losses, on small chunks and blocks."""
+
+import pytest
+import torch
+from mlm_cases import (
+    B16,
+    F16,
+    F32,
+    F64,
+    SHAPES,
+    SMALL,
+    assert_as_truth,
+    case_of,
+    compute,
+    cut_small,
+    doubled,
+    gradients,
+)
+
+from helpers import DEVICE, LIMIT, assert_near
+from kernels import mlm_ops
+
+pytestmark = pytest.mark.usefixtures("banded_empty", "small_blocks")
+IMPLS = ("torch", "triton", "triton-stream")
+impls = pytest.mark.parametrize("impl", IMPLS)
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+either = pytest.mark.parametrize("per_row", [False, True], ids=["means", "rows"])
+TWO_BLOCKS = SHAPES["M9-V21-d3+10"]
+ODD = SHAPES["M11-V37-d13"]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    cut_small(monkeypatch)
+
+
+# ---- values and gradients
+
+
+@impls
+@shapes
+def test_float64_equals_the_definition(shape, impl):
+    case = case_of(shape)
+    options = {"ce_weight": 0.7, "kd_weight": 1.3, "temperature": 2.0}
+    assert_as_truth(impl, case, LIMIT[F64], **options)
+
+
+@impls
+@pytest.mark.parametrize(
+    ("T", "losses", "divergence", "per_row"),
+    [
+        (1.0, "both", "kl_ts", True),
+        (1.5, "both", "soft_ce", True),
+        (1.5, "both", "kl_ts", False),
+        (1.0, "kd", "soft_ce", False),
+        (2.0, "kd", "kl_ts", True),
+        (2.0, "ce", "kl_ts", False),
+    ],
+)
+def test_every_loss_at_every_temperature(T, losses, divergence, per_row, impl):
+    case = case_of(TWO_BLOCKS, losses=losses, has_bias=T != 1.5)
+    options = {"temperature": T, "divergence": divergence, "per_row": per_row}
+    assert_as_truth(impl, case, LIMIT[F64], **options)
+
+
+@impls
+@pytest.mark.parametrize("dtypes", [(F32, F32), (F16, F16), (B16, B16), (F32, B16), (B16, F32)],
+                         ids=lambda x: "-".join(str(t)[6:] for t in x))  # fmt: skip
+def test_narrow_types_equal_the_definition(dtypes, impl):
+    case = case_of(ODD, *dtypes)
+    # `triton` has its logits rounded to the inputs' type, as a linear layer would
+    rounded = max(LIMIT[x] for x in dtypes) if impl == "triton" else LIMIT[F32]
+    options = {"temperature": 2.0}
+    assert_as_truth(impl, case, max(LIMIT[x] for x in dtypes), rounded, **options)
+
+
+@impls
+@pytest.mark.parametrize("dtype", [F32, F16, B16], ids=str)
+def test_three_ways_no_less_accurate_than_plain_pytorch(dtype, impl):
+    """The truth in float64, plain PyTorch in the type at hand, the implementation: rows of each."""
+    case = case_of(ODD, dtype)
+    truth = compute("reference", doubled(case), per_row=True)
+    ours = compute(impl, case, per_row=True)
+    x_s, x_t = (
+        h.detach() @ E[0].detach().T + b.detach()
+        for h, E, b in ((case.h_s, case.E_s, case.b_s), (case.h_t, case.E_t, case.b_t))
+    )
+    is_counted = case.labels != -100
+    ce = torch.nn.functional.cross_entropy(x_s, case.labels, reduction="none").double()
+    p_t = x_t.log_softmax(-1)
+    kd = torch.nn.functional.kl_div(x_s.log_softmax(-1), p_t, reduction="none", log_target=True)
+    plain = ce, kd.double().sum(-1) * is_counted
+    for name, x, y, z in zip(("ce", "kd"), ours, plain, truth, strict=True):
+        error, of_plain = ((w - z).abs().max() / z.abs().max() for w in (x.double(), y))
+        assert error <= 1.2 * of_plain + 4 * torch.finfo(F32).eps, f"{name}: {error}, {of_plain}"
+
+
+GRADCHECKED = set()
+GRADCHECKS = [
+    (impl, T, divergence, per_row)
+    for impl in IMPLS
+    for T, divergence, per_row in ((1.0, "kl_ts", False), (2.0, "soft_ce", True))
+    if per_row or impl != "triton-stream"  # which has but one way, and takes its time
+]
+
+
+@pytest.mark.parametrize(("impl", "T", "divergence", "per_row"), GRADCHECKS)
+def test_gradcheck(impl, T, divergence, per_row, monkeypatch):
+    """Numerical derivatives in float64, across the edges of chunks and blocks."""
+    cut_small(monkeypatch, 2)
+    n = 17 if DEVICE == "cuda" else 3
+    case = case_of((n, 2 * n - 1, (1, 2), (2,)))
+    is_fast = impl != "torch"  # along random directions: the interpreter takes its time
+    options = {"temperature": T, "divergence": divergence, "per_row": per_row}
+
+    def function(h, E, X, b):
+        ce, kd = compute(impl, case._replace(h_s=h, E_s=[E, X], b_s=b), **options)
+        return (ce, kd) if per_row else ce + kd
+
+    assert torch.autograd.gradcheck(
+        function, case.learning, fast_mode=is_fast, check_undefined_grad=not is_fast
+    )
+    GRADCHECKED.add((impl, T, divergence, per_row))
+
+
+def test_every_gradcheck_ran(request):
+    asked = [x for x in request.session.items if x.name.startswith("test_gradcheck[")]
+    if len(asked) < len(GRADCHECKS):
+        pytest.skip("a part of the tests was chosen")
+    assert GRADCHECKED == set(GRADCHECKS)
+
+
+@pytest.mark.parametrize("losses", ["both", "ce", "kd"])
+@pytest.mark.parametrize("dtype", [F32, B16], ids=str)
+def test_the_kernel_in_cuda_fits_into_the_loop(losses, dtype, cuda_on_cpu):
+    """impl="cuda" on the emulator: its row step, several chunks of rows and their gradients."""
+    case = case_of(ODD, dtype, losses=losses)
+    assert_as_truth("cuda", case, LIMIT[dtype], max(LIMIT[dtype], LIMIT[F32]), temperature=2.0)
+
+
+@impls
+def test_equal_logits_cost_nothing_and_teach_nothing(impl):
+    case = case_of(SMALL, losses="kd")
+    same = [x.detach() for x in case.E_s]
+    case = case._replace(h_t=case.h_s.detach(), E_t=same, b_t=case.b_s.detach())
+    _, kd = compute(impl, case, temperature=2.0, per_row=True)
+    assert kd.abs().max() < 1e-13
+    for g in torch.autograd.grad(kd, case.learning, torch.randn_like(kd)):
+        assert g.abs().max() < 1e-13
+
+
+@impls
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_large_logits_stay_finite(shift, impl):
+    """Thousands apart, and all of them thousands from 0."""
+    case = case_of(SMALL, F32)
+    with torch.no_grad():
+        case.h_s.mul_(100)
+        case.h_t.mul_(-100)
+        case.b_s.add_(shift)
+    got = compute(impl, case)
+    assert all(x.isfinite() for x in got)
+    assert all(g.isfinite().all() for g in gradients(got, case, [torch.ones(())] * 2))
+
+
+@impls
+@either
+def test_nothing_counted_costs_nothing(per_row, impl):
+    case = case_of(SMALL)
+    case.labels.fill_(-100)
+    got = compute(impl, case, per_row=per_row)
+    for x in (*got, *gradients(got, case, [torch.ones_like(x) for x in got])):
+        assert not x.any() and not x.isnan().any()
+
+
+@impls
+def test_ignored_rows_do_not_matter(impl):
+    """Whatever they hold, and their gradient is 0."""
+    case = case_of(SMALL)
+    is_ignored = case.labels == -100
+    assert is_ignored.any()
+    expected = compute(impl, case)
+    other = doubled(case)
+    with torch.no_grad():
+        other.h_s[is_ignored] = 77.0
+        other.h_t[is_ignored] = -55.0
+    got = compute(impl, other)
+    for x, y in zip(got, expected, strict=True):
+        assert_near("loss", x, y, 1e-12)
+    dh, *others = gradients(got, other, [torch.ones(())] * 2)
+    _, *truth = gradients(expected, case, [torch.ones(())] * 2)
+    assert not dh[is_ignored].any() and dh[~is_ignored].any(1).all()
+    for x, y in zip(others, truth, strict=True):
+        assert_near("gradient", x, y, 1e-12)
+
+
+# ---- memory of any shape
+
+
+@impls
+def test_any_strides_will_do(impl):
+    case = case_of(TWO_BLOCKS, losses="both")
+    expected = compute(impl, case)
+    g = gradients(expected, case, [torch.ones(())] * 2)
+    turned = case._replace(
+        h_s=case.h_s.detach().T.contiguous().T.requires_grad_(),
+        E_s=[x.detach().T.contiguous().T.requires_grad_() for x in case.E_s],
+        labels=torch.stack([case.labels, case.labels], 1)[:, 0],
+        h_t=torch.cat([case.h_t, case.h_t], 1)[:, : case.h_t.shape[1]],
+        E_t=[x.T.contiguous().T for x in case.E_t],
+    )
+    assert not turned.h_s.is_contiguous() and not turned.labels.is_contiguous()
+    got = compute(impl, turned)
+    for x, y in zip((*got, *gradients(got, turned, [torch.ones(())] * 2)), (*expected, *g),
+                    strict=True):  # fmt: skip
+        assert_near("result", x, y, 1e-12)
+
+
+@impls
+@either
+def test_inputs_are_left_as_they_were(per_row, impl):
+    case = case_of(SMALL, F32)
+    every = [case.h_s, *case.E_s, case.b_s, case.labels, case.h_t, *case.E_t, case.b_t]
+    before = [x.detach().clone() for x in every]
+    sum(x.sum() for x in compute(impl, case, per_row=per_row)).backward()
+    assert all(torch.equal(x, y) for x, y in zip(every, before, strict=True))
+
+
+@impls
+@either
+def test_results_repeat_bit_for_bit(per_row, impl):
+    case = case_of(ODD, F32)
+    runs = []
+    for _ in range(2):
+        got = compute(impl, case, per_row=per_row)
+        runs.append([*got, *gradients(got, case, [torch.full_like(x, 0.3) for x in got])])
+    assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+# ---- gradients
+
+
+@impls
+@pytest.mark.parametrize(("factor", "per_row"), [(1.0, False), (1024.0, False), (3.0, True)])
+def test_backward_twice_gives_the_same_twice(factor, per_row, impl):
+    case = case_of(SMALL, F32)
+    loss = factor * sum(x.sum() for x in compute(impl, case, per_row=per_row))
+    loss.backward(retain_graph=True)
+    first = [x.grad.clone() for x in case.learning]
+    loss.backward()
+    for x, once in zip(case.learning, first, strict=True):
+        assert torch.equal(x.grad, 2 * once)
+
+
+@impls
+@either
+def test_only_what_learns_has_a_gradient(per_row, impl):
+    full = case_of(SMALL)
+    got = compute(impl, full, per_row=per_row)
+    expected = gradients(got, full, [torch.ones_like(x) for x in got])
+    h, E, X, b = full.learning
+    for learning in ([h], [E, X], [b], [h, b], [X]):
+        for x in full.learning:
+            x.requires_grad_(any(x is y for y in learning)).grad = None
+        sum(x.sum() for x in compute(impl, full, per_row=per_row)).backward()
+        for x, y in zip(full.learning, expected, strict=True):
+            assert (x.grad is not None) == x.requires_grad
+            if x.requires_grad:
+                assert_near("gradient", x.grad, y, 1e-12)
+
+
+@impls
+def test_nothing_is_worked_out_that_nobody_wants(impl, monkeypatch):
+    asked = []
+    original = mlm_ops.compute
+
+    def watched(*args):
+        asked.append((args[-1], args[-3] is not None))
+        return original(*args)
+
+    monkeypatch.setattr(mlm_ops, "compute", watched)
+    case = case_of(SMALL)
+    with torch.no_grad():
+        ce, kd = compute(impl, case)
+    assert not ce.requires_grad and not kd.requires_grad
+    case.h_s.requires_grad_(False)
+    compute(impl, case)
+    assert [wants for wants, _ in asked] == [[False] * 3, [False, True, True]]
+
+
+def test_without_learners_no_gradient_reaches_the_rows(monkeypatch):
+    """The step for the rows is told so too, and skips its second walk."""
+    from kernels import torch_mlm
+
+    seen = []
+    step = torch_mlm.logit_rows
+    monkeypatch.setattr(torch_mlm, "logit_rows", step)
+    monkeypatch.setattr(
+        torch_mlm.chunked, "__kwdefaults__",
+        {**torch_mlm.chunked.__kwdefaults__,
+         "row_step": lambda *x, **o: seen.append(x[5:7]) or step(*x, **o)},
+    )  # fmt: skip
+    with torch.no_grad():
+        compute("torch", case_of(SMALL))
+    assert seen and all(g == (None, None) for g in seen)
+
+
+@impls
+def test_one_of_two_losses_alone_is_refused(impl):
+    """Its gradient was never worked out; a wrong one is never given."""
+    case = case_of(SMALL)
+    for wrong in (lambda ce, kd: ce, lambda ce, kd: kd, lambda ce, kd: ce + 2 * kd):
+        with pytest.raises(ValueError, match="arrive at ce and kd are .* expected the same"):
+            wrong(*compute(impl, case)).backward()
+    assert all(x.grad is None for x in case.learning)
+    for losses, i in (("ce", 0), ("kd", 1)):  # where there is one only, it may be used alone
+        case = case_of(SMALL, losses=losses)
+        got, truth = (compute(x, case)[i] for x in (impl, "reference"))
+        grads = (torch.autograd.grad(2 * x, case.learning) for x in (got, truth))
+        for x, y in zip(*grads, strict=True):
+            assert_near("gradient", x, y, 1e-12)
+
+
+@impls
+def test_a_second_derivative_is_refused(impl):
+    case = case_of(SMALL)
+    with pytest.raises(ValueError, match="create_graph=True.*impl='reference' has both"):
+        torch.autograd.grad(sum(compute(impl, case)), case.learning, create_graph=True)
+    ce, kd = compute(impl, case, per_row=True)
+    (dh,) = torch.autograd.grad((ce + kd).sum(), case.h_s, create_graph=True)
+    with pytest.raises(RuntimeError):
+        dh.sum().backward()
