@@ -20,10 +20,12 @@ from helpers import ROOT
 # From the bottom up. A new file takes its place here.
 LEVELS = (
     ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
-     "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
+     "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon",
+     "data.markup"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
-     "minibio.card", "data.grammar"),
-    ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
+     "minibio.card", "data.grammar", "data.pubmed_xml", "data.pubmed_index"),
+    ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log",
+     "data.pubmed_passes"),
     ("kernels.bench", "minibio.attention", "minibio.corpus", "data", "data.*"),
     ("minibio.transformer", "minibio.losses"),
     ("minibio.mobilebert", "minibio.names"),
