@@ -98,9 +98,11 @@ class Fates:
         for bucket in buckets:
             rows = np.fromfile(bucket, ROW)
             if len(rows):
+                found = settle(rows)
+                is_lost = found != STANDS  # few; the file is of zeros
                 # mapped anew for each bucket, so that what was written leaves memory
-                fates = np.memmap(self.path, np.uint8, "r+")
-                fates[rows["place"]] = settle(rows)
+                fates = np.memmap(self.path, FATE, "r+")
+                fates[rows["place"][is_lost]] = found[is_lost]
             bucket.unlink()
 
     def __getitem__(self, i: int) -> Span:

@@ -144,6 +144,8 @@ def parse(source: Source, options: Options) -> str | None:
                 lines.write(json.dumps(record.citation, ensure_ascii=False).encode() + b"\n")
     except Damaged as damage:
         return str(damage)
+    except RecursionError:
+        return f"{source.path}: record {counts['records']:,} has markup nested hundreds deep"
     write_json(
         source.parsed,
         {"input": before, "bytes": sizes(source.citations, source.index), "counts": counts},

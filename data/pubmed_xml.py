@@ -72,9 +72,9 @@ def elements(path: Path) -> Iterator[Element]:
                 )
         parser.Parse(b"", True)
     except expat.ExpatError as error:
+        byte, what = max(0, parser.ErrorByteIndex), expat.ErrorString(error.code)
         raise Damaged(
-            f"{path}: byte {parser.ErrorByteIndex:,}: {expat.ErrorString(error.code)} (line "
-            f"{error.lineno}, column {error.offset})"
+            f"{path}: byte {byte:,}: {what} (line {error.lineno}, column {error.offset})"
         ) from None
     yield from take(above[0], path, slice(None))
 
@@ -108,7 +108,11 @@ def make_parser(builder: TreeBuilder, path: Path):
         inner.Parse(CHARACTERS, True)
         return 1
 
+    def unknown(name, *_):
+        raise Damaged(f"{path}: byte {parser.CurrentByteIndex:,}: undefined entity {name}")
+
     parser.EntityDeclHandler = refuse
+    parser.SkippedEntityHandler = unknown  # not told of in attributes: there it reads as nothing
     parser.ExternalEntityRefHandler = document_type
     parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_ALWAYS)
     parser.UseForeignDTD(True)
