@@ -227,6 +227,12 @@ def table(sources: list[Source], damaged: list[str]) -> dict:
     return {**first, **skipped, **dropped, **main, **dict(sorted(counts.items())), **languages}
 
 
+def n_cores() -> int:
+    """Cores that this process may use; where the system does not say, those of the machine."""
+    ask = getattr(os, "sched_getaffinity", None)
+    return len(ask(0)) if ask else os.cpu_count() or 1
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("data.pubmed", description=__doc__.split("\n")[0])
     p.add_argument("inputs", nargs="+", type=Path, metavar="XML",
@@ -234,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="DIR",
                    help="where the citations go, a file for each input")  # fmt: skip
     p.add_argument("--format", choices=ENDINGS, default="gz", help="of the JSON lines")
-    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
+    p.add_argument("--workers", type=int, default=n_cores(),
                    help="processes, a file each at a time")  # fmt: skip
     p.add_argument("--title-only", action=argparse.BooleanOptionalAction, default=True,
                    help="keep citations with a title and no abstract")  # fmt: skip
