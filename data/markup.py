@@ -100,18 +100,12 @@ def between(last: str, part: str, edge: Edge | None) -> str:
 def formula(element: Element) -> str:
     """A MathML element as one would type it; what it does not know it writes in reading order."""
     name = local_name(element)
-    children = [child for child in element if local_name(child) not in ANNOTATIONS]
-    if name == "mtext":
-        return (element.text or "") + "".join(formula(c) + (c.tail or "") for c in children)
-    parts = [formula(child) for child in children]
-    # between children stands white space alone; text that should not be there is not lost either
-    stray = [even(text or "") for text in (element.text, *(child.tail for child in element))]
-    if any(stray[1:]) or (parts and stray[0]):
-        inner = [(element.text or "").strip()]
-        for child in element:
-            inner += [] if local_name(child) in ANNOTATIONS else [formula(child)]
-            inner.append((child.tail or "").strip())
-        return row(inner)
+    parts = ["" if local_name(child) in ANNOTATIONS else formula(child) for child in element]
+    texts = [text or "" for text in (element.text, *(child.tail for child in element))]
+    if name != "mtext":  # between tags stands white space, which means something in mtext alone
+        texts = [even(text).translate(INVISIBLE) for text in texts]
+    if any(texts):  # a token; or text where none should be, which is not lost either
+        return row([item for pair in zip(texts, [*parts, ""], strict=True) for item in pair])
     if len(parts) in SHAPES.get(name, {}):
         return SHAPES[name][len(parts)](*parts)
     if name == "mspace":
@@ -125,8 +119,8 @@ def formula(element: Element) -> str:
     if name == "mtable":
         return "; ".join(parts)
     if name == "mmultiscripts":
-        return multiscripts(children, parts)
-    return row([stray[0].translate(INVISIBLE), *parts])
+        return multiscripts(element, parts)
+    return row(parts)
 
 
 def row(parts: list[str]) -> str:
@@ -169,9 +163,9 @@ def fenced(element: Element, parts: list[str]) -> str:
     return element.get("open", "(") + row(inner) + element.get("close", ")")
 
 
-def multiscripts(children: list[Element], parts: list[str]) -> str:
+def multiscripts(element: Element, parts: list[str]) -> str:
     """`mmultiscripts`: what stands before the base comes before it, as in 14C."""
-    names = [local_name(child) for child in children]
+    names = [local_name(child) for child in element]
     if "mprescripts" not in names:
         return row(parts)
     i = names.index("mprescripts")

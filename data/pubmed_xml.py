@@ -23,7 +23,7 @@ from data.markup import even, readable
 from minibio.errors import InputError
 
 CHUNK = 1 << 17  # bytes read, and unpacked, at once
-LONGEST_RECORD = 16 << 20  # bytes; the longest there are, with thousands of authors, have a few
+LONGEST_RECORD = 8 << 20  # bytes; the longest there are, with thousands of authors, have a few
 ROOTS = ("PubmedArticleSet", "PubmedBookArticleSet")
 DELETIONS = ("DeleteCitation", "DeleteDocument")
 UNTITLED = re.compile(r"\[?(not available|in process citation)\]?\.?", re.IGNORECASE)

@@ -103,6 +103,7 @@ def test_inline_markup(inner, expected):
         ("<mstyle><mpadded><mi>q</mi></mpadded></mstyle>", "q"),
         ("<unknown>stray<mi>x</mi>tail</unknown>", "stray x tail"),
         ("<msup><mi>x</mi></msup>", "x"),  # a child is missing
+        ("<msqrt>3</msqrt>", "3"),  # no token in it
     ],
 )  # fmt: skip
 def test_formulas(inner, expected):
@@ -181,6 +182,10 @@ def test_formulas_lose_nothing(inner):
 
 def test_a_million_empty_tags_take_linear_time():
     assert text_of("a" + "<sup/><i/>" * 50_000 + "b") == "ab"
+
+
+def test_deep_formulas_take_linear_time():
+    assert math("<mrow>a" * 150 + "</mrow>" * 150).split() == ["a"] * 150
 
 
 def test_markup_nested_beyond_measure_is_refused():
