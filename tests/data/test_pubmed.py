@@ -199,6 +199,19 @@ def test_new_updates_touch_what_they_change(library, tmp_path, monkeypatch):
     assert result(tmp_path / "out") == result(tmp_path / "fresh")
 
 
+def test_counts_are_there_when_all_is_done(library, tmp_path, monkeypatch):
+    run(library[:2], tmp_path / "out")
+    assert (tmp_path / "out" / "counts.json").exists()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "select", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(library, tmp_path / "out")
+    assert not (tmp_path / "out" / "counts.json").exists()
+
+
 def test_every_record_is_accounted_for(library, tmp_path):
     counts, _ = pubmed(library, tmp_path / "out", Options(title_only=False, books=False))
     parts = [n for name, n in counts.items() if name.startswith(("skipped: ", "dropped: "))]
@@ -231,7 +244,7 @@ def test_data_shard_reads_the_output(library, tmp_path, capsys):
 def test_a_killed_run_is_taken_up(tmp_path, workers):
     inputs = [
         pubmed_file(
-            tmp_path / f"pubmed25n000{i}.xml.gz",
+            tmp_path / f"pubmed25n{i:04}.xml.gz",
             *(
                 article(j, f"Of {i}.", (("", "Text. " * 99),))
                 for j in range(200 * i, 200 * i + 900)
