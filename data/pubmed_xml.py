@@ -141,7 +141,11 @@ def gunzipped(file, path: Path) -> Iterator[bytes]:
     """The bytes packed in a gzip file, of all its members; no more than CHUNK at once."""
     stream, start, packed = None, 0, file.read(CHUNK)  # `packed` begins at byte `start`
     while packed:
-        if stream is None:
+        if stream is None:  # between members may stand zeros, which fill up a block
+            n_zeros = len(packed) - len(packed.lstrip(b"\0"))
+            if n_zeros:
+                start, packed = start + n_zeros, packed[n_zeros:] or file.read(CHUNK)
+                continue
             stream = zlib.decompressobj(wbits=31)
         before = stream.copy()
         try:
@@ -150,12 +154,10 @@ def gunzipped(file, path: Path) -> Iterator[bytes]:
             where = start + n_sound(before, packed)
             raise Damaged(f"{path}: byte {where:,} of the archive: {error}; damaged") from None
         rest = stream.unused_data
-        if stream.eof:  # another member may follow, or zeros that fill up a block
-            stream, rest = None, rest.lstrip(b"\0")
+        if stream.eof:  # another member may follow
+            stream = None
         start += len(packed) - len(rest)
         packed = rest or file.read(CHUNK)
-        if stream is None and not packed.strip(b"\0"):
-            return
     if stream is not None:
         raise Damaged(f"{path}: byte {start:,} of the archive: it ends too early; truncated")
 

@@ -392,10 +392,15 @@ def test_a_damaged_archive_is_named_with_its_byte(tmp_path):
         read(path)
 
 
-def test_archives_of_several_members(tmp_path):
+@pytest.mark.parametrize("chunk", [1, 16, 1 << 17])
+def test_archives_of_several_members(tmp_path, monkeypatch, chunk):
+    """With zeros between them, as from a tape, more than are read at once."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
     text = gzip.decompress(PACKED)
     path = tmp_path / "a.xml.gz"
-    path.write_bytes(b"".join(gzip.compress(text[i : i + 99]) for i in range(0, len(text), 99)))
+    path.write_bytes(
+        (b"\0" * 50).join(gzip.compress(text[i : i + 999]) for i in range(0, len(text), 999))
+    )
     assert len(read(path)) == 20
 
 
