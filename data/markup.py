@@ -51,6 +51,22 @@ def even(text: str) -> str:
     return " ".join(text.split())
 
 
+def without_brackets(title: str) -> str:
+    """A title without the brackets around the whole of it, PubMed's sign of a translated one.
+
+    `[Zinc in rats].` is `Zinc in rats.`; `[18F]FDG in mice.` is left as it is.
+    """
+    if not title.startswith("["):
+        return title
+    depth = 0
+    for i, c in enumerate(title):
+        depth += (c == "[") - (c == "]")
+        if depth == 0:
+            inner, rest = title[1:i].strip(), title[i + 1 :].strip()
+            return inner + rest if rest in ("", ".") else title
+    return title
+
+
 def unwrap(element: Element, parts: list[str | Edge]) -> None:
     """Append the stretches of text of an element, and the edges between them, to `parts`."""
     parts.append(element.text or "")

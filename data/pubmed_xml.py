@@ -19,7 +19,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from data.markup import even, readable
+from data.markup import even, readable, without_brackets
 from minibio.errors import InputError
 
 CHUNK = 1 << 17  # bytes read, and unpacked, at once
@@ -258,19 +258,6 @@ def title_of(article: Element, counts: Counter) -> str:
         counts["titles that only say not available"] += 1
         return ""
     return without_brackets(title)
-
-
-def without_brackets(title: str) -> str:
-    """`[A translated title].` without its brackets; `[18F]FDG in mice.` is left as it is."""
-    if not title.startswith("["):
-        return title
-    depth = 0
-    for i, c in enumerate(title):
-        depth += (c == "[") - (c == "]")
-        if depth == 0:
-            inner, rest = title[1:i].strip(), title[i + 1 :].strip()
-            return inner + rest if rest in ("", ".") else title
-    return title
 
 
 def sections_of(article: Element, top: Element, counts: Counter) -> list[dict]:

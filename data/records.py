@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data.markup import without_brackets
 from minibio.errors import InputError
 
 OPENERS = {".txt": open, ".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
@@ -164,8 +165,9 @@ def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Do
     for name, value in (("title", title), ("abstract", abstract)):
         if not isinstance(value, str):
             raise InputError(f"{path}: line {n}: {name} is a {type(value).__name__}, expected text")
-    title = title.replace("[", "").replace("]", "")  # F35
-    text = f"{title.strip()} {abstract.strip()}".strip()
+    # F35: the released code takes every bracket out of a title, so that [18F]FDG and 18FFDG are one
+    title = without_brackets(title.strip())
+    text = f"{title} {abstract.strip()}".strip()
     if not text:
         counts["empty"] += 1
         return None

@@ -1,8 +1,8 @@
 """Text to token shards: `python -m data.shard INPUT... --tokenizer DIR --out DIR`.
 
 INPUT is `.txt`, a document a line, or `.jsonl`, also packed as `.jsonl.gz` or `.jsonl.xz`, a record
-a line with `title` and `abstract`. One record is one example: title (F35: without square brackets,
-PubMed's sign of a translated one), a space, the abstract, cut to `--length` tokens, or with
+a line with `title` and `abstract`. One record is one example: title (without the brackets around
+the whole of a translated one), a space, the abstract, cut to `--length` tokens (F35), or with
 `--split-long` split into several examples. Records flagged `in_eval_corpus` or `eval_test_overlap`
 are left out: what a model is scored on later it must not have read. With `--train-tokenizer V` in
 place of a tokenizer, a vocabulary is learnt from the documents first.

@@ -61,6 +61,16 @@ def test_a_document_has_its_id_or_its_text_as_key(tmp_path):
     assert found == [("12", 3, "A b. c"), ("7", 1, "A"), ("A", 0, "A")] and counts["read"] == 3
 
 
+@pytest.mark.parametrize(
+    "title, expected",
+    [("[Zinc [65] in rats]. ", "Zinc [65] in rats. c"), ("[18F]FDG [a].", "[18F]FDG [a]. c"),
+     ("[]", "c"), ("[Never closed", "[Never closed c")],
+)  # fmt: skip
+def test_only_brackets_around_the_whole_title_go(tmp_path, title, expected):
+    found, _ = read(tmp_path, json.dumps({"title": title, "abstract": "c"}))
+    assert found[0][2] == expected
+
+
 @pytest.mark.parametrize("version", [0, -1, 1.5, "x", True, [1], 2**32, {}])
 def test_a_version_that_is_no_number_is_refused(tmp_path, version):
     with pytest.raises(InputError, match="in.jsonl: line 1: version is .*, expected a number"):
