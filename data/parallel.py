@@ -58,17 +58,31 @@ def ordered(build: Callable, arguments: tuple, tasks: Iterable, workers: int) ->
 def begin(build: Callable, arguments: tuple) -> None:
     """The first thing a process does."""
     global work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    follow_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the cores are taken
     work = build(*arguments)
 
 
+def follow_parent() -> None:
+    """Of a worker: it ends with its parent, and not before.
+
+    An interrupt meets the parent too, which ends its workers. A killed parent tells nobody: without
+    the thread its workers would wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
 def end_with_parent() -> None:
-    """A killed parent tells nobody: without this its workers would wait for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def go_on(task):
     return work(task)
+
+
+def n_cores() -> int:
+    """Cores that this process may use; where the system does not say, those of the machine."""
+    ask = getattr(os, "sched_getaffinity", None)
+    return len(ask(0)) if ask else os.cpu_count() or 1

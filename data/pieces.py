@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import duplicates
+from data import duplicates, records
 from data.leakage import Sentences
 from data.records import FLAGS, Block, Document, documents
 from minibio.errors import InputError
@@ -53,8 +53,8 @@ class Recipe:
         """Changes with everything that the pieces depend on but the input."""
         sentences = self.sentences.fingerprint if self.sentences else None
         tokenizer = Tokenizer.from_dir(self.tokenizer).fingerprint
-        parts = (1, tokenizer, self.length, self.split_long, self.keep_eval, self.duplicates,
-                 sentences)  # fmt: skip
+        parts = (1, records.BLOCK, tokenizer, self.length, self.split_long, self.keep_eval,
+                 self.duplicates, sentences)  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

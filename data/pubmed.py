@@ -16,12 +16,9 @@ damaged file, is taken up by the same command, and so is one with new update fil
 import argparse
 import fcntl
 import json
-import os
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,9 +26,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
+from data.parallel import follow_parent, n_cores
 from data.pubmed_index import Fates
 from data.pubmed_passes import Options, Source, is_parsed, is_selected, parse, select
 from minibio import errors
@@ -171,7 +169,7 @@ class Work:
                 return found
             if self.pool is None:  # started anew: a copy of this process might hold a lock
                 self.pool = ProcessPoolExecutor(
-                    self.workers, mp_context=get_context("spawn"), initializer=as_worker
+                    self.workers, mp_context=get_context("spawn"), initializer=follow_parent
                 )
             futures = [self.pool.submit(function, *job) for job in jobs]
             try:
@@ -191,17 +189,6 @@ class Work:
     def __exit__(self, *_) -> None:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)  # files under way are finished, and kept
-
-
-def as_worker() -> None:
-    """A worker finishes its file when the run is interrupted, and goes when the run is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def follow():
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 # ---- the command ----
@@ -225,12 +212,6 @@ def table(sources: list[Source], damaged: list[str]) -> dict:
         for name in ("citations", "title only", "sections", "characters", "deletions")
     }
     return {**first, **skipped, **dropped, **main, **dict(sorted(counts.items())), **languages}
-
-
-def n_cores() -> int:
-    """Cores that this process may use; where the system does not say, those of the machine."""
-    ask = getattr(os, "sched_getaffinity", None)
-    return len(ask(0)) if ask else os.cpu_count() or 1
 
 
 def parser() -> argparse.ArgumentParser:

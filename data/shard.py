@@ -17,7 +17,6 @@ a run that was stopped goes on from the pieces that are whole.
 import argparse
 import bisect
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ import numpy as np
 
 from data import duplicates, leakage
 from data.duplicates import EXACT, KEPT, LEAKED, NEARLY, OLDER
+from data.parallel import n_cores
 from data.pieces import COUNTED, Piece, Recipe, bare_tokens, key_hash
 from data.records import FLAGS, blocks, check_inputs, documents
 from data.workplace import all_pieces, prepare, tokenise, workplace
@@ -286,7 +286,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="evaluation sets: leave out what holds a sentence of theirs, and report it",
     )
-    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
+    p.add_argument("--workers", type=int, default=n_cores(),
                    help="processes that tokenise (default: one a core)")  # fmt: skip
     p.add_argument("--overwrite", action="store_true", help="replace what stands in --out")
     p.add_argument("--verify", type=Path, metavar="DIR",

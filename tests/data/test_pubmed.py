@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data import pubmed as module
 from data import shard
@@ -179,6 +181,28 @@ def test_a_damaged_file_is_named_and_the_others_go_on(library, tmp_path, monkeyp
     assert run(library, out) == 0
     assert calls == {"parse": [], "select": []}
     assert result(out) == result(tmp_path / "fresh")
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_fuzzed_file_is_whole_or_not_there(tmp_path_factory, data):
+    """Its output holds every record or there is none, and its neighbour's is there in any case."""
+    place = tmp_path_factory.mktemp("fuzz")
+    paths = [pubmed_file(place / f"{name}.xml", *map(article, numbers))
+             for name, numbers in (("a", range(1, 4)), ("b", range(11, 14)))]  # fmt: skip
+    raw = bytearray(paths[0].read_bytes())
+    i = data.draw(st.integers(0, len(raw)))
+    j = i + data.draw(st.integers(0, 30))
+    raw[i:j] = data.draw(st.binary(max_size=9) | st.sampled_from([b"<", b"</Article>", b"&#0;"]))
+    paths[0].write_bytes(raw)
+    counts, damages = pubmed(paths, place / "out", progress=False)
+    names = {path.name for path in (place / "out").glob("*.jsonl*")}
+    assert names == {"b.jsonl.gz"} | ({"a.jsonl.gz"} if not damages else set())
+    assert all(str(paths[0]) in damage for damage in damages)
+    found = citations(place / "out")  # well-formed JSON
+    assert {"11", "12", "13"} <= set(found) and len(found) == counts["citations"]
+    skipped = sum(n for name, n in counts.items() if name.startswith(("skipped", "dropped")))
+    assert counts["records"] == len(found) + skipped
 
 
 def test_a_file_damaged_later_loses_its_output(library, tmp_path):

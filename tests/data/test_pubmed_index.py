@@ -76,8 +76,8 @@ EVENTS = st.tuples(
 )
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.lists(EVENTS, max_size=8), max_size=6), st.integers(1, 6), st.integers(1, 5))
-@settings(deadline=None)
 def test_equals_the_simulation(tmp_path_factory, files, bucket_rows, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)

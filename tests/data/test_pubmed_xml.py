@@ -369,6 +369,7 @@ PACKED = gzip.compress(
 )
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(2, len(PACKED) - 1))
 def test_a_truncated_archive_is_named_with_its_byte(tmp_path_factory, n):
     path = tmp_path_factory.mktemp("cut") / "a.xml.gz"
@@ -404,8 +405,8 @@ def test_archives_of_several_members(tmp_path, monkeypatch, chunk):
     assert len(read(path)) == 20
 
 
+@settings(derandomize=True, deadline=None, max_examples=25)
 @given(st.integers(0, 10**9), st.sampled_from([1, 7, 64, 1000]))
-@settings(max_examples=25, deadline=None)
 def test_the_chunks_make_no_difference(tmp_path_factory, seed, chunk):
     rng = random.Random(seed)
     records = "".join(article(i, "β" * rng.randrange(9), version=2) for i in range(5))
@@ -420,8 +421,8 @@ def test_the_chunks_make_no_difference(tmp_path_factory, seed, chunk):
 WHOLE = (HEAD + article(1, "One <i>β</i>.") + book(2) + deletion(3) + TAIL).encode()
 
 
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.data())
-@settings(max_examples=300, deadline=2000)
 def test_fuzzed_files_are_read_or_named(tmp_path_factory, data):
     """Cut, overwritten, or with something put in: records, or one error with file and byte."""
     damaged = bytearray(WHOLE)
@@ -440,6 +441,7 @@ def test_fuzzed_files_are_read_or_named(tmp_path_factory, data):
         assert 0 <= byte <= len(damaged)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(0, len(WHOLE.rstrip()) - 1))
 def test_a_truncated_file_is_never_taken_for_whole(tmp_path_factory, n):
     path = tmp_path_factory.getbasetemp() / "cut.xml"
@@ -448,8 +450,8 @@ def test_a_truncated_file_is_never_taken_for_whole(tmp_path_factory, n):
         read(path)
 
 
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.data())
-@settings(max_examples=100, deadline=2000)
 def test_fuzzed_archives_are_read_or_named(tmp_path_factory, data):
     damaged = bytearray(PACKED)
     i = data.draw(st.integers(2, len(damaged) - 1))

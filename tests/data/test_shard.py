@@ -10,8 +10,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data import records
+from data.markup import without_brackets
 from data.pieces import Maker
 from data.shard import is_held_out, main, shard
 from helpers import ROOT, real_data
@@ -190,24 +193,41 @@ def test_a_tokenizer_is_learnt_from_what_is_trained_on(tmp_path):
     assert counts["documents held out"] == len(held_out) > 0
 
 
+def squeezed(text):
+    """What of a text the tokens keep: all but white space, as the normaliser leaves it."""
+    return "".join(text.split())
+
+
 def test_the_real_abstracts(tmp_path):
-    """The first 300 real records with BERT's cased vocabulary: lossless but for the cut."""
+    """The first 300 real records with BERT's cased vocabulary: lossless but for the cut, and
+    without the cut lossless."""
     vocab = real_data("vocab/bert-base-cased-vocab.txt")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "vocab.txt").write_bytes(vocab.read_bytes())
     with lzma.open(real_data("pubmed/abstracts.jsonl.xz"), "rt", encoding="utf-8") as file:
-        records = [json.loads(next(file)) for _ in range(300)]
-    counts = run(
-        [jsonl(tmp_path / "in.jsonl", records)], tmp_path / "tokenizer", tmp_path / "out",
-        keep_eval=True,
-    )  # fmt: skip
+        rows = [json.loads(next(file)) for _ in range(300)]
+    path = jsonl(tmp_path / "in.jsonl", rows)
+    counts = run([path], tmp_path / "tokenizer", tmp_path / "out", keep_eval=True)
     assert counts["documents to train on"] == 300 and counts["longest"] == 256
     assert counts["[UNK] share"] < 0.001
     found, tokenizer = Shards(tmp_path / "out"), Tokenizer.from_dir(tmp_path / "tokenizer")
     assert found.meta["V"] == 28996 and found.meta["cased"] is True
-    for i, r in enumerate(records):
-        title = r["title"].replace("[", "").replace("]", "").strip()
-        assert found[i].tolist() == tokenizer.encode(f"{title} {r['abstract']}", 256)
+    texts = [f"{without_brackets(r['title'].strip())} {r['abstract'].strip()}" for r in rows]
+    assert [ids.tolist() for ids in found] == [tokenizer.encode(text, 256) for text in texts]
+    run([path], tmp_path / "tokenizer", tmp_path / "long", keep_eval=True, split_long=True)
+    windows = iter(Shards(tmp_path / "long"))
+    n_split = 0
+    for text in texts:
+        ids, expected = [], tokenizer.encode(text)[1:-1]
+        while len(ids) < len(expected):
+            window = next(windows).tolist()
+            assert (window[0], window[-1]) == (tokenizer.cls_id, tokenizer.sep_id)
+            ids += window[1:-1]
+        n_split += len(expected) > 254
+        plain = "".join(tokenizer.pieces[i].removeprefix("##") for i in ids)
+        if tokenizer.unk_id not in ids:
+            assert plain == squeezed(tokenizer.backend.normalizer.normalize_str(text))
+    assert next(windows, None) is None and n_split > 100
 
 
 # bad input: one line, and nothing left behind
@@ -266,6 +286,30 @@ def test_a_damaged_archive_is_refused(tmp_path, tokenizer, end, opener, damage):
     path.write_bytes(raw)
     assert_refused("after line .* the archive is damaged", tmp_path, [path], tokenizer,
                    tmp_path / "out")  # fmt: skip
+
+
+@settings(derandomize=True, deadline=None, max_examples=120)
+@given(data=st.data())
+@pytest.mark.parametrize("end, opener", [(".jsonl", open), (".jsonl.gz", gzip.open)])
+def test_fuzzed_inputs_give_whole_shards_or_none(tmp_path_factory, tokenizer, end, opener, data):
+    """Cut, overwritten, or with something put in, in one block of several."""
+    place = tmp_path_factory.mktemp("fuzz")
+    path = jsonl(place / f"in{end}", RECORDS * 9, opener)
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 2))):
+        i = data.draw(st.integers(0, len(raw)))
+        j = i + data.draw(st.integers(0, 30))
+        raw[i:j] = data.draw(st.binary(max_size=9) | st.sampled_from([b"\n", b'"', b"\\u0000"]))
+    path.write_bytes(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "BLOCK", 1 << 10)
+        try:
+            run([path], tokenizer, place / "out", duplicates="near")
+        except InputError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            assert {file.name for file in place.iterdir()} <= {path.name, ".out.pieces"}
+        else:
+            assert list(verify(place / "out")) == [] and not (place / ".out.pieces").exists()
 
 
 def test_an_endless_line_is_refused(tmp_path, tokenizer, monkeypatch):

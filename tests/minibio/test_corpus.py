@@ -90,6 +90,12 @@ def test_shuffle_is_a_bijection():
             assert np.array_equal(np.sort(order), np.arange(n)), f"n {n}, key {key}"
 
 
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(n=st.integers(1, 3000), key=st.tuples(*[st.integers(0, 2**64 - 1)] * 2))
+def test_every_place_of_an_epoch_is_another_document(n, key):
+    assert sorted(shuffle(np.arange(n), n, key).tolist()) == list(range(n))
+
+
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(n=st.integers(1, 2**40), seed=st.integers(0, 2**64 - 1), data=st.data())
 def test_shuffle_of_a_few_places_is_that_of_each_alone(n, seed, data):
@@ -143,6 +149,30 @@ def test_steps_walk_through_the_epochs(path):
 def test_a_corpus_of_one_document(tmp_path):
     c = corpus(write(tmp_path, n=1))
     assert [unmasked(c.sample(i)) for i in range(3)] == [document(0)] * 3
+
+
+# packing
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(data=st.data(), seed=st.integers(0, 2**64 - 1), length=st.integers(3, LENGTH))
+def test_a_row_holds_each_document_whole_and_once(path, data, seed, length):
+    """Unmasked, and cut where the row says, it is the documents again, shortest first."""
+    lists = st.lists(st.integers(5, V - 1), max_size=LENGTH - 2).map(lambda ids: [CLS, *ids, SEP])
+    documents = data.draw(st.lists(lists, min_size=1, max_size=9))
+    rows = [np.array(ids, np.uint16) for ids in documents]
+    batch = corpus(path, length=length).collate(rows, range(len(rows)), seed)
+    row = batch.tokens.clone()
+    row[batch.predict] = batch.labels
+    bounds, cut = (
+        batch.cu_seqlens.tolist(),
+        [[*ids[: length - 1], SEP][: len(ids)] for ids in documents],
+    )
+    found = [row[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    assert found == sorted(cut, key=len) and bounds[-1] == batch.N == len(row)
+    assert batch.lengths == tuple(map(len, found))
+    assert batch.positions.tolist() == [i for ids in found for i in range(len(ids))]
+    assert (batch.predict[1:] > batch.predict[:-1]).all() and (batch.labels >= 5).all()
 
 
 # purity
