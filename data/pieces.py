@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -98,16 +99,14 @@ class Maker:
         Args:
             first: the number of the first of them in the piece.
         """
-        t, room = self.tokenizer, self.recipe.length - 2  # beside [CLS] and [SEP]
+        t = self.tokenizer
         row, lengths, kept, n_windows, is_cut = array("H" if t.V <= 2**16 else "I"), [], [], [], []
-        for document, ids in zip(chunk, self.encode([d.text for d in chunk]), strict=True):
-            if not ids:  # spaces, control characters
+        texts = [d.text for d in chunk]
+        found = self.windows(texts) if self.recipe.split_long else self.heads(texts)
+        for document, (windows, is_short) in zip(chunk, found, strict=True):
+            if not windows:  # spaces, control characters
                 counts["empty"] += 1
                 continue
-            windows = [ids[:room]]
-            if len(ids) > room and self.recipe.split_long:
-                sentences = t.encode_words(SENTENCE_END.split(document.text))
-                windows = split(sentences, room, self.is_start)
             for window in windows:
                 row.append(t.cls_id)
                 row.extend(window)
@@ -115,7 +114,7 @@ class Maker:
                 lengths.append(len(window) + 2)
             kept.append(document)
             n_windows.append(len(windows))
-            is_cut.append(len(ids) > room and not self.recipe.split_long)
+            is_cut.append(is_short)
         tokens, lengths = np.asarray(row), np.array(lengths, np.int64)
         table = {
             "key": np.array([key_hash(d.key) for d in kept], np.uint64),
@@ -138,22 +137,36 @@ class Maker:
             table["names"] = np.array(named, f"<U{NAME}").reshape(1, -1)
         return table, tokens, lengths
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """The pieces of each text; of those that will be cut perhaps the first alone, yet more than
-        are kept.
+    @property
+    def room(self) -> int:
+        """Tokens of the longest sequence, beside [CLS] and [SEP]."""
+        return self.recipe.length - 2
+
+    def heads(self, texts: list[str]) -> Iterator[tuple[list[list[int]], bool]]:
+        """For each text its first `room` tokens, none or one list of them, and if there were more.
 
         Words are cut into pieces on their own, so the pieces of the first words of a text are the
         first pieces of the text. A quarter of PubMed's characters lies beyond the usual cut.
         """
-        if self.recipe.split_long:
-            return self.tokenizer.encode_words(texts)
-        room = self.recipe.length - 2
-        heads = [first_words(text, CHARACTERS * room) for text in texts]
-        found = self.tokenizer.encode_words(heads)
-        for i, ids in enumerate(found):
-            if len(ids) <= room and len(heads[i]) < len(texts[i]):
-                [found[i]] = self.tokenizer.encode_words([texts[i]])
-        return found
+        starts = [first_words(text, CHARACTERS * self.room) for text in texts]
+        found = self.tokenizer.encode_words(starts)
+        for text, start, ids in zip(texts, starts, found, strict=True):
+            if len(ids) <= self.room and len(start) < len(text):
+                [ids] = self.tokenizer.encode_words([text])
+            yield [ids[: self.room]] if ids else [], len(ids) > self.room
+
+    def windows(self, texts: list[str]) -> Iterator[tuple[list[list[int]], bool]]:
+        """For each text its windows; nothing is cut off.
+
+        What is long enough to be split is tokenised sentence by sentence to begin with.
+        """
+        parts = [SENTENCE_END.split(x) if len(x) > 2 * self.room else [x] for x in texts]
+        found = iter(self.tokenizer.encode_words([part for each in parts for part in each]))
+        for text, part in zip(texts, parts, strict=True):
+            sentences = list(islice(found, len(part)))
+            if len(part) == 1 and len(sentences[0]) > self.room:
+                sentences = self.tokenizer.encode_words(SENTENCE_END.split(text))
+            yield split(sentences, self.room, self.is_start), False
 
 
 def first_words(text: str, n: int) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data import pieces
 from data.leakage import Sentences
-from data.pieces import COUNTED, Maker, Piece, Recipe, key_hash, split, text_hash
+from data.pieces import COUNTED, SENTENCE_END, Maker, Piece, Recipe, key_hash, split, text_hash
 from data.records import Block
 from minibio.errors import InputError
 from minibio.tokenizer import Tokenizer
@@ -123,12 +123,16 @@ def test_a_damaged_table_is_named(tokenizer_dir, tmp_path):
     ),
     length=st.integers(3, 14),
 )
-def test_what_is_left_unread_is_what_would_be_cut(tokenizer_dir, texts, length):
-    maker = Maker(recipe(tokenizer_dir, length=length))
-    texts = [*texts, "zinc [SEP] mice " * 9]
+def test_heads_and_windows_are_those_of_the_whole_text(tokenizer_dir, texts, length):
+    maker, room = Maker(recipe(tokenizer_dir, length=length)), length - 2
+    texts = [*texts, "zinc [SEP] mice " * 9, "it. " * 2 * length]
     whole = maker.tokenizer.encode_words(texts)
-    for ids, full in zip(maker.encode(texts), whole, strict=True):
-        assert ids == full[: len(ids)] and (ids == full or len(ids) > length - 2)
+    heads, windows = list(maker.heads(texts)), list(maker.windows(texts))
+    assert heads == [([ids[:room]] if ids else [], len(ids) > room) for ids in whole]
+    for text, ids, (found, is_cut) in zip(texts, whole, windows, strict=True):
+        sentences = maker.tokenizer.encode_words(SENTENCE_END.split(text))
+        expected = split(sentences, room, maker.is_start) if len(ids) > room else [ids] * bool(ids)
+        assert found == expected and sum(found, []) == ids and not is_cut
 
 
 def test_text_beyond_the_cut_is_not_read(tokenizer_dir, monkeypatch):
@@ -136,9 +140,17 @@ def test_text_beyond_the_cut_is_not_read(tokenizer_dir, monkeypatch):
     encode = maker.tokenizer.encode_words
     monkeypatch.setattr(maker.tokenizer, "encode_words", lambda t: read.append(t) or encode(t))
     dense, sparse = "it " * 100, "unbelievably " * 7  # the latter has one piece a word
-    found = maker.encode([dense, sparse, "x" * 90])
+    found = list(maker.heads([dense, sparse, "x" * 90]))
     assert [len(text) for text in read[0]] == [59, 51, 90] and read[1:] == [[sparse]]
-    assert len(found[0]) == 20 and found[1] == encode([sparse])[0]
+    assert found[:2] == [([encode([dense])[0][:10]], True), ([encode([sparse])[0]], False)]
+
+
+def test_long_texts_are_tokenised_once(tokenizer_dir, monkeypatch):
+    maker, read = Maker(recipe(tokenizer_dir, length=12)), []
+    encode = maker.tokenizer.encode_words
+    monkeypatch.setattr(maker.tokenizer, "encode_words", lambda t: read.append(t) or encode(t))
+    list(maker.windows(["it helps. " * 30, "it."]))
+    assert read == [["it helps."] * 30 + ["", "it."]]
 
 
 # windows
