@@ -43,6 +43,7 @@ LENGTH = 256  # tokens of the longest document
 UNCUT = 10_000  # no abstract is as long: every token is kept
 COPIES = 10  # of the input, for the peak of memory
 STEP, STEPS = 64, 64  # sequences of a sampled batch, batches of a round
+TICK = 0.01  # seconds: finer the system does not count the work of processes
 EVERY = 0.05  # seconds between two looks at the memory
 
 
@@ -59,7 +60,8 @@ def race(table: Table, what: str, unit: str, sides: dict[str, Callable], rounds:
         for name, call in sides.items():
             began, worked = time.perf_counter(), cpu_seconds()
             n = call()
-            rates[name][k] = n / (time.perf_counter() - began), n / (cpu_seconds() - worked)
+            seconds = time.perf_counter() - began, max(cpu_seconds() - worked, TICK)
+            rates[name][k] = np.divide(n, seconds)
     for name, found in rates.items():
         p20, p50, p80 = np.percentile(found[:, 0], (20, 50, 80))
         row = {"what": what, "side": name, "unit": f"{unit}/s", "p50": p50, "p20": p20, "p80": p80,

@@ -67,6 +67,8 @@ def files(paths: Iterable[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or directory")
         if path.is_dir():
             inside = [
                 file
@@ -80,8 +82,6 @@ def files(paths: Iterable[Path]) -> list[Path]:
             found += inside
         elif path.suffix not in (".tsv", ".jsonl", ".json", ".txt"):
             raise InputError(f"{path}: expected a directory, .tsv, .jsonl, .json or .txt")
-        elif not path.is_file():
-            raise InputError(f"{path}: no such file")
         else:
             found.append(path)
     return found

@@ -22,7 +22,7 @@ from minibio.errors import InputError
 OPENERS = {".txt": open, ".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
 FLAGS = ("in_eval_corpus", "eval_test_overlap")
 BLOCK = 1 << 20  # bytes of text, unpacked; the last line of a block is read to its end
-LONGEST_LINE = 64 << 20  # bytes; a file that is one line would be read into memory whole
+LONGEST_LINE = 8 << 20  # bytes; a file that is one line would be read into memory whole
 
 
 class Block(NamedTuple):

@@ -102,10 +102,12 @@ def test_a_directory_is_its_files_but_training_data(tmp_path):
 def test_bad_sets_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "x.csv").touch()
     for name, message in (
         ("empty", "no .tsv, .jsonl or .json in it"),
         ("x.csv", "expected a directory, .tsv"),
-        ("no.tsv", "no.tsv: no such file"),
+        ("no.tsv", "no.tsv: no such file or directory"),
+        ("nowhere", "nowhere: no such file or directory"),
         ("binary.txt", "byte 0 is not UTF-8"),
     ):
         with pytest.raises(InputError, match=message):
