@@ -289,7 +289,7 @@ def unbroken(address: str):
 
 def refusal(address: str, error: urllib.error.HTTPError) -> Exception:
     """`Cut` or `Failed` for an answer of 400 or more."""
-    line = f"{address}: {error.code} {error.reason}".rstrip()
+    line = " ".join(f"{address}: {error.code} {error.reason}".split())
     if error.code == 416:
         return Failed(f"{line} {error.headers.get('Content-Range', '')}".rstrip(), 416)
     if error.code not in BUSY:
