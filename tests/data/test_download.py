@@ -3,7 +3,6 @@
 import email.utils
 import gzip
 import hashlib
-import os
 import random
 import signal
 import subprocess
@@ -136,15 +135,20 @@ def test_a_killed_process(tmp_path):
     """SIGKILL at moments of no choosing, until one run comes through."""
     body, place = random.Random(2).randbytes(30_000_000), tmp_path / "x"
     rng, kills = random.Random(3), 0
+
+    def size():
+        try:
+            return (tmp_path / ".x.part").stat().st_size
+        except FileNotFoundError:  # not yet, or already in its place
+            return 0
+
     with serve({PATH: Page(body)}) as server:
         while not place.exists():
             command = [sys.executable, "-c", KILLED, server.url, str(place)]
-            with subprocess.Popen(command, cwd=ROOT, env=os.environ) as process:
-                part = tmp_path / ".x.part"
-                n, limit = -1, rng.randrange(4_000_000, 9_000_000)
-                before = part.stat().st_size if part.exists() else 0
-                while process.poll() is None and n < before + limit:
-                    n = part.stat().st_size if part.exists() else n
+            limit = size() + rng.randrange(4_000_000, 9_000_000)
+            with subprocess.Popen(command, cwd=ROOT) as process:
+                while process.poll() is None and size() < limit:
+                    time.sleep(0.0005)
                 process.send_signal(signal.SIGKILL)
             kills += process.returncode == -signal.SIGKILL
             assert kills < 30
