@@ -58,10 +58,12 @@ CONVERT = (
 
 def plan(items: list[Item], folder: Folder, web: Web, jobs: int, failed: dict) -> list[Item]:
     """The items that are still to come, as the server knows them; `failed` gets the others."""
-    todo = []
+    todo, by_hand = [], []
     for item in items:
         if not folder.has(item):
-            todo.append(folder.expect(item))
+            # Drive may refuse even to say what it has
+            is_here = item.choose and folder.at(item.place).is_file()
+            (by_hand if is_here else todo).append(folder.expect(item))
         elif folder.at(item.place).is_file() and item.place in folder.files:
             if wrong := folder.changed(item.place):
                 failed[item.place] = wrong
@@ -74,7 +76,7 @@ def plan(items: list[Item], folder: Folder, web: Web, jobs: int, failed: dict) -
     for item in todo:
         if item.place in settled and settled[item.place] is None:
             folder.put(item.place, item, absent=True)
-    return [found for item in todo if (found := settled.get(item.place))]
+    return by_hand + [found for item in todo if (found := settled.get(item.place))]
 
 
 def side_by_side(action: Callable[[Item], None], items: Iterable[Item], jobs: int, web: Web,
@@ -143,8 +145,9 @@ def fetch_one(item: Item, folder: Folder, web: Web, advance: Callable[[int], Non
         advance(found["size"])
         folder.put(item.place, item, size=found["size"], sha256=found["sha256"])
         return
+    size = None if item.choose else item.size  # Drive's HEAD may be of a page in between
     try:
-        got = web.download(item.address, place, sha256=item.sha256, md5=md5, size=item.size,
+        got = web.download(item.address, place, sha256=item.sha256, md5=md5, size=size,
                            check=check, advance=advance)  # fmt: skip
     except Failed as error:
         if item.since and "expected" in str(error):
