@@ -56,8 +56,11 @@ CONVERT = (
 # ---- what to fetch
 
 
-def plan(items: list[Item], folder: Folder, web: Web, jobs: int, failed: dict) -> list[Item]:
+def plan(items: list[Item], folder: Folder, web: Web, jobs: int, failed: dict,
+         progress: bool = False) -> list[Item]:  # fmt: skip
     """The items that are still to come, as the server knows them; `failed` gets the others."""
+    from tqdm import tqdm
+
     todo, by_hand = [], []
     for item in items:
         if not folder.has(item):
@@ -71,8 +74,11 @@ def plan(items: list[Item], folder: Folder, web: Web, jobs: int, failed: dict) -
 
     def ask(item: Item) -> None:
         settled[item.place] = sources.settle(item, web)
+        bar.update()
 
-    side_by_side(ask, todo, jobs, web, failed)
+    with tqdm(total=len(todo), desc="sizes", unit=" files", leave=False,
+              disable=not progress) as bar:  # fmt: skip
+        side_by_side(ask, todo, jobs, web, failed)
     for item in todo:
         if item.place in settled and settled[item.place] is None:
             folder.put(item.place, item, absent=True)
@@ -218,7 +224,7 @@ def fetch(items: list[Item], folder: Folder, web: Web, jobs: int = 4,
     failed, notes = {}, []
     with folder.alone():
         check_year([item for item in items if item.md5_address], folder)
-        todo = plan(items, folder, web, jobs, failed)
+        todo = plan(items, folder, web, jobs, failed, progress)
         check_space(todo, folder)
         total = sum(item.size or 0 for item in todo)
         bar_lock = threading.Lock()

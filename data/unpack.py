@@ -6,6 +6,7 @@ place and renamed.
 """
 
 import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,9 +17,10 @@ from typing import IO
 from minibio.errors import InputError
 from minibio.files import staged_file
 
+CHUNK = 1 << 20  # bytes read at once
 LARGEST = 2 << 30  # bytes of one member: more is no text of ours, and may be made to fill the disk
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError,
-          NotImplementedError, RuntimeError, ValueError)  # fmt: skip
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error, EOFError,
+          OSError, NotImplementedError, RuntimeError, ValueError)  # fmt: skip
 
 
 def is_archive(path: Path) -> bool:
@@ -36,22 +38,39 @@ def unpack(archive: Path, at: Callable[[str], Path],
     Raises:
         InputError: the archive is damaged, a member is too large.
     """
-    places = []
     try:
-        for name, size, file in members(archive):
-            place = choose(name)
-            if place is None or place in places:
-                continue
-            if size > LARGEST:
-                raise InputError(f"{archive}: {name} has {size:,} bytes, expected {LARGEST:,}")
-            with staged_file(at(place)) as staged, open(staged, "wb") as out:
-                copy(file(), out, f"{archive}: {name}")
-            places.append(place)
-    except InputError:
-        raise
+        read_all(archive)
     except DAMAGE as error:
         raise InputError(f"{archive}: {error}; the archive is damaged: remove it") from None
+    places = []
+    for name, size, file in members(archive):
+        place = choose(name)
+        if place is None or place in places:
+            continue
+        what = f"{archive}: {name}"
+        if size > LARGEST:
+            raise InputError(f"{what} has {size:,} bytes, expected at most {LARGEST:,}")
+        with staged_file(at(place)) as staged, open(staged, "wb") as out:
+            copy(file(), out, what)
+        places.append(place)
     return sorted(places)
+
+
+def read_all(archive: Path) -> None:
+    """Raise what Python's readers raise where the archive is damaged, before a file is written.
+
+    The checksum of a .tar.gz comes last, and who stops at the last member never reads it.
+    """
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as z:
+            if bad := z.testzip():
+                raise zipfile.BadZipFile(f"{bad} has another checksum")
+    else:
+        with tarfile.open(archive) as t:
+            for _ in t:
+                pass
+            while t.fileobj.read(CHUNK):
+                pass
 
 
 def members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
@@ -72,7 +91,7 @@ def copy(source: IO[bytes], out: IO[bytes], what: str) -> None:
     """All bytes; the size an archive names is only a claim."""
     written = 0
     with source:
-        while chunk := source.read(1 << 20):
+        while chunk := source.read(CHUNK):
             written += len(chunk)
             if written > LARGEST:
                 raise InputError(f"{what} has more than {LARGEST:,} bytes")

@@ -9,6 +9,7 @@ Afterwards `server.log` has every request: (method, path, Range, If-Range).
 import gzip
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,10 +38,11 @@ class Fault:
     headers: dict = field(default_factory=dict)
     after: int | None = None  # bytes of the body until the connection is cut
     body: bytes | None = None  # in place of the page's
+    silence: float = 0.0  # seconds until then
 
 
-def cut(after: int) -> Fault:
-    return Fault(after=after)
+def cut(after: int, silence: float = 0.0) -> Fault:
+    return Fault(after=after, silence=silence)
 
 
 def status(code: int, **headers) -> Fault:
@@ -102,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
             code, body = 206, body[first:]
         self.answer(code, headers, body, method, page.framing, fault.after)
+        time.sleep(fault.silence)
 
     def answer(self, code, headers, body, method, framing="length", after=None):
         self.send_response(code)

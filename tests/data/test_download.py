@@ -188,6 +188,13 @@ def test_without_progress_it_ends(server, tmp_path):
     assert (tmp_path / ".x.part").exists()  # for the next run
 
 
+def test_silence_is_a_cut(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE", 0.1)
+    page(server, faults=[cut(20_000, silence=0.5)])
+    assert get(server, tmp_path)[0] == BODY
+    assert server.gets()[1] == ("bytes=20000-", '"v1"')
+
+
 def test_nobody_there(tmp_path):
     with serve({}) as server:
         url = server.url
