@@ -198,12 +198,12 @@ class Web:
             part.remove()
             raise Cut(f"{address}: has become another file", wait=0) from None
         with answer, unbroken(address):
-            if answer.status == 206 and not continues(answer, have, validator):
+            if answer.status != 206:
+                have, end = 0, None
+                part.begin(address, answer)
+            elif not (end := continues(answer, have, validator)):
                 part.remove()
                 raise Cut(f"{address}: has become another file", wait=0)
-            if answer.status == 200:
-                have = 0
-                part.begin(address, answer)
             unpack, length, received = unpacker(address, answer), answer.length, 0
             with open(part.path, "ab") as file:
                 show(have)
@@ -213,7 +213,8 @@ class Web:
                     received += len(chunk)
                     file.write(unpack.decompress(chunk))
                     show(file.tell())
-            is_short = received < length if length is not None else part.length() < (size or 0)
+            end = end or (size if length is None else None)
+            is_short = (length and received < length) or (end and part.length() < end)
             if is_short or not unpack.eof:
                 raise Cut(f"{address}: cut after {received:,} bytes")
             has_end = length is not None or answer.chunked
@@ -235,8 +236,11 @@ class Web:
             with unbroken(address):
                 answer = urllib.request.build_opener(Trail).open(request, timeout=SILENCE)
         except urllib.error.HTTPError as error:
-            with error:
-                raise refusal(address, error) from None
+            is_told = method == "HEAD" and error.code < 400 and error.headers["X-Linked-Size"]
+            if not is_told:
+                with error:
+                    raise refusal(address, error) from None
+            answer = error  # the redirect that was not followed
         answer.trail = [*request.trail, answer.headers]
         return answer
 
@@ -259,10 +263,12 @@ class Web:
 
 
 class Trail(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps the headers on the way: Hugging Face's hub tells revision and
-    checksum first and then sends one on to where the bytes lie."""
+    """Follows redirects, and keeps the headers on the way: Hugging Face's hub tells revision, size
+    and checksum first and then sends one on to where the bytes lie, which serves GET alone."""
 
     def redirect_request(self, request, body, code, message, headers, url):
+        if request.get_method() == "HEAD" and headers["X-Linked-Size"]:
+            return None
         if request.full_url.startswith("https:") and not url.startswith("https:"):
             raise Failed(f"{request.full_url}: sends us on to {url}, which is not encrypted")
         new = super().redirect_request(request, body, code, message, headers, url)
@@ -328,12 +334,16 @@ def told(answer) -> Told:
     )
 
 
-def continues(answer, have: int, validator: str | None) -> bool:
-    """Whether a partial answer goes on where the part ends, in the same file."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(?:\d+|\*)", answer.headers.get("Content-Range", ""))
+def continues(answer, have: int, validator: str | None) -> int | None:
+    """The bytes of the whole file, where a partial answer goes on at the end of the part; else None.
+
+    (A server may give less than it was asked for: the rest is asked for again.)
+    """
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
     tag = answer.headers.get("ETag")
     is_same = not (tag and validator and validator.startswith('"')) or tag == validator
-    return match is not None and int(match[1]) == have and is_same and not encoding(answer)
+    is_next = match is not None and have == int(match[1]) > 0
+    return int(match[2]) if is_next and is_same and not encoding(answer) else None
 
 
 def encoding(answer) -> str:

@@ -270,6 +270,11 @@ def settle(item: Item, web: Web) -> Item | None:
     Raises:
         Failed: there is no such file, or the server does not say.
     """
+    if item.choose:  # Drive may refuse to say anything of a file that it gives
+        try:
+            return look(item, web) or item
+        except Failed:
+            return item
     if item.repo is None:
         return look(item, web) or missing(item)
     found = look(item, web)

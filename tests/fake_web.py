@@ -27,6 +27,7 @@ class Page:
     head_faults: list = field(default_factory=list)
     redirect: str | None = None
     has_ranges: bool = True
+    largest: int = 1 << 40  # bytes of a partial answer
     checks_if_range: bool = True
     framing: str = "length"  # or "chunked", or "close": neither length nor end
     encoding: str | None = None  # gzip: packs on the way
@@ -101,8 +102,9 @@ class Handler(BaseHTTPRequestHandler):
             if first >= len(body):
                 self.answer(416, {"Content-Range": f"bytes */{len(body)}"}, b"", method)
                 return
-            headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
-            code, body = 206, body[first:]
+            last = min(len(body), first + page.largest) - 1
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+            code, body = 206, body[first : last + 1]
         self.answer(code, headers, body, method, page.framing, fault.after)
         time.sleep(fault.silence)
 

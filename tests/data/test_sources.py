@@ -113,6 +113,16 @@ def test_settle():
         settle(Item("m/y", "https://h/y", "MIT", "m"), web)
 
 
+def test_an_archive_is_asked_for_even_if_nobody_says_anything_of_it():
+    class Silent(Fake):
+        def look(self, address):
+            raise Failed("403", 403)
+
+    (item,) = sources.items("ner", None)
+    assert settle(item, Silent({})) == item and settle(item, Fake({})) == item
+    assert settle(item, Fake({item.address: Told(5)})).size == 5
+
+
 def test_weights_are_looked_for_in_order():
     (item,) = [item for item in sources.items("biobert", None) if item.repo]
     page = f"{sources.HUB}/api/models/{item.repo}/discussions"
