@@ -335,9 +335,9 @@ def told(answer) -> Told:
 
 
 def continues(answer, have: int, validator: str | None) -> int | None:
-    """The bytes of the whole file, where a partial answer goes on at the end of the part; else None.
+    """The bytes of the whole file, where a partial answer goes on at the part's end; else None.
 
-    (A server may give less than it was asked for: the rest is asked for again.)
+    (A server may give less than it was asked for: then the rest is asked for again.)
     """
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
     tag = answer.headers.get("ETag")
