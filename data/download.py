@@ -150,7 +150,7 @@ class Web:
                 lambda: self.transfer(address, part, bool(sha256 or md5), size, show),
                 part.length,
             )
-            found = {"size": part.length(), **digests(part.path)}
+            found = {"size": part.length(), **digests(part.path, with_md5=md5 is not None)}
             expected = {"size": size, "sha256": sha256, "md5": md5}
             wrong = [k for k, value in expected.items() if value is not None and found[k] != value]
             if not wrong:
@@ -422,11 +422,13 @@ class Part:
         self.note.unlink(missing_ok=True)
 
 
-def digests(path: Path) -> dict[str, str]:
-    """sha256 and md5 of a file, in one pass."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+def digests(path: Path, with_md5: bool = False) -> dict[str, str]:
+    """sha256, and md5, of a file, in one pass."""
+    found = {"sha256": hashlib.sha256()}
+    if with_md5:
+        found["md5"] = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
-            sha256.update(chunk)
-            md5.update(chunk)
-    return {"sha256": sha256.hexdigest(), "md5": md5.hexdigest()}
+            for digest in found.values():
+                digest.update(chunk)
+    return {name: digest.hexdigest() for name, digest in found.items()}

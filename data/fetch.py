@@ -117,11 +117,11 @@ def check_space(items: list[Item], folder: Folder) -> None:
 def check_year(items: list[Item], folder: Folder) -> None:
     """PubMed's numbers start anew every December: two years in one folder would be mixed up."""
     years = {item.revision for item in items}
-    found = {name[6:8] for name in folder.files if re.match(r"pubmed\d\dn", name)}
-    if found and found != years:
+    years |= {name[6:8] for name in folder.files if re.match(r"pubmed\d\dn", name)}
+    if len(years) > 1:
         raise InputError(
-            f"{folder.path} holds files of 20{min(found)}, the server now has those of "
-            f"20{max(years)}: take an empty --out"
+            f"{folder.path} would hold PubMed's files of {' and '.join(sorted(years))}, which have "
+            "the same numbers: take an empty --out, or --only baseline"
         )
 
 
@@ -143,7 +143,7 @@ def fetch_one(item: Item, folder: Folder, web: Web, advance: Callable[[int], Non
             raise Failed(f"{item.md5_address}: no MD5 in it")
         md5 = found[0].decode().lower()
     if place.exists():  # by hand, or killed before it was recorded
-        found = {"size": place.stat().st_size, **digests(place)}
+        found = {"size": place.stat().st_size, **digests(place, with_md5=md5 is not None)}
         for name, value in (("sha256", item.sha256), ("md5", md5), ("size", item.size)):
             if value is not None and value != found[name]:
                 raise Failed(f"is there already, {name} {found[name]}, expected {value}; remove it")
@@ -184,15 +184,13 @@ def unpack_one(item: Item, folder: Folder, notes: list[str]) -> None:
     Raises:
         Failed: the archive lacks one. InputError: it is damaged.
     """
-    entry = folder.files[item.place]
-    known = item.wanted or entry.get("unpacked")
-    if known and all(place in folder.files and folder.at(place).is_file() for place in known):
+    if folder.has_contents(item):
         return
+    entry = folder.files[item.place]
 
     def choose(member: str) -> str | None:
         place = item.choose(member)
-        is_there = place in folder.files and folder.at(place).is_file()
-        return None if is_there else place
+        return None if place is None or folder.holds(place) else place
 
     written = unpack(folder.at(item.place), folder.at, choose)
     for place in written:
@@ -201,7 +199,7 @@ def unpack_one(item: Item, folder: Folder, notes: list[str]) -> None:
         if PINS.get(place, sha256) != sha256:
             notes.append(f"{place}: not the bytes this project measured with (sha256 {sha256})")
         folder.put(place, item, size=path.stat().st_size, sha256=sha256, archive=item.place)
-    if lacking := [place for place in item.wanted if not folder.at(place).is_file()]:
+    if lacking := [place for place in item.wanted if not folder.holds(place)]:
         raise Failed(f"has no {', '.join(lacking)}")
     if not item.wanted:
         found = sorted({*written, *entry.get("unpacked", ())})
@@ -311,7 +309,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--verify", action="store_true", help="read again what is there, fetch nothing")
     p.add_argument("--jobs", type=int, default=4, metavar="N", help="files at once")
     p.add_argument("--mirror", metavar="URL", default=os.environ.get("MINIBIO_MIRROR"),
-                   help="ask URL/HOST/PATH for https://HOST/PATH; ($MINIBIO_MIRROR)")  # fmt: skip
+                   help="ask URL/HOST/PATH for https://HOST/PATH ($MINIBIO_MIRROR)")  # fmt: skip
     return p
 
 

@@ -39,16 +39,22 @@ class Folder:
     def at(self, place: str) -> Path:
         return inside(self.path, place)
 
+    def holds(self, place: str) -> bool:
+        return place in self.files and self.at(place).is_file()
+
     def has(self, item: Item) -> bool:
         """Whether an item is there, or known not to exist; weights may be there as a pickle."""
         for place in item.places:
-            entry = self.files.get(place)
-            if entry and (entry.get("absent") or self.at(place).is_file()):
+            if self.holds(place) or self.files.get(place, {}).get("absent"):
                 return True
-        # converted since by RECIPE, the pickle removed
-        return (
-            len(item.places) > 1 and item.places[1] in self.files and self.at(item.place).exists()
-        )
+        # weights that were converted since, the pickle removed
+        is_converted = item.places[-1] in self.files and self.at(item.place).is_file()
+        return is_converted or self.has_contents(item)
+
+    def has_contents(self, item: Item) -> bool:
+        """Whether all of an archive is unpacked; it may be removed then."""
+        wanted = item.wanted or self.files.get(item.place, {}).get("unpacked", ())
+        return bool(wanted) and all(self.holds(place) for place in wanted)
 
     def changed(self, place: str) -> str | None:
         """What is wrong with a recorded file, told from its size alone."""

@@ -342,6 +342,11 @@ def test_damaged_gzip(server, tmp_path):
     fails(server, tmp_path, "incorrect header check; 3 attempts")
 
 
+def test_packed_bytes_that_end_too_early(server, tmp_path):
+    server.pages[PATH] = Page(gzip.compress(BODY)[:-9], headers={"Content-Encoding": "gzip"})
+    fails(server, tmp_path, r"cut after [\d,]+ bytes; 3 attempts")
+
+
 def test_an_unknown_packing(server, tmp_path):
     page(server, headers={"Content-Encoding": "br"})
     fails(server, tmp_path, "packed as 'br'")

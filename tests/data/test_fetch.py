@@ -151,9 +151,12 @@ def test_another_year(server, tmp_path):
     server.pages, bodies = pubmed_pages(2)
     assert run(server, tmp_path, "pubmed", "--only", "baseline") == 0
     server.pages = pubmed_pages(2, year=27)[0]
-    with pytest.raises(InputError, match="files of 2026, the server now has those of 2027"):
+    with pytest.raises(InputError, match="files of 26 and 27, which have the same"):
         run(server, tmp_path, "pubmed", "--only", "baseline")
     assert files(tmp_path) == bodies
+    server.pages |= pubmed_pages(2, part="updatefiles")[0]  # NLM's own days between two years
+    with pytest.raises(InputError, match="26 and 27"):
+        run(server, tmp_path / "new", "pubmed")
 
 
 def test_no_list(server, tmp_path, capsys):
@@ -452,8 +455,14 @@ def test_ner(server, tmp_path, capsys):
     assert "s800" not in note  # not measured with
     server.log.clear()
     (tmp_path / "BC2GM" / "test.tsv").unlink()
+    (tmp_path / "BC2GM" / "train.tsv").write_bytes(b"mine")
     assert run(server, tmp_path, "ner") == 0 and not server.log  # out of the archive at hand
-    assert files(tmp_path) == there
+    assert files(tmp_path) == there | {"BC2GM/train.tsv": b"mine"}
+    (tmp_path / "biobert-datasets.tar.gz").unlink()
+    assert run(server, tmp_path, "ner") == 0 and not server.log  # all of it is here
+    (tmp_path / "BC2GM" / "test.tsv").unlink()
+    assert run(server, tmp_path, "ner") == 0 and len(server.gets()) == 1
+    assert (tmp_path / "BC2GM" / "test.tsv").read_bytes() == TSV
 
 
 def test_some_ner_sets(server, tmp_path):
