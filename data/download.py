@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +97,7 @@ class Web:
         """
         try:
             with self.patiently(lambda: self.open(address, method="HEAD")) as answer:
-                return told(answer)
+                return told(address, answer)
         except Failed as error:
             if error.status == 404:
                 return None
@@ -201,13 +201,13 @@ class Web:
             if answer.status != 206:
                 have, end = 0, None
                 part.begin(address, answer)
-            elif not (end := continues(answer, have, validator)):
+            elif not (end := continues(address, answer, have, validator)):
                 part.remove()
                 raise Cut(f"{address}: has become another file", wait=0)
             unpack, length, received = unpacker(address, answer), answer.length, 0
             with open(part.path, "ab") as file:
                 show(have)
-                while chunk := answer.read1(CHUNK):
+                for chunk in chunks(answer):
                     if self.stop.is_set():
                         raise Stopped
                     received += len(chunk)
@@ -218,7 +218,7 @@ class Web:
             if is_short or not unpack.eof:
                 raise Cut(f"{address}: cut after {received:,} bytes")
             has_end = length is not None or answer.chunked
-            return told(answer) if has_end else None
+            return told(address, answer) if has_end else None
 
     def open(self, address: str, asked: dict[str, str] | None = None, method: str = "GET"):
         """The answer of the server, after redirects; `answer.trail` has the headers of each.
@@ -317,7 +317,18 @@ def seconds(text: str | None) -> float | None:
         return None
 
 
-def told(answer) -> Told:
+def chunks(answer) -> Iterator[bytes]:
+    """The bytes as they come, and none behind the told length: not all servers close the line."""
+    left = answer.length
+    while left is None or left > 0:
+        chunk = answer.read1(CHUNK if left is None else min(CHUNK, left))
+        if not chunk:
+            return
+        left = None if left is None else left - len(chunk)
+        yield chunk
+
+
+def told(address: str, answer) -> Told:
     """From the headers of an answer and of the redirects before it."""
 
     def first(name):
@@ -325,7 +336,7 @@ def told(answer) -> Told:
 
     # X-Linked-...: the hub's, of files that are kept apart; of others the last answer has the size
     size, tag = first("X-Linked-Size"), (first("X-Linked-Etag") or "").strip('"')
-    if size is None and answer.status == 200 and not encoding(answer):
+    if size is None and answer.status == 200 and not packing(address, answer):
         size = answer.headers["Content-Length"]
     return Told(
         int(size) if size and size.isdecimal() else None,
@@ -334,7 +345,7 @@ def told(answer) -> Told:
     )
 
 
-def continues(answer, have: int, validator: str | None) -> int | None:
+def continues(address: str, answer, have: int, validator: str | None) -> int | None:
     """The bytes of the whole file, where a partial answer goes on at the part's end; else None.
 
     (A server may give less than it was asked for: then the rest is asked for again.)
@@ -343,12 +354,17 @@ def continues(answer, have: int, validator: str | None) -> int | None:
     tag = answer.headers.get("ETag")
     is_same = not (tag and validator and validator.startswith('"')) or tag == validator
     is_next = match is not None and have == int(match[1]) > 0
-    return int(match[2]) if is_next and is_same and not encoding(answer) else None
+    return int(match[2]) if is_next and is_same and not packing(address, answer) else None
 
 
-def encoding(answer) -> str:
+def packing(address: str, answer) -> str:
+    """What was done to the bytes on the way though we asked for nothing: gzip, ...; "" = nothing.
+
+    Some servers call the packing of the file itself, x.gz, an encoding: that one stays.
+    """
     name = answer.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
-    return "" if name == "identity" else name
+    is_own = name == "gzip" and address.endswith((".gz", ".tgz"))
+    return "" if name == "identity" or is_own else name
 
 
 class Plain:
@@ -361,12 +377,8 @@ class Plain:
 
 
 def unpacker(address: str, answer):
-    """What undoes the packing that a server did on the way though it was asked not to.
-
-    Some servers call the packing of the file itself, x.gz, an encoding: that one stays.
-    """
-    name = encoding(answer)
-    if not name or (name == "gzip" and address.endswith((".gz", ".tgz"))):
+    name = packing(address, answer)
+    if not name:
         return Plain()
     if name in ("gzip", "deflate"):
         return zlib.decompressobj(zlib.MAX_WBITS | 32)
@@ -407,7 +419,7 @@ class Part:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         tag = answer.headers.get("ETag") or ""  # a weak one (W/) is of the meaning, not the bytes
         validator = tag if tag.startswith('"') else answer.headers.get("Last-Modified")
-        is_plain = isinstance(unpacker(address, answer), Plain)
+        is_plain = not packing(address, answer)  # else a range would be of the packed bytes
         note = {"address": address, "validator": validator, "is_plain": is_plain}
         self.note.write_text(json.dumps(note), "utf-8")
 

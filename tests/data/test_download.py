@@ -196,6 +196,13 @@ def test_silence_is_a_cut(server, tmp_path, monkeypatch):
     assert server.gets()[1] == ("bytes=20000-", '"v1"')
 
 
+def test_a_line_that_stays_open_behind_the_last_byte(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE", 0.1)
+    page(server, faults=[cut(len(BODY), silence=0.5)])
+    assert get(server, tmp_path)[0] == BODY
+    assert len(server.gets()) == 1
+
+
 def test_nobody_there(tmp_path):
     with serve({}) as server:
         url = server.url
@@ -332,9 +339,10 @@ def test_a_packed_answer_after_a_plain_one(server, tmp_path):
 def test_gz_files_stay_as_they_are(tmp_path):
     body = gzip.compress(BODY)
     with serve({"/host/x.gz": Page(body, encoding="x-gzip", faults=[cut(20_000)])}) as server:
+        assert Web(server.url).look("https://host/x.gz").size == len(body)
         Web(server.url).download("https://host/x.gz", tmp_path / "x.gz")
     assert (tmp_path / "x.gz").read_bytes() == body
-    assert server.gets()[1] == ("bytes=20000-", '"v1"')
+    assert server.gets() == [(None, None), ("bytes=20000-", '"v1"')]
 
 
 def test_damaged_gzip(server, tmp_path):
@@ -349,6 +357,7 @@ def test_packed_bytes_that_end_too_early(server, tmp_path):
 
 def test_an_unknown_packing(server, tmp_path):
     page(server, headers={"Content-Encoding": "br"})
+    assert Web(server.url).look(ADDRESS) == (None, None, None)
     fails(server, tmp_path, "packed as 'br'")
 
 
