@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 import minibio
-from minibio import card, dist, errors, estimate, files, log, optim
+from minibio import card, dist, errors, estimate, files, log, optim, students
 from minibio.attention import use_kernels
 from minibio.batch import Counts
-from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, RunConfig
+from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, STAGE_1, RunConfig
 from minibio.convert import load, save
 from minibio.corpus import Corpus
-from minibio.distil import OBJECTIVES, initialise_from, teach
+from minibio.distil import OBJECTIVES, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.measure import autocast, held_out
@@ -175,7 +175,7 @@ def prepare_sample(directory: Path, ranks: dist.Ranks) -> Path:
         make_sample(directory / "text", force=True)
         shard(
             [directory / "text" / "corpus.jsonl"], None, shards,
-            length=SAMPLE_TEACHER.length, train_tokenizer=MODELS["sample-teacher"].V,
+            length=SAMPLE["mlm"]["length"], train_tokenizer=MODELS["sample-teacher"].V,
         )  # fmt: skip
     dist.barrier(ranks)
     return shards
@@ -183,7 +183,9 @@ def prepare_sample(directory: Path, ranks: dist.Ranks) -> Path:
 
 def sample_teacher(directory: Path, args, ranks: dist.Ranks) -> Path:
     """The sample's teacher: trained by masked LM if there is none yet, kept in `directory`."""
-    path = directory / f"teacher-{args.seed if args.seed is not None else SAMPLE_TEACHER.seed}"
+    row = SAMPLE_TEACHERS[args.method]
+    name = "ib-teacher" if MODELS[row.model].family == "ib-bert" else "teacher"
+    path = directory / f"{name}-{args.seed if args.seed is not None else row.seed}"
     if (path / "config.json").exists():
         dist.print0(f"teacher: {path}, trained earlier (remove the directory to train it anew)")
     else:
@@ -191,7 +193,7 @@ def sample_teacher(directory: Path, args, ranks: dist.Ranks) -> Path:
         options = argparse.Namespace(**{**vars(args), **NO_OVERRIDES, "seed": args.seed})
         options.method, options.teacher, options.out, options.start = "mlm", None, path, None
         options.model, options.overwrite, options.accumulate = None, True, 1
-        execute(SAMPLE_TEACHER, options, ranks)
+        execute(row, options, ranks)
     return path
 
 
@@ -211,24 +213,10 @@ def resolve(args, row: RunConfig) -> RunConfig:
 
 
 def build_student(run: RunConfig, args, corpus: Corpus, teacher: Model | None) -> Model:
-    """The model to be trained: from a directory, from the teacher's layers, or at random."""
-    if args.start is not None:
-        student, tokenizer = load(args.start, head="mlm")
-        if tokenizer is not None:
-            corpus.check_tokenizer(tokenizer)
-        return student.train()
-    shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn, "V": corpus.V}
-    try:
-        config = dataclasses.replace(
-            MODELS[run.model], **{k: v for k, v in shape.items() if v is not None}
-        )
-    except ValueError as error:
-        raise InputError(f"{error} (--width, --heads)") from None
-    torch.manual_seed(run.seed)  # the same weights on every rank
-    student = Model(config)
-    if run.init_layers and teacher is not None:
-        initialise_from(student, teacher, run.init_layers)
-    return student
+    """The model to be trained, in the shape that the command line asks for."""
+    shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn}
+    shape = {k: v for k, v in shape.items() if v is not None}
+    return students.build_student(run, corpus, teacher, start=args.start, shape=shape)
 
 
 def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
@@ -319,6 +307,11 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--temperature", type=float, help="of the soft labels")
     g.add_argument("--layer-map", type=numbers(int), help="teacher layers, from 1: 3,6,9,12")
     g.add_argument("--init-layers", type=numbers(int), help="teacher layers, from 0, or none")
+    g.add_argument("--init-head", choices=("copy", "fresh"),
+                   help="masked-LM head: the teacher's, or a fresh one")  # fmt: skip
+    g.add_argument("--stages", type=float, nargs="?", const=STAGE_1, metavar="SHARE",
+                   help="mobile in MobileBERT's own two stages; SHARE of the steps goes to the "
+                        f"first, layer by layer (default: {STAGE_1:.3f})")  # fmt: skip
     g = p.add_argument_group("training")
     g.add_argument("--steps", type=int, help="optimiser steps")
     g.add_argument("--batch", type=int, help="sequences a step, all processes together")
@@ -345,7 +338,8 @@ def parser() -> argparse.ArgumentParser:
 NO_OVERRIDES = {
     name: None for name in (
         "steps", "batch", "length", "lr", "warmup", "schedule", "weight_decay", "clip", "fidelity",
-        "alpha", "temperature", "layer_map", "init_layers", "layers", "width", "heads", "ffn",
+        "alpha", "temperature", "layer_map", "init_layers", "init_head", "stages", "layers",
+        "width", "heads", "ffn",
     )
 }  # fmt: skip
 
@@ -362,15 +356,21 @@ def check(args) -> None:
         if path is not None and not path.is_dir():
             option = "from" if name == "start" else name
             raise InputError(f"--{option} {path} is no directory")
-    if args.corpus is None and args.method not in SAMPLE:
-        raise InputError(
-            f"--method {args.method} has no built-in sample; pass --teacher and --corpus"
-        )
     shaped = [
         n for n in ("model", "layers", "width", "heads", "ffn") if getattr(args, n) is not None
     ]
     if args.start is not None and shaped:
         raise InputError(f"--from DIR has a shape of its own; drop --{shaped[0]}")
+    if args.start is not None and (args.init_layers or args.init_head == "copy"):
+        option = "init-layers" if args.init_layers else "init-head copy"
+        raise InputError(f"--from DIR has weights of its own; drop --{option}")
+    if args.stages is not None and args.method != "mobile":
+        raise InputError(f"--method {args.method} has no stages; drop --stages")
+    for name in ("init_layers", "layer_map", "temperature") if not needs_teacher else ():
+        if getattr(args, name):
+            raise InputError(f"--method mlm has no teacher; drop --{name.replace('_', '-')}")
+    if not needs_teacher and args.init_head == "copy":
+        raise InputError("--method mlm has no teacher; drop --init-head copy")
     if args.accumulate < 1:
         raise InputError(f"--accumulate is {args.accumulate}, expected at least 1")
 

@@ -38,7 +38,7 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
-    ("minibio.estimate", "minibio.bench"),
+    ("minibio.estimate", "minibio.bench", "minibio.students"),
     ("train", "eval"),
 )  # fmt: skip
 

@@ -150,8 +150,8 @@ def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
 ):
     (tmp_path / "sample").mkdir()
     (tmp_path / "sample" / "shards").symlink_to(corpus)  # a small sample
-    small = train.dataclasses.replace(train.SAMPLE_TEACHER, steps=2, batch=4, length=24)
-    monkeypatch.setattr(train, "SAMPLE_TEACHER", small)
+    small = dataclasses.replace(train.SAMPLE_TEACHERS["tiny"], steps=2, batch=4, length=24)
+    monkeypatch.setitem(train.SAMPLE_TEACHERS, "tiny", small)
     monkeypatch.setitem(train.SAMPLE["tiny"], "length", 24)
     options = ["--method", "tiny", "--sample", str(tmp_path / "sample"), "--steps", "2",
                "--batch", "4", "--seed", "3"]  # fmt: skip
@@ -226,7 +226,7 @@ def test_the_options_are_these():
     assert names == {
         "-h", "--help", "--method", "--corpus", "--teacher", "--out", "--overwrite", "--model",
         "--from", "--layers", "--width", "--heads", "--ffn", "--sample", "--fidelity", "--alpha",
-        "--temperature", "--layer-map", "--init-layers", "--steps", "--batch", "--accumulate",
+        "--temperature", "--layer-map", "--init-layers", "--init-head", "--stages", "--steps", "--batch", "--accumulate",
         "--length", "--lr", "--warmup", "--schedule", "--weight-decay", "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
     }  # fmt: skip
@@ -263,8 +263,3 @@ def test_an_implementation_that_cannot_run_is_refused(capsys, monkeypatch, tmp_p
     line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "triton",
                    "--out", tmp_path / "out")  # fmt: skip
     assert "--kernels triton: attention: impl is 'triton', expected" in line
-
-
-def test_methods_without_a_sample_say_so(capsys, tmp_path):
-    line = refused(capsys, "--method", "mobile", "--out", tmp_path / "out")
-    assert "no built-in sample" in line

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, ModelConfig, RunConfig
+from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, ModelConfig, RunConfig
 from minibio.heads import Model
 
 # encoder, with masked-LM head, with a token classifier of 2 labels
@@ -72,7 +72,7 @@ def test_heads_that_do_not_divide_the_width():
 
 
 def test_methods_name_models_that_exist_and_the_papers_weights():
-    assert {run.model for run in (*METHODS.values(), SAMPLE_TEACHER)} <= set(MODELS)
+    assert {run.model for run in (*METHODS.values(), *SAMPLE_TEACHERS.values())} <= set(MODELS)
     assert METHODS["distil"].alpha == (2.0, 5.0, 1.0)  # Eq. 4
     assert METHODS["compact"].alpha == (1.0, 5.0, 3.0)  # Eq. 11
     assert {METHODS[m].steps for m in ("distil", "tiny", "compact")} == {100_000}
@@ -83,6 +83,8 @@ def test_methods_name_models_that_exist_and_the_papers_weights():
 def test_the_samples_rows_are_whole(method):
     assert set(SAMPLE[method]) <= set(RunConfig.__dataclass_fields__)
     run = replace(METHODS[method], **SAMPLE[method])
-    student, teacher = MODELS[run.model], MODELS[SAMPLE_TEACHER.model]
-    assert teacher.L % student.L == 0 and teacher.H == student.H
+    student = MODELS[run.model]
+    teacher = student if method == "mlm" else MODELS[SAMPLE_TEACHERS[method].model]
+    assert teacher.L % student.L == 0 and teacher.H == student.H and teacher.V == student.V
+    assert method in ("mlm", "tiny") or teacher.C == student.C  # compared without a projection
     assert len(run.init_layers) in (0, student.L)

@@ -12,7 +12,7 @@ from minibio import losses
 from minibio.attention import use_kernels
 from minibio.batch import Batch, Counts
 from minibio.config import METHODS, ModelConfig
-from minibio.distil import OBJECTIVES, initialise_from, teach
+from minibio.distil import OBJECTIVES, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 
@@ -231,29 +231,6 @@ def test_temperature_of_the_released_distil_is_two():
     assert build("distil", fidelity="released")[0].temperature == 2.0
     assert build("distil")[0].temperature == 1.0
     assert build("distil", temperature=3.0)[0].temperature == 3.0
-
-
-def test_students_start_from_the_named_layers():
-    teacher, student = Model(TEACHER), Model(SAME)
-    initialise_from(student, teacher, (1, 3))
-    for mine, l in zip(student.encoder.layers, (1, 3), strict=True):
-        for p, p_t in zip(mine.parameters(), teacher.encoder.layers[l].parameters(), strict=True):
-            assert torch.equal(p, p_t)
-    table = teacher.encoder.embeddings.token.weight
-    assert torch.equal(student.encoder.embeddings.token.weight, table)
-
-
-@pytest.mark.parametrize(
-    ("layers", "student", "message"),
-    [
-        ((1,), SAME, "expected 2 layers"),
-        ((0, 4), SAME, r"of 0\.\.3"),
-        ((0, 1), NARROW, "24 wide.*shapes differ"),
-    ],
-)
-def test_starts_that_do_not_fit(layers, student, message):
-    with pytest.raises(InputError, match=message):
-        initialise_from(Model(student), Model(TEACHER), layers)
 
 
 @pytest.mark.parametrize(
