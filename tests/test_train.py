@@ -226,8 +226,9 @@ def test_the_options_are_these():
     assert names == {
         "-h", "--help", "--method", "--corpus", "--teacher", "--out", "--overwrite", "--model",
         "--from", "--layers", "--width", "--heads", "--ffn", "--sample", "--fidelity", "--alpha",
-        "--temperature", "--layer-map", "--init-layers", "--init-head", "--stages", "--steps", "--batch", "--accumulate",
-        "--length", "--lr", "--warmup", "--schedule", "--weight-decay", "--clip", "--seed",
+        "--temperature", "--layer-map", "--init-layers", "--init-head", "--stages", "--steps",
+        "--batch", "--accumulate", "--length", "--lr", "--warmup", "--schedule", "--weight-decay",
+        "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
     }  # fmt: skip
 
