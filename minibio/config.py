@@ -137,7 +137,8 @@ class RunConfig:
 
 
 METHODS = {
-    # section 3: BioDistilBERT, BioTinyBERT, BioMobileBERT, pre-trained further (F39, F41-F43)
+    # section 3: BioDistilBERT, BioTinyBERT, BioMobileBERT, pre-trained further (F39, F41-F43);
+    # BERT's own rate, warm-up and decay, so IB-BERT's as well
     "mlm": RunConfig(
         "mlm", "bio-tinybert", steps=200_000, lr=1e-4, warmup=10_000, weight_decay=0.01
     ),
@@ -152,11 +153,14 @@ METHODS = {
     "compact": RunConfig(
         "compact", "compact-biobert", alpha=(1.0, 5.0, 3.0), init_layers=(1, 3, 5, 7, 9, 11)
     ),
-    # section 4.4: Eq. 13, which the authors could not run for want of its teacher; alpha: F32d
+    # section 4.4: Eq. 13, which the authors could not run for want of its teacher; alpha: F32d;
+    # the rest is silent: steps as the other distillations, rate and decay as MobileBERT's further
+    # pre-training (F39, F41, F43)
     "mobile": RunConfig("mobile", "bio-mobilebert", alpha=(0.5,), lr=1e-4, weight_decay=0.01),
 }  # fmt: skip
 
-STAGE_1 = 240 / 740  # MobileBERT's own: 240,000 steps layer by layer, then 500,000 (F32d)
+# MobileBERT's own: 240,000 steps layer by layer, then 500,000 (F32d; the command in its README)
+STAGE_1 = 240 / 740
 
 
 class Checkpoint(NamedTuple):

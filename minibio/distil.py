@@ -42,6 +42,7 @@ class Objective(nn.Module):
     hidden_t: tuple[int, ...] = ()  # teacher layers whose hidden states are needed; 0: embeddings
     depth: int | None = None  # the last teacher layer that has to be run; None = all
     needs_head = True  # the teacher's masked-LM head is run
+    phase: int | None = None  # the student's layer that is trained alone; None = all of it
     every_token = False  # the head works on all N tokens, not on the M predicted ones
     temperature = 1.0  # of the soft labels
 
