@@ -58,6 +58,11 @@ class ModelConfig:
             raise ValueError(
                 f"ModelConfig: width {self.width} is no multiple of {self.H} heads; change C or H"
             )
+        if self.E > self.C:
+            raise ValueError(
+                f"ModelConfig: token embeddings are {self.E} wide, expected at most {self.C}, the "
+                f"width between layers: the masked-LM head has the difference of its own"
+            )
 
 
 CASED, UNCASED = 28996, 30522  # BERT's WordPiece vocabularies; BioBERT's is the cased one

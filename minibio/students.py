@@ -1,6 +1,6 @@
 """What a run starts from: its teacher, and the student made of it, of a directory or at random.
 
-    embeddings   the teacher's where any layer of it is copied, or in MobileBERT's stages (F4, F32d)
+    embeddings   the teacher's where a layer or the head is copied (F4), and in MobileBERT's stages
     layers       the teacher's that `--init-layers` names, or random
     head         fresh, as released (F5); `--init-head copy`, and MobileBERT's stages: the teacher's
 
@@ -26,8 +26,11 @@ from minibio.transformer import initialise
 
 
 def copies_embeddings(run: RunConfig) -> bool:
-    """Layers are of no use on other embeddings than their own."""
-    return bool(run.init_layers or run.stages)
+    """Whether the embeddings start as the teacher's.
+
+    Neither layers nor head are of use on others: the head's decoder is the embedding table.
+    """
+    return bool(run.init_layers or run.stages or copies_head(run))
 
 
 def copies_head(run: RunConfig) -> bool:
@@ -117,7 +120,8 @@ def initialise_from(student: Model, teacher: Model, run: RunConfig) -> None:
             f"(the student's) of 0..{L_t - 1} (the teacher's)"
         )
     if copies_embeddings(run):
-        copy_embeddings(student, teacher, "--init-layers none" if layers else "no --stages")
+        remedy = "no --stages" if run.stages else "--init-head fresh"
+        copy_embeddings(student, teacher, "--init-layers none" if layers else remedy)
     for mine, l in zip(student.encoder.layers if layers else (), layers, strict=True):
         copy(mine, teacher.encoder.layers[l].state_dict(), student, teacher, "layers",
              "--init-layers none")  # fmt: skip

@@ -82,7 +82,9 @@ def test_the_head_is_copied_where_that_is_asked_for():
     teacher, student = randomised(TEACHER), randomised(SAME)
     initialise_from(student, teacher, run(init_head="copy"))
     assert same(student.head, teacher.head)
-    assert not same(student.encoder.embeddings, teacher.encoder.embeddings)
+    # its decoder is the embedding table
+    assert same(student.encoder.embeddings, teacher.encoder.embeddings)
+    assert not same(student.encoder.layers[0], teacher.encoder.layers[0])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,16 @@ def test_mobilebert_s_stages_start_from_the_teacher_s_embeddings_and_head(init_h
     # NoNorm has a LayerNorm's names, not its meaning
     assert all(torch.equal(x, norm[name]) for name, x in mine.norm.state_dict().items())
     assert same(student.head, teacher.head) == is_copied
+
+
+def test_mobilebert_s_stages_without_their_teacher_start_from_the_same_weights():
+    """`--alpha 1 --init-head copy`: what the stages are compared with."""
+    teacher, a = randomised(IB_BERT), randomised(MOBILE)
+    b = Model(MOBILE)
+    b.load_state_dict(a.state_dict())
+    initialise_from(a, teacher, run("mobile", stages=0.5))
+    initialise_from(b, teacher, run("mobile", alpha=(1.0,), init_head="copy"))
+    assert same(a, b)
 
 
 def test_equation_13_as_printed_starts_from_scratch():
@@ -118,7 +130,7 @@ def test_equation_13_as_printed_starts_from_scratch():
         (dataclasses.replace(SAME, F=30), {"init_layers": (0, 1)}, "layers .*--init-layers none"),
         (dataclasses.replace(SAME, family="distilbert", n_segments=0), {"init_layers": (0, 1)},
          "distilbert, 24 wide.*kind"),
-        (NARROW, {"init_head": "copy"}, "12 wide.*masked-LM head.*24 wide.*pass --init-head fresh"),
+        (NARROW, {"init_head": "copy"}, "12 wide.*embeddings.*24 wide.*pass --init-head fresh"),
         (dataclasses.replace(SAME, V=30), {"init_head": "copy"}, "30 word pieces.*31 word pieces"),
         (NARROW, {"stages": 0.5}, "embeddings.*pass no --stages"),
     ],
