@@ -66,6 +66,9 @@ class Objective(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no equation; use one of OBJECTIVES")
 
+    def at(self, step: int) -> None:
+        """What the step asks for, where an equation changes with the step."""
+
     def match_layers(self, teacher: Model, divergence: str) -> None:
         """Fix g (Eq. 5) and check that the paired attention maps can be compared."""
         L_s, L_t = self.student.config.L, teacher.config.L

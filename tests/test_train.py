@@ -229,6 +229,8 @@ def test_the_options_are_these():
         "--temperature", "--layer-map", "--init-layers", "--steps", "--batch", "--accumulate",
         "--length", "--lr", "--warmup", "--schedule", "--weight-decay", "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
+        "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep", "--save-in-background",
+        "--max-skips",
     }  # fmt: skip
 
 
