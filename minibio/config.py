@@ -128,6 +128,7 @@ class RunConfig:
     # the data
     length: int = 256  # tokens of the longest sequence (F35)
     batch: int = 192  # sequences of one step: 24 on each of 8 GPUs (F40)
+    batch_tokens: int = 0  # in place of that: the most tokens of one step
     # the optimiser: AdamW, clipped by global norm, as in F44
     steps: int = 100_000  # section 5 (F39)
     lr: float = 5e-4  # peak (F41)

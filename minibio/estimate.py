@@ -22,6 +22,7 @@ from minibio.corpus import Corpus
 from minibio.dist import Ranks
 from minibio.distil import Objective
 from minibio.heads import Model
+from minibio.log import duration
 
 BYTES = 4  # of a float32: weights, gradients, statistics
 SHARE_OF_PEAK = 0.5  # what a training step reaches of a large product's speed; a rule of thumb
@@ -115,11 +116,3 @@ def estimate(
     if teacher is not None:
         rows = {"teacher": f"{teacher.n_parameters:,} parameters, frozen", **rows}
     return rows
-
-
-def duration(seconds: float) -> str:
-    """12 ms, 3.4 s, 5 min, 7 h, 2 days."""
-    for unit, size, until in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2e5)):
-        if seconds < until:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 86400:.3g} days"

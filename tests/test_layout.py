@@ -20,15 +20,16 @@ from helpers import ROOT
 # From the bottom up. A new file takes its place here.
 LEVELS = (
     ("kernels.reference", "kernels.timing", "kernels.machine", "minibio", "minibio.errors",
-     "minibio.batch", "minibio.config", "minibio.masking", "minibio.optim", "data.frames",
-     "data.lexicon"),
+     "minibio.batch", "minibio.config", "minibio.masking", "minibio.optim", "minibio.prefetch",
+     "data.frames", "data.lexicon"),
     ("kernels.torch_*", "kernels.triton_*", "kernels.cuda_rows",
      "minibio.files", "minibio.dist", "minibio.card", "minibio.state", "data.grammar"),
     ("kernels.choice",
      "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log", "minibio.store",
-     "minibio.signals"),
+     "minibio.signals", "minibio.gradients"),
     ("kernels.attention_ops", "kernels.mlm_ops", "minibio.corpus", "minibio.checkpoint",
      "data", "data.*"),
+    ("minibio.feed",),
     ("kernels.maps", "kernels.mlm"),
     ("kernels",),
     ("kernels.bench_*", "minibio.attention"),
@@ -38,7 +39,7 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
-    ("minibio.estimate", "minibio.bench", "minibio.students"),
+    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students"),
     ("train", "eval"),
 )  # fmt: skip
 

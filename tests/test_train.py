@@ -307,6 +307,8 @@ def test_the_options_are_these():
         "--batch", "--accumulate", "--length", "--lr", "--warmup", "--schedule", "--weight-decay",
         "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
+        "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep", "--save-in-background",
+        "--max-skips",
     }  # fmt: skip
 
 
