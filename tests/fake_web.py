@@ -46,8 +46,9 @@ def cut(after: int, silence: float = 0.0) -> Fault:
     return Fault(after=after, silence=silence)
 
 
-def status(code: int, **headers) -> Fault:
-    return Fault(code, {name.replace("_", "-"): str(value) for name, value in headers.items()})
+def status(code: int, body: bytes = b"", **headers) -> Fault:
+    headers = {name.replace("_", "-"): str(value) for name, value in headers.items()}
+    return Fault(code, headers, body=body)
 
 
 def wrong(body: bytes) -> Fault:
@@ -78,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         if page is None:
             self.answer(404, {}, b"no such page", method)
         elif fault.status:
-            self.answer(fault.status, page.headers | fault.headers, b"", method)
+            self.answer(fault.status, page.headers | fault.headers, fault.body or b"", method)
         elif page.redirect:
             self.answer(302, page.headers | {"Location": page.redirect}, b"", method)
         else:
