@@ -318,7 +318,10 @@ def seconds(text: str | None) -> float | None:
 
 
 def chunks(answer) -> Iterator[bytes]:
-    """The bytes as they come, and none behind the told length: not all servers close the line."""
+    """The bytes as they come, and none behind the told length: not all servers close the line.
+
+    (Before Python 3.11.8 `read1` waits for more there.)
+    """
     left = answer.length
     while left is None or left > 0:
         chunk = answer.read1(CHUNK if left is None else min(CHUNK, left))

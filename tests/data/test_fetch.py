@@ -495,6 +495,12 @@ def test_a_page_in_place_of_an_archive_then_by_hand(server, tmp_path, capsys):
     assert (tmp_path / "linnaeus" / "test.tsv").read_bytes() == TSV
 
 
+def test_a_head_of_the_page_in_between(server, tmp_path):
+    page = Page(archive(ner_members()), head_faults=[status(200, b"<html>are you sure?")])
+    server.pages = {SETS: page}
+    assert run(server, tmp_path, "ner") == 0
+
+
 def test_a_damaged_archive(server, tmp_path, capsys):
     body = archive(
         {f"NER/{name}": random.Random(0).randbytes(9000) for name in ("s800/train.tsv",)}
