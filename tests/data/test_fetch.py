@@ -8,9 +8,11 @@ import json
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 
 import pytest
@@ -22,7 +24,7 @@ import data.fetch
 from data import download, sources
 from data.fetched import Folder
 from data.pins import PINS
-from helpers import real_data, tiny_config
+from helpers import ROOT, real_data, tiny_config
 from minibio import errors
 from minibio.errors import InputError
 
@@ -646,6 +648,29 @@ def test_an_interrupt_keeps_what_is_there(server, tmp_path, monkeypatch):
         run(server, tmp_path, "pubmed", "--only", "baseline", "--jobs", "1")
     assert "pubmed26n0001.xml.gz" in files(tmp_path) and one not in files(tmp_path)
     monkeypatch.undo()
+    assert run(server, tmp_path, "pubmed", "--only", "baseline") == 0 and files(tmp_path) == bodies
+
+
+def test_ctrl_c(server, tmp_path):
+    """One line, at once, though one file is in the middle and one waits for a busy server."""
+    server.pages, bodies = pubmed_pages(2)
+    base, busy = f"{NLM}/baseline/pubmed26n", status(503, Retry_After=60)
+    server.pages[f"{base}0001.xml.gz"].faults = [busy]
+    server.pages[f"{base}0002.xml.gz"].faults = [cut(10), busy]
+    command = [sys.executable, "-m", "data.fetch", "pubmed", "--only", "baseline", "--out",
+               str(tmp_path), "--mirror", server.url]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with process:
+        deadline = time.monotonic() + 30
+        while len(server.gets()) < 6:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    assert time.monotonic() - began < 15
+    assert process.returncode == 130 and said == "data.fetch: interrupted\n"
+    assert files(tmp_path)[".pubmed26n0002.xml.gz.part"] == bodies["pubmed26n0002.xml.gz"][:10]
     assert run(server, tmp_path, "pubmed", "--only", "baseline") == 0 and files(tmp_path) == bodies
 
 
