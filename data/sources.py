@@ -22,6 +22,7 @@ GITHUB = "https://raw.githubusercontent.com"
 SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 SCIBERT = "allenai/scibert/06793f77d7278898159ed50da30d173cdc8fdea9"
+FIXED = re.compile(r"[0-9a-f]{40}|refs/.*")  # revisions of the hub that stay as they are
 # all of BioBERT's sets, and its older BioASQ sets: github.com/dmis-lab/biobert links both
 BIOBERT_SETS, BIOBERT_QA = "1cGqvAm9IZ_86C4Mj7Zf-w9CFilYVDl8j", "19ft5q44W4SuptJgTwR84xZjsHg1jvjSZ"
 
@@ -298,8 +299,14 @@ def look(item: Item, web: Web) -> Item | None:
     told = web.look(item.address)
     if told is None:
         return None
+    address = item.address
+    if told.revision and item.revision and not FIXED.fullmatch(item.revision):
+        # a branch moves on: all files, and a later fetch, are of the commit that was met
+        address = address.replace(f"/resolve/{quote(item.revision, safe='')}/",
+                                  f"/resolve/{told.revision}/")  # fmt: skip
     return replace(
         item,
+        address=address,
         size=told.size,
         sha256=item.sha256 or told.sha256,
         revision=told.revision or item.revision,

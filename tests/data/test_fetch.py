@@ -396,11 +396,19 @@ def test_no_weights_at_all(server, tmp_path, capsys):
     assert sorted(files(tmp_path)) == ["config.json", "vocab.txt"]
 
 
-def test_another_revision(server, tmp_path):
-    server.pages = {
-        path.replace(PINNED, "v2"): page for path, page in hub_pages().items()
+def test_a_branch_becomes_the_commit_that_was_met(server, tmp_path, capsys):
+    there = {path.replace(PINNED, "main"): page for path, page in hub_pages().items()}
+    server.pages = there | {path.replace("main", COMMIT): page for path, page in there.items()}
+    assert run(server, tmp_path, "biobert", "--revision", "main") == 0
+    assert {path.split("/")[-2] for method, path, *_ in server.log if method == "GET"} == {
+        COMMIT, "cdn"
     }  # fmt: skip
-    assert run(server, tmp_path, "biobert", "--revision", "v2") == 0
+    for path in there:  # the branch moves on
+        if "main" in path:
+            server.pages[path] = Page(b"newer", headers={"X-Repo-Commit": "d" * 40})
+    (tmp_path / "config.json").unlink()
+    assert run(server, tmp_path, "biobert", "--revision", "main") == 0
+    assert (tmp_path / "config.json").read_bytes() == CONFIG
 
 
 def test_the_starts(server, tmp_path):
@@ -424,7 +432,7 @@ TSV = b"Aspirin\tB\nhelps\tO\n\n"
 
 def archive(members: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as t:
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as t:
         for name, body in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(body)
