@@ -1,4 +1,4 @@
-"""The one training loop. Read it from `main` at the bottom up, or `train` first.
+"""Train a model: its row of the table, its data, its teacher. The loop is in minibio/engine.py.
 
     torchrun train.py --method tiny                          the built-in sample, start to end
     torchrun train.py --method mlm --model biobert --corpus DIR --out DIR
@@ -6,130 +6,111 @@
 
 A method is a row of `METHODS` (minibio/config.py); any of its fields can be overridden here. With
 no corpus named, the run uses the built-in sample: its texts, tokenizer, token shards and teacher
-are made first if they are not there yet, and kept.
+are made first if they are not there yet, and kept. A run that was stopped, by a signal, a crash or
+a power cut, goes on from its newest checkpoint when the same command is given again. Read `execute`
+first.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import os
-import time
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 import minibio
-from minibio import card, dist, errors, estimate, files, log, optim
+from minibio import card, dist, engine, errors, estimate, files, log, students
 from minibio.attention import use_kernels
-from minibio.batch import Counts
-from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, RunConfig
-from minibio.convert import load, save
+from minibio.checkpoint import Checkpoint, Checkpoints, newest
+from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, STAGE_1, RunConfig
+from minibio.convert import save
 from minibio.corpus import Corpus
-from minibio.distil import OBJECTIVES, initialise_from, teach
+from minibio.distil import OBJECTIVES, teach
+from minibio.engine import Plan, Progress
 from minibio.errors import InputError
+from minibio.feed import Feed
 from minibio.heads import Model
-from minibio.measure import autocast, held_out
+from minibio.measure import held_out
+from minibio.transformer import compile_layers
 
 
-def train_step(model, teacher, batches, optimizer, run, ranks):
-    """One optimiser step over its micro-batches -> (terms of the loss, gradient norm, tokens).
-
-    Denominators are counted over all micro-batches and processes before the first backward, so
-    that the step does not depend on how its sequences are cut up.
-    """
-    totals = dist.all_sum(list(Counts.of(batches)), ranks)
-    # / world: DistributedDataParallel takes the mean of the gradients, we want their sum
-    counts = Counts(*(total / ranks.world for total in totals))
-    objective = model.module if ranks.world > 1 else model
-    terms = {}
-    for i, batch in enumerate(batches):
-        batch = batch.to(ranks.device)
-        is_last = i == len(batches) - 1  # gradients are reduced once, with the last micro-batch
-        with nullcontext() if is_last or ranks.world == 1 else model.no_sync():
-            with autocast(run.precision, ranks.device):
-                taught = None if teacher is None else teach(teacher, batch, objective)
-                parts = model(batch, taught, counts)
-            parts["loss"].backward()
-        for name, x in parts.items():
-            terms[name] = terms.get(name, 0) + x.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return terms, norm, int(totals[0])
-
-
-def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
-          journal: log.RunLog, ranks: dist.Ranks, *, every: int, eval_every: int,
-          accumulate: int) -> dict:  # fmt: skip
-    """Train `student` and return what became of it: held-out figures, counts, seconds."""
+def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None, args,
+          ranks: dist.Ranks) -> Progress:  # fmt: skip
+    """Train `student`, from the start or from where the run in `args.out` was left."""
     objective = OBJECTIVES[run.method](student, teacher, run).to(ranks.device).train()
-    model = objective
-    if ranks.world > 1:
-        ids = [ranks.local] if ranks.device.type == "cuda" else None
-        model = DistributedDataParallel(objective, device_ids=ids)
-    optimizer = optim.make_optimizer(
-        objective, run.lr, run.weight_decay, betas=run.betas, eps=run.adam_eps
-    )
+    report("student", students.describe(objective, teacher, run, args.start))
+    if run.precision == "fp64":
+        objective = objective.double()
+    feed = Feed(corpus, ranks, batch=run.batch, tokens=run.batch_tokens,
+                accumulate=args.accumulate)  # fmt: skip
     batches_held_out = corpus.held_out_batches(run.batch, limit=256)
     if not batches_held_out:
         raise InputError(
             f"{corpus.path} has no held-out document to measure on; build the shards from more "
             f"documents, or with a larger --held-out"
         )
-    torch.manual_seed(run.seed + ranks.rank)  # dropout; weights were drawn alike on all ranks
-    journal.write({"event": "start", **dataclasses.asdict(run), "world": ranks.world})
-    began = time.perf_counter()
-    sums, n_tokens, all_tokens, training = {}, 0, 0, 0.0
-    first = held_out(student, batches_held_out, ranks, run.precision)
-    journal.write({"event": "held_out", "step": 0, **first})
-    since = time.perf_counter()
-    bar = log.progress(run.steps, run.method, ranks)
-    for step in range(run.steps):
-        lr = optim.lr_at(
-            step, peak=run.lr, warmup=run.warmup, total=run.steps, schedule=run.schedule
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        batches = [
-            corpus.batch(step, run.batch, ranks.rank, ranks.world, accumulate, micro)
-            for micro in range(accumulate)
-        ]
-        terms, norm, n = train_step(model, teacher, batches, optimizer, run, ranks)
-        n_tokens, all_tokens = n_tokens + n, all_tokens + n
-        for name, x in {**terms, "grad_norm": norm}.items():
-            sums[name] = sums.get(name, 0) + x  # stays on the device until the interval ends
-        done = step + 1
-        bar.update()
-        if done % every == 0 or done == run.steps:
-            now, k = time.perf_counter(), (done - 1) % every + 1
-            means = dist.all_sum([float(x) for x in sums.values()], ranks)
-            line = {n: x / k / ranks.world for n, x in zip(sums, means, strict=True)}
-            if not all(map(torch.isfinite, map(torch.tensor, line.values()))):
-                raise InputError(
-                    f"the loss is not finite near step {done}: {line}; lower --lr or raise --warmup"
-                )
-            training += now - since
-            rate = n_tokens / (now - since)
-            journal.write(
-                {"event": "train", "step": done, **line, "lr": lr, "tokens_per_s": round(rate)}
-            )
-            bar.set_postfix_str(f"loss {line['loss']:.4g}, lr {lr:.2e}, {rate:,.0f} tok/s")
-            sums, n_tokens, since = {}, 0, now
-        if done % eval_every == 0 and done < run.steps:
-            figures = held_out(student, batches_held_out, ranks, run.precision)
-            journal.write({"event": "held_out", "step": done, **figures})
-            since = time.perf_counter()
-    bar.close()
-    last = held_out(student, batches_held_out, ranks, run.precision)
-    seconds = time.perf_counter() - began
-    journal.write({"event": "held_out", "step": run.steps, **last})
-    journal.write({"event": "end", "seconds": round(seconds, 1), "tokens": all_tokens})
-    return {
-        "held_out_first": first, "held_out": last, "tokens": all_tokens,
-        "seconds": round(seconds, 1), "tokens_per_s": round(all_tokens / training),
+    config = {
+        **dataclasses.asdict(run), "world": ranks.world, "accumulate": args.accumulate,
+        "kernels": args.kernels, "compile": args.compile, "tf32": args.tf32,
+        "shape": dataclasses.asdict(student.config),
+        # directories move, what is in them may not change
+        "corpus_is": fingerprint(args.corpus, ranks),
+        "teacher_is": fingerprint(args.teacher, ranks),
     }  # fmt: skip
+    plan = Plan(
+        **{f.name: getattr(run, f.name) for f in dataclasses.fields(Plan) if hasattr(run, f.name)},
+        log_every=args.log_every or max(1, run.steps // 100),
+        eval_every=args.eval_every or max(1, run.steps // 10),
+        save_every=args.save_every or max(1, min(1000, run.steps // 10)),
+        max_skips=args.max_skips,
+    )
+    with Checkpoints(args.out, ranks, args.keep, args.save_in_background) as checkpoints:
+        resume = None if args.overwrite else newest(args.out, ranks)
+        if resume is None:
+            checkpoints.clear()
+        else:
+            show_resumption(resume, config, ranks)
+            resume.cut_log(ranks)
+        with log.RunLog(args.out / "log.jsonl", ranks, goes_on=resume is not None) as journal:
+            if resume is None:
+                journal.write({"event": "start", **config})
+            progress = engine.fit(
+                objective, feed, plan, ranks, journal,
+                teach=None if teacher is None else partial(teach, teacher, objective=objective),
+                measure=partial(held_out, student, batches_held_out, ranks, run.precision),
+                checkpoints=checkpoints, resume=resume, config=config, name=run.method,
+            )  # fmt: skip
+            if not progress.stopped:
+                journal.write({"event": "end", "seconds": round(progress.seconds, 1),
+                               "tokens": progress.tokens})  # fmt: skip
+    return progress
+
+
+def fingerprint(directory: Path | None, ranks: dist.Ranks) -> str | None:
+    """What tells a directory of weights or of shards from another one: a hash of its files."""
+
+    def read():
+        digest = hashlib.sha256()
+        for file in sorted(directory.glob("*.safetensors")) or [directory / "meta.json"]:
+            with open(file, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+    return None if directory is None else dist.from_rank0(read, ranks)
+
+
+def show_resumption(resume: Checkpoint, config: dict, ranks: dist.Ranks) -> None:
+    """Say where the run goes on, and what is otherwise than before.
+
+    Raises:
+        InputError: it is another run.
+    """
+    changed = resume.changes(config, ranks)
+    rows = {"from": resume.path, "step": resume.step, "samples": resume.samples}
+    report("resumed", rows | {name: f"{then} -> {now}" for name, then, now in changed})
 
 
 def finish(student: Model, run: RunConfig, corpus: Corpus, out: Path, facts: dict) -> None:
@@ -175,23 +156,26 @@ def prepare_sample(directory: Path, ranks: dist.Ranks) -> Path:
         make_sample(directory / "text", force=True)
         shard(
             [directory / "text" / "corpus.jsonl"], None, shards,
-            length=SAMPLE_TEACHER.length, train_tokenizer=MODELS["sample-teacher"].V,
+            length=SAMPLE["mlm"]["length"], train_tokenizer=MODELS["sample-teacher"].V,
         )  # fmt: skip
     dist.barrier(ranks)
     return shards
 
 
-def sample_teacher(directory: Path, args, ranks: dist.Ranks) -> Path:
+def sample_teacher(directory: Path, args, ranks: dist.Ranks) -> Path | None:
     """The sample's teacher: trained by masked LM if there is none yet, kept in `directory`."""
-    path = directory / f"teacher-{args.seed if args.seed is not None else SAMPLE_TEACHER.seed}"
+    row = SAMPLE_TEACHERS[args.method]
+    name = "ib-teacher" if MODELS[row.model].family == "ib-bert" else "teacher"
+    path = directory / f"{name}-{args.seed if args.seed is not None else row.seed}"
     if (path / "config.json").exists():
         dist.print0(f"teacher: {path}, trained earlier (remove the directory to train it anew)")
     else:
         dist.print0(f"teacher: there is none yet; training one by masked LM in {path}")
         options = argparse.Namespace(**{**vars(args), **NO_OVERRIDES, "seed": args.seed})
         options.method, options.teacher, options.out, options.start = "mlm", None, path, None
-        options.model, options.overwrite, options.accumulate = None, True, 1
-        execute(SAMPLE_TEACHER, options, ranks)
+        options.model, options.overwrite, options.accumulate = None, False, 1
+        if not execute(row, options, ranks):
+            return None
     return path
 
 
@@ -211,28 +195,14 @@ def resolve(args, row: RunConfig) -> RunConfig:
 
 
 def build_student(run: RunConfig, args, corpus: Corpus, teacher: Model | None) -> Model:
-    """The model to be trained: from a directory, from the teacher's layers, or at random."""
-    if args.start is not None:
-        student, tokenizer = load(args.start, head="mlm")
-        if tokenizer is not None:
-            corpus.check_tokenizer(tokenizer)
-        return student.train()
-    shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn, "V": corpus.V}
-    try:
-        config = dataclasses.replace(
-            MODELS[run.model], **{k: v for k, v in shape.items() if v is not None}
-        )
-    except ValueError as error:
-        raise InputError(f"{error} (--width, --heads)") from None
-    torch.manual_seed(run.seed)  # the same weights on every rank
-    student = Model(config)
-    if run.init_layers and teacher is not None:
-        initialise_from(student, teacher, run.init_layers)
-    return student
+    """The model to be trained, in the shape that the command line asks for."""
+    shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn}
+    shape = {k: v for k, v in shape.items() if v is not None}
+    return students.build_student(run, corpus, teacher, start=args.start, shape=shape)
 
 
-def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
-    """One run from its row of the table to its directory."""
+def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
+    """One run from its row of the table to its directory; False if a signal stopped it before."""
     run = resolve(args, row)
     if args.start is not None:
         run = dataclasses.replace(run, model=args.start.resolve().name)
@@ -244,10 +214,12 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
     corpus = Corpus(args.corpus, "train", seed=run.seed, length=run.length)
     teacher = None
     if run.method != "mlm":
-        teacher, tokenizer = load(args.teacher, head="mlm")
+        teacher, tokenizer = students.load_teacher(args.teacher, run)
         if tokenizer is not None:
             corpus.check_tokenizer(tokenizer)
-        teacher.requires_grad_(False).to(ranks.device)
+        teacher.to(ranks.device)
+        if run.precision == "fp64":
+            teacher.double()
     student = build_student(run, args, corpus, teacher)
     changed = {f.name for f in dataclasses.fields(RunConfig)
                if getattr(run, f.name) != getattr(METHODS[run.method], f.name)}  # fmt: skip
@@ -258,6 +230,8 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
     }  # fmt: skip
     for model in (student, teacher) if teacher is not None else (student,):
         use_kernels(model, args.kernels)
+        if args.compile:
+            compile_layers(model)
     chosen = {
         op: "{} ({})".format(*kernels.resolve_impl(op, args.kernels, ranks.device))
         for op in kernels.IMPLEMENTATIONS
@@ -265,18 +239,25 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
     report("data and device", {**facts, "device": ranks.device, **chosen, "out": out})
     if args.dry_run:
         objective = OBJECTIVES[run.method](student, teacher, run)
+        report("student", students.describe(objective, teacher, run, args.start))
         report("estimate", estimate.estimate(objective, teacher, run, corpus, ranks))
-        return
+        return True
     out.mkdir(parents=True, exist_ok=True)
-    with log.RunLog(out / "log.jsonl", ranks) as journal:
-        facts |= train(
-            run, corpus, student.to(ranks.device), teacher, journal, ranks,
-            every=args.log_every or max(1, run.steps // 100),
-            eval_every=args.eval_every or max(1, run.steps // 10), accumulate=args.accumulate,
-        )  # fmt: skip
-    if ranks.rank == 0:
-        finish(student, run, corpus, out, facts)
-    dist.barrier(ranks)
+    progress = train(run, corpus, student.to(ranks.device), teacher, args, ranks)
+    if progress.stopped:
+        dist.print0(
+            f"\nstopped by {progress.stopped} after step {progress.step} of {run.steps}, saved in "
+            f"{out / 'checkpoints'}; the same command goes on from there"
+        )
+        return False
+    facts |= {
+        "held_out_first": progress.held_out_first, "held_out": progress.held_out,
+        "losses": progress.last,
+        "tokens": progress.tokens, "samples": progress.samples, "skipped": progress.skipped,
+        "seconds": round(progress.seconds, 1),
+        "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)),
+    }  # fmt: skip
+    dist.from_rank0(lambda: finish(student, run, corpus, out, facts), ranks)
     report(f"{out}: a Hugging Face directory", {
         "held-out loss": f"{facts['held_out_first']['mlm_loss']:.4f} -> "
                          f"{facts['held_out']['mlm_loss']:.4f} nats per masked token",
@@ -284,6 +265,7 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> None:
         "tokens per second": f"{facts['tokens_per_s']:,}",
         "seconds": facts["seconds"],
     })  # fmt: skip
+    return True
 
 
 def numbers(kind):
@@ -319,10 +301,17 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--temperature", type=float, help="of the soft labels")
     g.add_argument("--layer-map", type=numbers(int), help="teacher layers, from 1: 3,6,9,12")
     g.add_argument("--init-layers", type=numbers(int), help="teacher layers, from 0, or none")
+    g.add_argument("--init-head", choices=("copy", "fresh"),
+                   help="masked-LM head: the teacher's, or a fresh one")  # fmt: skip
+    g.add_argument("--stages", type=float, nargs="?", const=STAGE_1, metavar="SHARE",
+                   help="mobile in MobileBERT's own two stages; SHARE of the steps goes to the "
+                        f"first, layer by layer (default: {STAGE_1:.3f})")  # fmt: skip
     g = p.add_argument_group("training")
     g.add_argument("--steps", type=int, help="optimiser steps")
     g.add_argument("--batch", type=int, help="sequences a step, all processes together")
     g.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
+    g.add_argument("--batch-tokens", type=int,
+                   help="the most tokens of a step, in place of --batch")  # fmt: skip
     g.add_argument("--length", type=int, help="tokens of the longest sequence")
     g.add_argument("--lr", type=float, help="peak learning rate")
     g.add_argument("--warmup", type=int, help="steps")
@@ -330,12 +319,21 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--weight-decay", type=float)
     g.add_argument("--clip", type=float, help="largest gradient norm")
     g.add_argument("--seed", type=int)
-    g.add_argument("--precision", choices=("fp32", "bf16"))
+    g.add_argument("--precision", choices=("fp32", "bf16", "fp64"))
+    g.add_argument("--tf32", action="store_true", help="products of fp32 in TF32, on GPUs")
+    g.add_argument("--compile", action="store_true", help="the layers, by torch.compile")
     g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
     g.add_argument("--kernels", choices=("auto", "reference", "torch", "triton"), default="auto",
                    help="of attention and the losses (default: auto)")  # fmt: skip
     g.add_argument("--log-every", type=int, help="steps (default: a hundredth of the run)")
     g.add_argument("--eval-every", type=int, help="steps (default: a tenth of the run)")
+    g.add_argument("--save-every", type=int,
+                   help="steps (default: a tenth of the run, at most 1000)")  # fmt: skip
+    g.add_argument("--keep", type=int, default=3, help="checkpoints (default: 3)")
+    g.add_argument("--save-in-background", action="store_true",
+                   help="train on while a checkpoint is written")  # fmt: skip
+    g.add_argument("--max-skips", type=int, default=10,
+                   help="steps in a row, not finite, to give up after (default: 10)")  # fmt: skip
     g.add_argument("--dry-run", action="store_true",
                    help="print parameters, operations, time and memory; train nothing")  # fmt: skip
     return p
@@ -344,8 +342,9 @@ def parser() -> argparse.ArgumentParser:
 # what the sample's teacher does not take from the command line of its student's run
 NO_OVERRIDES = {
     name: None for name in (
-        "steps", "batch", "length", "lr", "warmup", "schedule", "weight_decay", "clip", "fidelity",
-        "alpha", "temperature", "layer_map", "init_layers", "layers", "width", "heads", "ffn",
+        "steps", "batch", "batch_tokens", "length", "lr", "warmup", "schedule", "weight_decay",
+        "clip", "fidelity", "alpha", "temperature", "layer_map", "init_layers", "init_head",
+        "stages", "layers", "width", "heads", "ffn",
     )
 }  # fmt: skip
 
@@ -362,17 +361,25 @@ def check(args) -> None:
         if path is not None and not path.is_dir():
             option = "from" if name == "start" else name
             raise InputError(f"--{option} {path} is no directory")
-    if args.corpus is None and args.method not in SAMPLE:
-        raise InputError(
-            f"--method {args.method} has no built-in sample; pass --teacher and --corpus"
-        )
     shaped = [
         n for n in ("model", "layers", "width", "heads", "ffn") if getattr(args, n) is not None
     ]
     if args.start is not None and shaped:
         raise InputError(f"--from DIR has a shape of its own; drop --{shaped[0]}")
-    if args.accumulate < 1:
-        raise InputError(f"--accumulate is {args.accumulate}, expected at least 1")
+    if args.start is not None and (args.init_layers or args.init_head == "copy"):
+        option = "init-layers" if args.init_layers else "init-head copy"
+        raise InputError(f"--from DIR has weights of its own; drop --{option}")
+    if args.stages is not None and args.method != "mobile":
+        raise InputError(f"--method {args.method} has no stages; drop --stages")
+    for name in ("init_layers", "layer_map", "temperature") if not needs_teacher else ():
+        if getattr(args, name):
+            raise InputError(f"--method mlm has no teacher; drop --{name.replace('_', '-')}")
+    if not needs_teacher and args.init_head == "copy":
+        raise InputError("--method mlm has no teacher; drop --init-head copy")
+    for name in ("accumulate", "keep", "max_skips", "log_every", "eval_every", "save_every"):
+        x = getattr(args, name)
+        if x is not None and x < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {x}, expected at least 1")
 
 
 def check_kernels(impl: str, device: torch.device) -> None:
@@ -390,6 +397,7 @@ def main(argv=None) -> None:
     args.out = args.out or Path("runs") / args.method
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, not a need
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     ranks = dist.start(args.device)
     try:
@@ -400,6 +408,8 @@ def main(argv=None) -> None:
             args.corpus = prepare_sample(args.sample, ranks)
             if args.teacher is None and args.method != "mlm":
                 args.teacher = sample_teacher(args.sample, args, ranks)
+                if args.teacher is None:  # a signal stopped its training
+                    return
         execute(row, args, ranks)
     finally:
         dist.stop(ranks)

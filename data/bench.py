@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -239,10 +240,11 @@ def bench_sample(args, table: Table, place: Path) -> None:
     torch.set_num_threads(1)
     for path in (synthetic(place / "shards"), *filter(None, [args.shards])):
         corpus = Corpus(path, seed=0, length=LENGTH)
-        steps = iter(range(10**9))
+        firsts = count(0, STEP)
 
-        def batches(corpus=corpus, steps=steps) -> float:
-            return sum(corpus.batch(next(steps), STEP).N for _ in range(STEPS)) / 1e6
+        def batches(corpus=corpus, firsts=firsts) -> float:
+            spans = [range(first, first + STEP) for first in islice(firsts, STEPS)]
+            return sum(corpus.take(span).N for span in spans) / 1e6
 
         name = f"mean of {corpus.n_tokens / corpus.n_documents:.0f}"
         race(table, "sample", "million tokens", {name: batches}, 10 * args.rounds)

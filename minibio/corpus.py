@@ -1,9 +1,9 @@
 """(seed, position) -> sample: which document comes when, and how it is masked.
 
-Training reads an endless line of samples, position 0, 1, 2, ...; a step of B sequences takes the
-next B. What stands at a position follows from the seed and the position alone, never from who asks
-or what was asked before. So a run resumes exactly, and any number of processes with any number of
-micro-batches sees the same samples in the same steps.
+Training reads an endless line of samples, position 0, 1, 2, ...; a step takes the next ones
+(feed.py). What stands at a position follows from the seed and the position alone, never from who
+asks or what was asked before. So a run resumes exactly, and any number of processes with any number
+of micro-batches sees the same samples in the same steps.
 
 Within an epoch every document comes exactly once, in an order that a keyed bijection computes
 document by document (`shuffle`): a stored permutation of 33 million citations would take 264 MB in
@@ -20,7 +20,6 @@ import numpy as np
 from minibio.batch import Batch
 from minibio.errors import InputError
 from minibio.masking import Masking
-from minibio.prefetch import Prefetch
 from minibio.shards import Shards
 from minibio.tokenizer import Tokenizer
 
@@ -115,46 +114,18 @@ class Corpus:
         ids = self.cut(self.shards[self.order([position])[0]])
         return Sample(*self.masking.apply(ids, draws(self.seed, [position], [len(ids)])))
 
-    def batch(self, step: int, B: int, rank: int = 0, world: int = 1, accumulate: int = 1,
-              micro: int = 0) -> Batch:  # fmt: skip
-        """The samples of one step, positions step B to (step + 1) B, or a part of them.
+    def take(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions as one row.
 
-        The B samples are cut into `world` runs, one a process, and each of these into `accumulate`
-        micro-batches. Inside a batch, sequences stand in order of length, so that equal ones are
-        neighbours.
-
-        Raises:
-            InputError: B is no multiple of world * accumulate.
+        Sequences stand in order of length, so that equal ones are neighbours.
         """
-        n, rest = divmod(B, world * accumulate)
-        if rest or B < 1:
-            raise InputError(
-                f"a batch of {B} sequences, expected a multiple of {world * accumulate} "
-                f"({world} processes of {accumulate} micro-batches)"
-            )
-        first = step * B + (rank * accumulate + micro) * n
-        positions = range(first, first + n)
         documents = [self.shards[i] for i in self.order(positions)]
         return self.collate(documents, positions, self.seed)
 
-    def prefetch(self, steps: Sequence[int], B: int, rank: int = 0, world: int = 1,
-                 accumulate: int = 1, depth: int = 4) -> Prefetch:  # fmt: skip
-        """This process's micro-batches of each step, made in a thread while the device works.
-
-            with corpus.prefetch(range(first, last), B, rank, world, accumulate) as steps:
-                for batches in steps: ...    [corpus.batch(step, ..., micro) for each micro]
-
-        Args:
-            depth: steps that are made ahead at most.
-        Raises:
-            InputError: as `batch`, when the first step is asked for.
-        """
-
-        def make(step: int) -> list[Batch]:
-            parts = range(accumulate)
-            return [self.batch(step, B, rank, world, accumulate, micro) for micro in parts]
-
-        return Prefetch(make, steps, depth)
+    def lengths_at(self, positions: Sequence[int]) -> np.ndarray:
+        """(...) int64: the tokens of the sample at each position, without reading them."""
+        lengths = [len(self.shards[i]) for i in self.order(positions)]
+        return np.array(lengths, np.int64).clip(max=self.length)
 
     def held_out_batches(self, B: int, limit: int | None = None) -> list[Batch]:
         """The held-out documents, B at a time, in order, masked alike in every run.

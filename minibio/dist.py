@@ -6,7 +6,8 @@ works. Collectives are called by all ranks or by none.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +42,17 @@ def start(device: str | None = None) -> Ranks:
     where = pick_device(device, local if world > 1 else None)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    if world > 1 and where.type == "cuda":
-        td.init_process_group("nccl", device_id=where)
-    elif world > 1:
-        td.init_process_group("gloo")
+    if world > 1:
+        # an attempt of torchrun must not find the addresses that the last one left in its store
+        store, _, _ = next(td.rendezvous("env://"))
+        is_alone = os.environ.get("LOCAL_WORLD_SIZE") == str(world)  # else attempts are not alike
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_alone else "0"
+        is_gpu = where.type == "cuda"
+        td.init_process_group(
+            "cpu:gloo,cuda:nccl" if is_gpu else "gloo",  # what the host counts goes by gloo
+            store=td.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=world,
+            device_id=where if is_gpu else None,
+        )  # fmt: skip
     return Ranks(rank, local, world, where)
 
 
@@ -79,15 +87,33 @@ def stop(ranks: Ranks) -> None:
 def barrier(ranks: Ranks) -> None:
     """Wait for all."""
     if ranks.world > 1:
-        td.barrier()
+        with together():
+            td.barrier()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Around a collective: that it failed means that another process is gone.
+
+    Raises:
+        InputError: so it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(
+            f"another process of this run is gone ({str(error).split('. ')[0]}); "
+            f"see what it said, then resume with the same command"
+        ) from error
 
 
 def all_sum(values: list[float], ranks: Ranks) -> list[float]:
     """Element by element over all processes, in float64; the same list on every rank."""
     if ranks.world == 1:
         return [float(x) for x in values]
-    x = torch.tensor(values, dtype=torch.float64, device=ranks.device)
-    td.all_reduce(x)
+    x = torch.tensor(values, dtype=torch.float64)  # in host memory: no step waits for its device
+    with together():
+        td.all_reduce(x)
     return x.tolist()
 
 
@@ -97,7 +123,8 @@ def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
         return x[None].cpu()
     x = x.to(ranks.device).contiguous()
     parts = [torch.empty_like(x) for _ in range(ranks.world)]
-    td.all_gather(parts, x)
+    with together():
+        td.all_gather(parts, x)
     return torch.stack(parts).cpu()
 
 
@@ -115,10 +142,12 @@ def from_rank0(action: Callable, ranks: Ranks):
             text = json.dumps({"value": action(), "error": None}).encode()
         except Exception as error:
             text, failure = json.dumps({"value": None, "error": str(error)}).encode(), error
-    size = torch.tensor([len(text)], device=ranks.device)
-    td.broadcast(size, 0)
-    letters = torch.tensor(list(text) or [0] * int(size), dtype=torch.uint8, device=ranks.device)
-    td.broadcast(letters, 0)
+    size = torch.tensor([len(text)])
+    with together():
+        td.broadcast(size, 0)
+    letters = torch.tensor(list(text) or [0] * int(size), dtype=torch.uint8)
+    with together():
+        td.broadcast(letters, 0)
     outcome = json.loads(bytes(letters.tolist()))
     if failure is not None:
         raise failure
@@ -139,7 +168,8 @@ def tensors_from_rank0(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Te
         dtype = getattr(torch, dtype.removeprefix("torch."))
         x = tensors[name] if ranks.rank == 0 else torch.empty(shape, dtype=dtype)
         x = x.to(ranks.device).contiguous()
-        td.broadcast(x, 0)
+        with together():
+            td.broadcast(x, 0)
         result[name] = x.cpu()
     return result
 

@@ -41,7 +41,8 @@ def read_curves(path) -> tuple[Curve, Curve]:
         try:
             event = json.loads(line)
             kind = event["event"]
-            if kind == "train":
+            # an interval whose steps were all skipped has no loss
+            if kind == "train" and ("loss" in event or not event.get("skipped")):
                 train.append((int(event["step"]), float(event["loss"])))
             elif kind == "held_out":
                 held_out.append((int(event["step"]), float(event["mlm_loss"])))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -60,6 +61,31 @@ def in_shares(script: Path, shares: int = 2) -> list[dict]:
     lines = [line for p in processes for line in p.communicate()[0].splitlines()]
     assert [p.returncode for p in processes] == [0] * shares
     return [json.loads(line) for line in lines]
+
+
+def processes(world: int, command: list, timeout: float = 120, **env) -> list:
+    """`python COMMAND` as each of `world` processes of one group -> [(status, stdout, stderr)]."""
+    with socket.socket() as s:  # a port that is free now
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT), **env,
+    }  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(p.returncode, *text) for p, text in zip(started, told, strict=True)]
 
 
 def real_data(relative) -> Path:

@@ -145,6 +145,13 @@ def test_text_beyond_the_cut_is_not_read(tokenizer_dir, monkeypatch):
     assert found[:2] == [([encode([dense])[0][:10]], True), ([encode([sparse])[0]], False)]
 
 
+def test_a_short_text_of_many_tokens_is_split_between_sentences_too(tokenizer_dir):
+    maker = Maker(recipe(tokenizer_dir, length=12))
+    text = "a.b. c.d. e.f."  # 12 tokens in fewer characters than are split to begin with
+    [(windows, _)] = maker.windows([text])
+    assert [len(ids) for ids in windows] == [8, 4]
+
+
 def test_long_texts_are_tokenised_once(tokenizer_dir, monkeypatch):
     maker, read = Maker(recipe(tokenizer_dir, length=12)), []
     encode = maker.tokenizer.encode_words

@@ -138,7 +138,7 @@ def test_steps_walk_through_the_epochs(path):
     c = corpus(path)
     seen = Counter()
     for step in range(N_DOCUMENTS):
-        for tokens, places, labels in sequences(c.batch(step, 5)):
+        for tokens, places, labels in sequences(c.take(range(5 * step, 5 * step + 5))):
             ids = list(tokens)
             for place, label in zip(places, labels, strict=True):
                 ids[place] = label
@@ -197,7 +197,7 @@ def test_a_sample_depends_on_seed_and_position_alone(path):
     first = as_triple(c.sample(11))
     for position in (3, 500, 0):
         c.sample(position)
-    c.batch(2, 4)
+    c.take(range(8, 12))
     c.held_out_batches(3)
     np.random.seed(5)
     torch.manual_seed(5)
@@ -244,34 +244,22 @@ def test_seeds_that_differ_in_the_last_bit_differ(path):
 # batches
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
-@given(
-    world=st.integers(1, 4), accumulate=st.integers(1, 3), n=st.integers(1, 4),
-    step=st.integers(0, 50),
-)  # fmt: skip
-def test_any_sharing_out_gives_the_same_global_batch(path, world, accumulate, n, step):
-    c, B = corpus(path), world * accumulate * n
-    parts = [
-        c.batch(step, B, rank, world, accumulate, micro)
-        for rank in range(world)
-        for micro in range(accumulate)
-    ]
-    assert all(part.B == n for part in parts)
-    shared = sorted(triple for part in parts for triple in sequences(part))
-    samples = sorted(as_triple(c.sample(step * B + i)) for i in range(B))
-    assert shared == sorted(sequences(c.batch(step, B))) == samples
-    for part in parts:
-        assert list(part.lengths) == sorted(part.lengths), "equal lengths are no neighbours"
-
-
-def test_a_rank_has_a_run_of_the_global_batch(path):
+def test_samples_taken_together_are_the_samples(path):
     c = corpus(path)
-    part = c.batch(3, 12, rank=1, world=2, accumulate=3, micro=1)
-    assert sorted(sequences(part)) == sorted(as_triple(c.sample(i)) for i in (44, 45))
+    for positions in ([4], [7, 3, 500], range(30, 41)):
+        row = c.take(positions)
+        assert sorted(sequences(row)) == sorted(as_triple(c.sample(i)) for i in positions)
+        assert list(row.lengths) == sorted(row.lengths), "equal lengths are no neighbours"
+
+
+def test_lengths_are_known_without_reading(path):
+    c = corpus(path, length=9)
+    positions = [3, 80, 3, 0, 61]
+    assert c.lengths_at(positions).tolist() == [len(c.sample(i).tokens) for i in positions]
 
 
 def test_a_batch_is_a_row_of_int64_ready_for_the_model(path):
-    b = corpus(path).batch(0, 6)
+    b = corpus(path).take(range(6))
     assert b.N == len(b.tokens) == b.cu_seqlens[-1] and b.M == len(b.labels)
     assert b.tokens.dtype == b.predict.dtype == b.labels.dtype == torch.int64
     for a, T in zip(b.cu_seqlens.tolist(), b.lengths, strict=False):
@@ -279,55 +267,17 @@ def test_a_batch_is_a_row_of_int64_ready_for_the_model(path):
         assert b.positions[a : a + T].tolist() == list(range(T))
 
 
-def test_a_batch_that_cannot_be_shared_out(path):
-    for B, world, accumulate in ((10, 4, 1), (10, 2, 3), (0, 1, 1)):
-        with pytest.raises(InputError, match=f"a batch of {B} .* multiple of {world * accumulate}"):
-            corpus(path).batch(0, B, 0, world, accumulate)
-
-
-# made ahead
-
-
-@pytest.mark.parametrize("depth", [1, 4])
-def test_prefetched_steps_are_the_batches_of_each_step(path, depth):
-    c = corpus(path)
-    with c.prefetch(range(3, 12), 12, rank=1, world=2, accumulate=3, depth=depth) as steps:
-        found = [[sequences(batch) for batch in batches] for batches in steps]
-    assert found == [
-        [sequences(c.batch(step, 12, 1, 2, 3, micro)) for micro in range(3)]
-        for step in range(3, 12)
-    ]
-
-
-def test_a_batch_that_cannot_be_prefetched_is_refused_here(path):
-    with pytest.raises(InputError, match="a batch of 10"):
-        with corpus(path).prefetch(range(5), 10, world=4) as steps:
-            next(iter(steps))
-
-
 @settings(derandomize=True, deadline=None, max_examples=30)
-@given(
-    seed=st.integers(0, 2**64 - 1),
-    world=st.integers(1, 3),
-    accumulate=st.integers(1, 2),
-    epoch=st.integers(0, 10**6),
-)
-def test_an_epoch_shared_out_has_each_document_once(path, seed, world, accumulate, epoch):
-    """Whatever the seed and the sharing out: steps of one document a part, over a whole epoch."""
-    c, B = corpus(path, seed=seed), world * accumulate
-    first = epoch * N_DOCUMENTS
+@given(seed=st.integers(0, 2**64 - 1), B=st.integers(1, 9), epoch=st.integers(0, 10**6))
+def test_any_epoch_in_batches_of_any_size_has_each_document_once(path, seed, B, epoch):
+    c, first = corpus(path, seed=seed), epoch * N_DOCUMENTS
     seen = Counter()
-    for step in range(first // B, (first + N_DOCUMENTS - 1) // B + 1):
-        for rank in range(world):
-            for micro in range(accumulate):
-                position = step * B + rank * accumulate + micro
-                [(tokens, places, labels)] = sequences(
-                    c.batch(step, B, rank, world, accumulate, micro)
-                )
-                if first <= position < first + N_DOCUMENTS:
-                    ids = np.array(tokens)
-                    ids[list(places)] = labels
-                    seen[tuple(ids.tolist())] += 1
+    for start in range(first, first + N_DOCUMENTS, B):
+        positions = range(start, min(start + B, first + N_DOCUMENTS))
+        for tokens, places, labels in sequences(c.take(positions)):
+            ids = np.array(tokens)
+            ids[list(places)] = labels
+            seen[tuple(ids.tolist())] += 1
     assert seen == {tuple(document(i)): 1 for i in range(N_DOCUMENTS)}
 
 
@@ -346,7 +296,7 @@ def test_samples_are_made_at_speed(tmp_path):
     assert 128 < c.n_tokens / c.n_documents < 136
     for k in range(10):
         since = time.thread_time()
-        n = sum(c.batch(k * 8 + i, 64).N for i in range(8))
+        n = sum(c.take(range((k * 8 + i) * 64, (k * 8 + i + 1) * 64)).N for i in range(8))
         rates.append(n / (time.thread_time() - since))
     assert sorted(rates)[-2] > 2.5e6, f"{max(rates):,.0f} tokens a second"
 
@@ -398,7 +348,7 @@ def test_no_held_out_document_gives_no_batch(tmp_path):
 
 
 def test_without_masking_nothing_is_predicted(path):
-    b = corpus(path, masking=False).batch(0, 6)
+    b = corpus(path, masking=False).take(range(6))
     assert b.M == 0 and MASK not in b.tokens
 
 

@@ -1,14 +1,9 @@
 """One process without a group, two with one; devices that are not there."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from helpers import ROOT
+from helpers import processes
 from minibio import dist
 from minibio.errors import InputError
 
@@ -65,27 +60,7 @@ def test_alone_there_is_no_group():
 
 
 def test_two_processes_add_up_in_float64():
-    with socket.socket() as s:  # a port that is free now
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    common = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        told = [process.communicate(timeout=60) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    for rank, (out, err) in enumerate(told):
+    for rank, (_, out, err) in enumerate(processes(2, ["-c", TWO], timeout=60)):
         assert f"rank {rank} of 2 local {rank}: ok" in out, err
         assert ("one line" in out) == (rank == 0)
 
