@@ -66,12 +66,15 @@ def race(table: Table, what: str, unit: str, sides: dict[str, Callable], rounds:
     for name, found in rates.items():
         p20, p50, p80 = np.percentile(found[:, 0], (20, 50, 80))
         row = {"what": what, "side": name, "unit": f"{unit}/s", "p50": p50, "p20": p20, "p80": p80,
-               "share": None, "share_cpu": None, "rounds": rounds}  # fmt: skip
+               "p50_cpu": np.median(found[:, 1]), "share": None, "share_cpu": None,
+               "rounds": rounds}  # fmt: skip
         line = f"{what:<8}{name:<30}{p50:>7.2f} ({p20:.2f}-{p80:.2f}) {unit}/s"
         if against:
             shares = np.median(found / rates[against], axis=0)  # (2,)
             row |= dict(zip(("share", "share_cpu"), shares.tolist(), strict=True))
             line += f"   {shares[0]:.2f} of {against} ({shares[1]:.2f} by processor time)"
+        else:
+            line += f"   {row['p50_cpu']:.2f} by processor time"
         table.add(row, line)
 
 
