@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import train
 from data.shard import shard
@@ -257,6 +259,64 @@ def test_mobile_runs_from_an_ib_bert(corpus, ib_teacher, tmp_path, options, term
         assert {"mlm", "soft", "layers"} & set(line) == expected
         assert all(line[name] > 0 for name in expected)
     assert load(tmp_path / "out", head="mlm")[0].config.family == "mobilebert"
+
+
+def without_head(directory, out):
+    """A copy of a model's directory that lost its masked-LM head."""
+    shutil.copytree(directory, out)
+    weights = load_file(out / "model.safetensors")
+    kept = {name: x for name, x in weights.items() if not name.startswith("cls.")}
+    assert len(kept) < len(weights)
+    save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("method", ["distil", "tiny", "compact"])
+def test_a_teacher_without_its_head_is_refused(corpus, teacher, tmp_path, capsys, method):
+    line = refused(capsys, "--method", method, "--corpus", corpus, "--teacher",
+                   without_head(teacher, tmp_path / "teacher"), "--out", tmp_path / "out",
+                   *SHORT)  # fmt: skip
+    assert "has no masked-LM head (missing: cls.predictions" in line and method in line
+
+
+def test_equation_13_takes_a_teacher_without_its_head_and_the_stages_do_not(
+    corpus, ib_teacher, tmp_path, capsys
+):
+    headless = without_head(ib_teacher, tmp_path / "teacher")
+    options = ["--teacher", headless, *IB, "--steps", 8]
+    log = run(corpus, tmp_path / "a", *options, method="mobile", model="sample-mobile")
+    whole = run(corpus, tmp_path / "b", "--teacher", ib_teacher, *IB, "--steps", 8,
+                method="mobile", model="sample-mobile")  # fmt: skip
+    losses = [[x["loss"] for x in lines if x["event"] == "train"] for lines in (log, whole)]
+    assert losses[0] == losses[1]
+    capsys.readouterr()
+    line = refused(capsys, "--method", "mobile", "--model", "sample-mobile", "--corpus", corpus,
+                   "--out", tmp_path / "out", *SHORT, *options, "--stages", "0.5")  # fmt: skip
+    assert "has no masked-LM head" in line
+
+
+def test_a_run_says_what_its_student_starts_from(corpus, teacher, tmp_path, capsys):
+    run(corpus, tmp_path / "out", "--teacher", teacher, "--init-layers", "1,3", "--init-head",
+        "copy", "--layer-map", "1,4", method="compact")  # fmt: skip
+    printed = capsys.readouterr().out
+    before_step_1 = printed[: printed.index("step 2/4")]
+    for words in (
+        "embeddings       teacher's embeddings",
+        "layer 1          teacher's layer 2; compared with the teacher's layer 1",
+        "layer 2          teacher's layer 4; compared with the teacher's layer 4",
+        "masked-LM head   teacher's",
+        "loss             1 mlm + 5 soft + 3 layers",
+    ):
+        assert words in before_step_1, words
+
+
+def test_a_dry_run_of_the_stages_says_when_they_change(corpus, ib_teacher, tmp_path, capsys):
+    train.main(["--method", "mobile", "--model", "sample-mobile", "--corpus", str(corpus),
+                "--teacher", str(ib_teacher), "--out", str(tmp_path / "out"), *IB, *SHORT,
+                "--stages", "0.5", "--steps", "9", "--dry-run"])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "stage 1          steps 1 to 4: layers 1 to 2 in turn, 2 steps each" in printed
+    assert "stage 2          steps 5 to 9: predictions" in printed
 
 
 @pytest.mark.parametrize(
