@@ -148,19 +148,25 @@ def test_two_processes_agree_with_one(corpus, teacher, tmp_path):
             assert x["mlm_loss"] == pytest.approx(y["mlm_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "family"), [("tiny", "teacher", "bert"), ("mobile", "ib-teacher", "ib-bert")]
+)
 def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
-    corpus, tmp_path, monkeypatch, capsys
+    corpus, tmp_path, monkeypatch, capsys, method, name, family
 ):
     (tmp_path / "sample").mkdir()
     (tmp_path / "sample" / "shards").symlink_to(corpus)  # a small sample
-    small = dataclasses.replace(train.SAMPLE_TEACHERS["tiny"], steps=2, batch=4, length=24)
-    monkeypatch.setitem(train.SAMPLE_TEACHERS, "tiny", small)
-    monkeypatch.setitem(train.SAMPLE["tiny"], "length", 24)
-    options = ["--method", "tiny", "--sample", str(tmp_path / "sample"), "--steps", "2",
-               "--batch", "4", "--seed", "3"]  # fmt: skip
+    small = dataclasses.replace(train.SAMPLE_TEACHERS[method], steps=2, batch=4, length=24)
+    monkeypatch.setitem(train.SAMPLE_TEACHERS, method, small)
+    monkeypatch.setitem(train.SAMPLE[method], "length", 24)
+    # the teacher takes no option of its student's: it has no stages, and 2 steps
+    staged = ["--stages", "0.5", "--init-head", "copy"] if method == "mobile" else []
+    options = ["--method", method, "--sample", str(tmp_path / "sample"), "--steps", "8",
+               "--batch", "4", "--seed", "3", *staged]  # fmt: skip
     train.main([*options, "--out", str(tmp_path / "a")])
     assert "there is none yet" in capsys.readouterr().out
-    assert load(tmp_path / "sample" / "teacher-3")[0].config.L == 4
+    made = load(tmp_path / "sample" / f"{name}-3")[0].config
+    assert (made.L, made.family) == (4, family)
     train.main([*options, "--out", str(tmp_path / "b")])
     assert "trained earlier" in capsys.readouterr().out
 
