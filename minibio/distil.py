@@ -10,7 +10,7 @@
 An objective holds the student and the projections that are trained with it and thrown away at the
 end; the teacher stays outside, and is run no further than the objective says it has to be. Its
 forward gives the terms of the equation by name and their sum as "loss". Read losses.py before this
-file and train.py after it.
+file and engine.py after it.
 """
 
 import torch
