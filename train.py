@@ -56,6 +56,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
         **dataclasses.asdict(run), "world": ranks.world, "accumulate": args.accumulate,
         "kernels": args.kernels, "compile": args.compile, "tf32": args.tf32,
         "shape": dataclasses.asdict(student.config),
+        "phase_steps": getattr(objective, "phase_steps", None),  # more steps would move the phases
         # directories move, what is in them may not change
         "corpus_is": fingerprint(args.corpus, ranks),
         "teacher_is": fingerprint(args.teacher, ranks),

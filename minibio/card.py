@@ -10,9 +10,9 @@ WHAT = {
     "mobile": "layer-wise distillation from an inverted-bottleneck teacher (Eq. 13, MobileBERT)",
 }
 FIELDS = (
-    "fidelity", "teacher", "start", "corpus", "documents", "steps", "batch", "length", "lr",
-    "warmup", "schedule", "weight_decay", "precision", "seed", "processes", "samples", "tokens",
-    "skipped", "seconds",
+    "fidelity", "alpha", "init_layers", "init_head", "stages", "teacher", "start", "corpus",
+    "documents", "steps", "batch", "length", "lr", "warmup", "schedule", "weight_decay",
+    "precision", "seed", "processes", "samples", "tokens", "skipped", "seconds",
 )  # fmt: skip
 
 

@@ -72,10 +72,9 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} has no equation; use one of OBJECTIVES")
 
     def at(self, step: int) -> None:
-        """Set what step `step`, counted from 0, asks of the teacher: the attributes above.
+        """Set what step `step`, counted from 0, asks of student and teacher: the attributes above.
 
-        Called before every step, after a resumption too, so it looks at nothing but the step. What
-        is the same in every step is set once, in the constructor.
+        Called before every step, after a resumption too, so it looks at nothing but the step.
         """
 
     @property

@@ -113,8 +113,10 @@ def test_what_is_frozen_has_no_gradient_and_the_same_output(encoder, frozen):
 def test_freezing_does_not_switch_gradients_on(encoder):
     batch = Batch.from_sequences(sequences(5))
     with torch.no_grad():
-        assert not encoder(batch, frozen=0).last.requires_grad
-        assert not torch.is_grad_enabled()
+        for frozen in (None, 0):
+            out = encoder(batch, hidden=range(4), frozen=frozen)
+            assert not any(h.requires_grad for h in out.hidden_states.values())
+            assert not torch.is_grad_enabled()
 
 
 def test_empty_batch(encoder):
