@@ -1,6 +1,7 @@
 """What holds for every test: no network, one thread, a fixed seed, Triton interpreted on a CPU."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks no server for a model it
 # Shapes are small: a second thread waits more than it works, and far more on a busy machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+# A shell starts what it puts in the background with Ctrl-C ignored, which processes hand down.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BAND = 64
 
