@@ -8,11 +8,15 @@ Read in this order:
     transformer   BERT, DistilBERT, TinyBERT
     losses        Equations 1 to 13
     (kernels/reference.py, kernels/README.md)
-    distil        the five objectives
+    distil        the objectives
+    students      what a run starts from
+    feed          which samples a step takes
+    engine        the one training loop
     (train.py)
     mobilebert    bottlenecks; IB-BERT
     names         Hugging Face's names and ours
     convert       Hugging Face directories, in and out
+    checkpoint    a whole run on disk, and back
     (eval.py)
 
 `minibio.load`, `minibio.save` and `minibio.Batch` are the doors for users of the weights.

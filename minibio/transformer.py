@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minibio.attention import AttentionOutput, Match, SelfAttention
-from minibio.batch import Batch
+from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 
 ACTIVATIONS = {
@@ -32,7 +32,7 @@ ACTIVATIONS = {
 class EncoderOutput:
     """What the encoder computed; of its layers, numbered 1..L, only what was asked for."""
 
-    last: Tensor  # (N, C) hidden state after the last layer
+    last: Tensor  # (N, C) hidden state after the last layer that was run
     hidden_states: dict[int, Tensor] = field(default_factory=dict)  # (N, C); 0: the embeddings'
     kept: dict[int, AttentionOutput] = field(default_factory=dict)  # the teacher's side of a Match
     row_losses: dict[int, Tensor] = field(default_factory=dict)  # (N, H)
@@ -81,9 +81,9 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, batch: Batch, match: Match | None = None
+        self, x: Tensor, row: Row, match: Match | None = None
     ) -> tuple[Tensor, AttentionOutput]:
-        a = self.attention(x, x, batch, match)
+        a = self.attention(x, x, row, match)
         x = self.attention_norm(x + self.dropout(a.out))  # (N, C)
         x = self.output_norm(x + self.dropout(self.ffn(x)))  # (N, C)
         return x, a
@@ -104,6 +104,8 @@ class Encoder(nn.Module):
         match: Mapping[int, Match] | None = None,
         keep: Collection[int] = (),
         hidden: Collection[int] = (),
+        depth: int | None = None,
+        frozen: int | None = None,
     ) -> EncoderOutput:
         """The last hidden state, and what distillation asks for.
 
@@ -113,9 +115,13 @@ class Encoder(nn.Module):
                     the two attention maps comes back in `row_losses`.
             keep:   teacher: the layers whose queries, keys and log-sum-exp are handed out.
             hidden: the layers whose hidden states are handed out; 0 is the embeddings'.
+            depth:  the last layer that is run; None = all of them.
+            frozen: everything up to this layer is run without a gradient, 0 being the embeddings;
+                    None = nothing is frozen.
         Raises:
             ValueError: a sequence is longer than the positions, a token id is beyond the
-                vocabulary (seen on the CPU alone: looking would make a GPU wait).
+                vocabulary (seen on the CPU alone: looking would make a GPU wait), a layer is asked
+                for that is not run.
         """
         config, match = self.config, match or {}
         if batch.max_len > config.P:
@@ -128,10 +134,20 @@ class Encoder(nn.Module):
                 f"Encoder: token id is {int(batch.tokens.max())}, expected below {config.V} "
                 f"(the model's vocabulary); use the model's own tokenizer"
             )
-        x = self.embeddings(batch)  # (N, C)
+        depth = config.L if depth is None else depth
+        asked = {*match, *keep, *hidden}
+        if not 0 <= depth <= config.L or max(asked, default=0) > depth:
+            raise ValueError(
+                f"Encoder: layers {sorted(asked)} are asked for and {depth} run, expected at most "
+                f"the model's {config.L}, and none asked for that is not run"
+            )
+        is_training = torch.is_grad_enabled()
+        with torch.set_grad_enabled(is_training and frozen is None):
+            x = self.embeddings(batch)  # (N, C)
         result = EncoderOutput(x, {0: x} if 0 in hidden else {})
-        for l, layer in enumerate(self.layers, start=1):
-            x, a = layer(x, batch, match.get(l))
+        for l, layer in zip(range(1, depth + 1), self.layers, strict=False):
+            with torch.set_grad_enabled(is_training and (frozen is None or l > frozen)):
+                x, a = layer(x, batch.row, match.get(l))
             if l in hidden:
                 result.hidden_states[l] = x
             if l in keep:
@@ -140,6 +156,18 @@ class Encoder(nn.Module):
                 result.row_losses[l] = a.rows
         result.last = x
         return result
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Have torch.compile write the layers of `model`: one code for all of them, for all lengths.
+
+    Between its matrix products a layer is a chain of small operations on (N, C), which then become
+    a few. Weights, their names and the results, to rounding, stay what they were.
+    """
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            for layer in module.layers:
+                layer.compile(dynamic=True, backend=backend)
 
 
 @torch.no_grad()

@@ -21,12 +21,13 @@ from helpers import ROOT
 LEVELS = (
     ("kernels.reference", "kernels.timing", "kernels.machine", "minibio", "minibio.errors",
      "minibio.batch", "minibio.config", "minibio.masking", "minibio.optim", "minibio.prefetch",
-     "data.frames", "data.lexicon"),
+     "data.frames", "data.lexicon", "data.download", "data.pins"),
     ("kernels.torch_*", "kernels.triton_*", "kernels.cuda_rows",
-     "minibio.files", "minibio.dist", "minibio.card", "minibio.state", "data.grammar"),
+     "minibio.files", "minibio.dist", "minibio.card", "minibio.state", "data.grammar",
+     "data.sources"),
     ("kernels.choice",
      "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log", "minibio.store",
-     "minibio.signals", "minibio.gradients"),
+     "minibio.signals", "minibio.gradients", "data.fetched", "data.unpack"),
     ("kernels.attention_ops", "kernels.mlm_ops", "minibio.corpus", "minibio.checkpoint",
      "data", "data.*"),
     ("minibio.feed",),
@@ -39,7 +40,7 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
-    ("minibio.estimate", "minibio.bench", "minibio.engine"),
+    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students"),
     ("train", "eval"),
 )  # fmt: skip
 

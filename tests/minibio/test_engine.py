@@ -288,17 +288,6 @@ def test_a_line_for_people_has_it_all(tmp_path, capsys):
     assert lines[2].startswith("step 9/12  lr ") and lines[2].endswith("skipped 3")
 
 
-def test_a_compiled_run_is_the_same_run(tmp_path):
-    from kernels.timing import compiler_missing
-
-    if missing := compiler_missing(torch.device("cpu")):
-        pytest.skip(missing)
-    torch._dynamo.reset()
-    (_, _, a), (_, _, b) = (train(tmp_path, compile=compile) for compile in (False, True))
-    for x, y in zip(figures(a), figures(b), strict=True):
-        assert x == {name: pytest.approx(value, rel=1e-5) for name, value in y.items()}
-
-
 def test_all_counts_of_progress_fit_json():
     progress = engine.Progress(terms={"loss": [1.5, 2]}, mark=(1, 2, 3.5))
     text = json.dumps(engine.dataclasses.asdict(progress))
