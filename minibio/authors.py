@@ -122,7 +122,7 @@ class Authors(nn.Module):
         return self
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
-        """The loss of a `rectangle`. Everything is formed, of every layer, before it is compared."""
+        """The loss of a `rectangle`. All of every layer is formed before any of it is compared."""
         if self.teacher is None:
             return self.student(labels=labels, **inputs).loss
         asked = {"output_hidden_states": True, "output_attentions": self.has_maps}

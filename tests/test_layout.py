@@ -40,7 +40,9 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
-    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students"),
+    ("minibio.estimate", "minibio.authors", "minibio.engine", "minibio.students"),
+    ("minibio.bench_step",),
+    ("minibio.bench",),
     ("train", "eval"),
 )  # fmt: skip
 
@@ -54,7 +56,7 @@ INSIDE_FUNCTIONS = {  # package -> files that do without it until the function i
     "tqdm": ("*",),
     "seqeval": ("minibio.metrics",),
     "matplotlib": ("minibio.plot",),
-    "transformers": ("minibio.bench",),
+    "transformers": ("minibio.authors", "minibio.bench"),
     "liger_kernel": ("kernels.bench_mlm",),
     "cut_cross_entropy": ("kernels.bench_mlm",),
     "triton": (),
