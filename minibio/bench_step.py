@@ -38,6 +38,7 @@ from minibio.estimate import products_per_second, step_flops
 from minibio.heads import Model
 from minibio.measure import autocast
 from minibio.signals import StopRequest
+from minibio.transformer import compile_layers
 
 PREDICTED = 0.15  # share of tokens, as in masked-LM training
 LR = 1e-5
@@ -109,10 +110,13 @@ def our_side(method: str, name: str, fidelity: str, narrow: str, batch: Batch, a
     objective, teacher = build(method, fidelity, args, device)
     if teacher is not None:
         freeze(teacher, narrow)
+    for model in (objective.student, teacher) if way.is_compiled else ():
+        if model is not None:
+            compile_layers(model)
     optimizer = optim.make_optimizer(objective, LR, objective.run.weight_decay)
     stepper = Stepper(
         objective, optimizer, Plan(steps=1, lr=LR, precision=way.precision), Ranks(0, 0, 1, device),
-        None if teacher is None else partial(teach, teacher, objective=objective), way.is_compiled,
+        None if teacher is None else partial(teach, teacher, objective=objective),
     )  # fmt: skip
 
     def step():
