@@ -155,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv=None) -> None:
     args = parser().parse_args(argv)
     device = pick_device(args.device)
+    asked = args.by
     for name, value in DEFAULTS[device.type].items():
         if getattr(args, name) is None:
             setattr(args, name, value[args.what] if isinstance(value, dict) else value)
@@ -167,6 +168,9 @@ def main(argv=None) -> None:
     if args.what == "encoder":
         encoder(args, device)
         return
+    if asked is None and version("transformers") == "none":
+        args.by = [name for name in args.by if WAYS[name].is_ours]
+        print("without transformers, which is not installed: minibio alone")
     with open_table(args.out, device) as table:
         bench_step.step(args, table, device)
 
