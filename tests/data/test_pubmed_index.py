@@ -156,9 +156,7 @@ def test_memory_follows_the_bucket_and_not_the_input(tmp_path):
     _, small, _ = peak(tmp_path / "small", 32, 30_000)  # one full bucket, then five
     n, large, _ = peak(tmp_path / "large", 160, 30_000)
     assert n == 4_800_000
-    assert (
-        large < small + 24_000
-    )  # KiB, of 41,000 more in the input: a few bytes an event, and noise
+    assert large < small + 24_000  # KiB, of 41,000 more to read: bytes an event, and noise
 
 
 @linux
