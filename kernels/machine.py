@@ -44,6 +44,18 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether the processor itself multiplies bfloat16, rather than be made to at a loss."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return False
+    flags = [line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Feat"))]
+    return bool(flags) and bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags[0]))
+
+
 def describe(device: torch.device) -> str:
     """GPU | driver | CUDA | torch | triton | git | date, or the same for a CPU.
 

@@ -1,7 +1,7 @@
-"""How fast, on this machine: encoders against transformers, and whole training steps.
+"""How fast, on this machine: encoders against transformers, training steps against the authors'.
 
     python -m minibio.bench encoder    one forward pass, ours and transformers' in the same run
-    python -m minibio.bench step       one training step: forward, backward, clip, AdamW
+    python -m minibio.bench step       one training step, the authors' way and ours (bench_step.py)
 
 Weights and tokens are random, shapes are real: lengths as PubMed citations have them, a third bare
 titles, the rest abstracts up to the limit. transformers pads them to a rectangle and uses PyTorch's
@@ -20,41 +20,31 @@ import torch
 
 from kernels.machine import describe, version
 from kernels.timing import Table, extra_mib, milliseconds, ragged_lengths
-from minibio import errors, optim
-from minibio.batch import Batch, Counts
-from minibio.config import METHODS, MODELS
+from minibio import bench_step, errors
+from minibio.batch import Batch
+from minibio.bench_step import LENGTHS, WAYS, random_batch
+from minibio.config import MODELS
 from minibio.convert import config_to_hf
 from minibio.dist import pick_device
-from minibio.distil import OBJECTIVES, teach
+from minibio.distil import OBJECTIVES, TEACHER_PRECISIONS
 from minibio.errors import InputError
 from minibio.files import check_writable
 from minibio.heads import Model
 
-PREDICTED = 0.15  # share of tokens, as in masked-LM training
-
 # What is measured where nothing else is asked for.
 DEFAULTS = {
     "cpu": {
-        "models": ["tiny-biobert"], "precision": ["fp32"], "batch": 16, "repeats": 7,
-        "student": "sample-tiny", "teacher": "sample-teacher",
+        "models": ["tiny-biobert"], "precision": ["fp32"],
+        "batch": {"encoder": 16, "step": 8}, "repeats": {"encoder": 7, "step": 3}, "warmup": 1,
+        "by": ["authors", "minibio"],
     },
     "cuda": {
         "models": ["tiny-biobert", "distil-biobert", "biobert", "bio-mobilebert"],
-        "precision": ["fp32", "bf16"], "batch": 128, "repeats": 30,
-        "student": "tiny-biobert", "teacher": "biobert",
+        "precision": ["fp32", "bf16"],
+        "batch": {"encoder": 128, "step": 192}, "repeats": {"encoder": 30, "step": 5}, "warmup": 2,
+        "by": ["authors", "authors-bf16-compiled", "minibio", "minibio-bf16"],
     },
 }  # fmt: skip
-
-
-def random_batch(lengths: list[int], V: int, seed: int, device: torch.device) -> Batch:
-    """Random tokens, PREDICTED of them to be predicted."""
-    rng = torch.Generator().manual_seed(seed)
-    N = sum(lengths)
-    M = max(1, round(PREDICTED * N))
-    tokens = torch.randint(V, (N,), generator=rng)
-    predict = torch.randperm(N, generator=rng)[:M].sort().values
-    labels = torch.randint(V, (M,), generator=rng)
-    return Batch.from_sequences(tokens.split(lengths), None, predict, labels).to(device)
 
 
 def open_table(out: Path | None, device: torch.device) -> Table:
@@ -132,64 +122,57 @@ def encoder(args, device: torch.device) -> None:
     )
 
 
-def training_step(objective, teacher, optimizer, batch: Batch, is_bf16: bool) -> None:
-    """One optimiser step as train.py makes it on one process, without micro-batches."""
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=is_bf16):
-        taught = None if teacher is None else teach(teacher, batch, objective)
-        loss = objective(batch, taught, Counts.of([batch]))["loss"]
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(objective.parameters(), objective.run.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def step(args, device: torch.device) -> None:
-    """Training steps of `--methods` at each `--precision`."""
-    V = MODELS[args.student].V
-    batch = random_batch(ragged_lengths(args.batch, args.length, args.seed), V, args.seed, device)
-    with open_table(args.out, device) as table:
-        for method in args.methods:
-            run, teacher = METHODS[method], None
-            for precision in args.precision:
-                torch.manual_seed(args.seed)
-                if method != "mlm":
-                    teacher = Model(MODELS[args.teacher]).to(device).eval().requires_grad_(False)
-                student = Model(MODELS[args.student])
-                objective = OBJECTIVES[method](student, teacher, run).to(device).train()
-                optimizer = optim.make_optimizer(objective, 1e-5, run.weight_decay)
-                call = partial(
-                    training_step, objective, teacher, optimizer, batch, precision == "bf16"
-                )
-                (times,) = milliseconds([[call]], device, args.repeats)
-                what = {
-                    "method": method, "student": args.student,
-                    "teacher": args.teacher if teacher else "-", "precision": precision,
-                }  # fmt: skip
-                add_row(table, what, batch, call, times)
-
-
-def main(argv=None) -> None:
+def parser() -> argparse.ArgumentParser:
+    """Every option; None means the device's own value."""
     p = argparse.ArgumentParser("minibio.bench", description=__doc__.split("\n")[0])
     p.add_argument("what", choices=("encoder", "step"))
-    p.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help="of the encoders")
-    p.add_argument("--methods", nargs="+", choices=OBJECTIVES, default=["mlm", "tiny"])
-    p.add_argument("--student", choices=MODELS, metavar="NAME", help="the model of the steps")
-    p.add_argument("--teacher", choices=MODELS, metavar="NAME")
     p.add_argument("--batch", type=int, help="sequences")
     p.add_argument("--length", type=int, default=256, help="tokens of the longest (default: 256)")
-    p.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
     p.add_argument("--repeats", type=int, help="timed calls of each kind")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
+    p.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
     p.add_argument("--out", type=Path, help="CSV file")
-    args = p.parse_args(argv)
+    g = p.add_argument_group("encoder")
+    g.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help="rows of MODELS")
+    g.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
+    g = p.add_argument_group("step")
+    g.add_argument("--methods", nargs="+", choices=OBJECTIVES,
+                   default=["compact", "tiny", "distil", "mlm"])  # fmt: skip
+    g.add_argument("--by", nargs="+", choices=WAYS, help="the ways to make a step")
+    g.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["pubmed"])
+    g.add_argument("--fidelity", nargs="+", choices=("released", "paper"), default=["released"])
+    g.add_argument("--student", choices=MODELS, metavar="NAME", help="(default: the method's own)")
+    g.add_argument("--teacher", choices=MODELS, metavar="NAME", default="biobert")
+    g.add_argument("--teacher-precision", nargs="+", choices=TEACHER_PRECISIONS,
+                   default=["fp32", "auto"], help="under a student in fp32")  # fmt: skip
+    g.add_argument("--teacher-dropout", action=argparse.BooleanOptionalAction, default=True,
+                   help="of the authors' teacher, as in their code (default: yes)")  # fmt: skip
+    g.add_argument("--warmup", type=int, help="calls of each kind before those that are timed")
+    return p
+
+
+def main(argv=None) -> None:
+    args = parser().parse_args(argv)
     device = pick_device(args.device)
+    asked = args.by
     for name, value in DEFAULTS[device.type].items():
         if getattr(args, name) is None:
-            setattr(args, name, value)
-    if min(args.batch, args.length, args.repeats) < 1:
-        raise InputError("--batch, --length and --repeats are expected to be at least 1")
-    {"encoder": encoder, "step": step}[args.what](args, device)
+            setattr(args, name, value[args.what] if isinstance(value, dict) else value)
+    threads = torch.get_num_threads() if args.threads is None else args.threads
+    if min(args.batch, args.length, args.repeats, args.warmup, threads) < 1:
+        raise InputError(
+            "--batch, --length, --repeats, --warmup and --threads are expected to be at least 1"
+        )
+    torch.set_num_threads(threads)
+    if args.what == "encoder":
+        encoder(args, device)
+        return
+    if asked is None and version("transformers") == "none":
+        args.by = [name for name in args.by if WAYS[name].is_ours]
+        print("without transformers, which is not installed: minibio alone")
+    with open_table(args.out, device) as table:
+        bench_step.step(args, table, device)
 
 
 if __name__ == "__main__":

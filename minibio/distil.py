@@ -13,11 +13,15 @@ forward gives the terms of the equation by name and their sum as "loss". Read lo
 file and engine.py after it.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 import kernels
+from kernels.machine import has_bf16_products
+from kernels.reference import wide
 from minibio import losses
 from minibio.attention import Match
 from minibio.batch import Batch, Counts
@@ -390,11 +394,45 @@ OBJECTIVES = {
 }
 
 
+TEACHER_PRECISIONS = ("fp32", "bf16", "auto")
+
+
+def freeze(teacher: Model, precision: str = "fp32") -> Model:
+    """The teacher as it is while it teaches: in evaluation mode, no gradients, its products ready.
+
+    Its encoder's matrices are rounded once, here, rather than in every step. Sums, norms, hidden
+    states and predictions stay float32, so that its losses differ from float32's by less than 1e-4.
+
+    Args:
+        precision: of the encoder's products: "fp32" (as the student's) | "bf16" | "auto", bf16
+            where the processor has such products.
+    """
+    if precision not in TEACHER_PRECISIONS:
+        raise ValueError(
+            f"freeze: precision is {precision!r}, expected one of {', '.join(TEACHER_PRECISIONS)}"
+        )
+    teacher.eval().requires_grad_(False)
+    device = teacher.encoder.embeddings.token.weight.device
+    if precision == "bf16" or precision == "auto" and has_bf16_products(device):
+        for module in teacher.encoder.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
+    return teacher
+
+
 @torch.no_grad()
 def teach(teacher: Model, batch: Batch, objective: Objective) -> Output:
-    """The teacher's side of one batch: what the objective asks of its layers, and its decoder."""
+    """The teacher's side of one batch: what the objective asks of its layers, and its decoder.
+
+    The encoder of a teacher that `freeze` made bf16 multiplies in it, whatever the student does.
+    """
     batch = batch.without_targets() if objective.every_token else batch
-    return teacher(
-        batch, keep=objective.keep, hidden=objective.hidden_t, depth=objective.depth,
-        multiply=False, predict=objective.needs_head,
-    )  # fmt: skip
+    is_narrow = teacher.encoder.layers[0].attention.query.weight.dtype == torch.bfloat16
+    with torch.autocast(batch.device.type, torch.bfloat16) if is_narrow else nullcontext():
+        taught = teacher(
+            batch, keep=objective.keep, hidden=objective.hidden_t, depth=objective.depth,
+            predict=False,
+        )  # fmt: skip
+    if objective.needs_head:
+        taught.decoder = teacher.decoder(wide(taught.last), batch)
+    return taught

@@ -42,7 +42,9 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
-    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students"),
+    ("minibio.estimate", "minibio.authors", "minibio.engine", "minibio.students"),
+    ("minibio.bench_step",),
+    ("minibio.bench",),
     ("train", "eval"),
 )  # fmt: skip
 
@@ -56,7 +58,7 @@ INSIDE_FUNCTIONS = {  # package -> files that do without it until the function i
     "tqdm": ("*",),
     "seqeval": ("minibio.metrics",),
     "matplotlib": ("minibio.plot",),
-    "transformers": ("minibio.bench",),
+    "transformers": ("minibio.authors", "minibio.bench"),
     "liger_kernel": ("kernels.bench_mlm",),
     "cut_cross_entropy": ("kernels.bench_mlm",),
     "triton": (),

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 
 from helpers import DEVICE
@@ -26,3 +27,32 @@ def test_commands_that_fail_say_nothing():
     assert machine.output_of("no-such-command-here") == ""
     assert machine.output_of("git", "no-such-verb") == ""
     assert machine.version("no-such-package-here") == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "has_it"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags\t\t: fpu avx512f\n", False),
+        ("", False),
+    ],
+)
+def test_which_cpus_multiply_bfloat16(monkeypatch, text, has_it):
+    monkeypatch.setattr(machine.Path, "read_text", lambda self, encoding: text)
+    assert machine.has_bf16_products(torch.device("cpu")) is has_it
+
+
+def test_which_gpus_multiply_bfloat16(monkeypatch):
+    for capability, has_it in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert machine.has_bf16_products(torch.device("cuda")) is has_it
+
+
+def test_where_nothing_tells_there_are_no_such_products(monkeypatch):
+    def missing(self, encoding):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(machine.Path, "read_text", missing)
+    assert machine.has_bf16_products(torch.device("cpu")) is False

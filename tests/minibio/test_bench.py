@@ -5,13 +5,10 @@ import csv
 import pytest
 import torch
 
-from helpers import random_batch, tiny_config
 from minibio import bench
-from minibio.config import METHODS, MODELS
-from minibio.distil import OBJECTIVES
-from minibio.errors import InputError
+from minibio.bench_step import LENGTHS
+from minibio.config import MODELS
 from minibio.heads import Model
-from minibio.optim import make_optimizer
 
 SMALL = ["--device", "cpu", "--batch", "3", "--length", "40", "--repeats", "2"]
 
@@ -22,19 +19,13 @@ def read(path):
     return list(csv.DictReader(lines))
 
 
-def test_a_batch_predicts_15_percent():
-    batch = bench.random_batch([7, 13, 80], 50, 0, torch.device("cpu"))
-    assert (batch.N, batch.M, batch.lengths) == (100, 15, (7, 13, 80))
-    assert batch.predict.diff().min() > 0
-
-
 def test_encoders_in_a_table(tmp_path, capsys):
     pytest.importorskip("transformers", reason="nothing to compare with")
     out = tmp_path / "new" / "encoder.csv"
     bench.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
     theirs, ours = read(out)
     assert (theirs["by"], ours["by"]) == ("transformers", "minibio")
-    assert theirs["N"] == ours["N"] == str(sum(bench.ragged_lengths(3, 40, 0)))
+    assert theirs["N"] == ours["N"] == str(sum(LENGTHS["pubmed"](3, 40, 0)))
     speedup = float(theirs["ms_p50"]) / float(ours["ms_p50"])
     assert float(ours["speedup"]) == pytest.approx(speedup, rel=0.02)
     assert 0 < float(ours["extra_mib"]) < 50
@@ -61,32 +52,3 @@ def test_without_transformers_ours_alone(tmp_path, monkeypatch):
     bench.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
     (ours,) = read(out)
     assert (ours["by"], ours["speedup"]) == ("minibio", "")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_steps_in_a_table(tmp_path, precision):
-    out = tmp_path / "step.csv"
-    bench.main(["step", "--out", str(out), "--precision", precision, *SMALL])
-    mlm, tiny = read(out)
-    assert (mlm["method"], mlm["teacher"]) == ("mlm", "-")
-    assert (tiny["method"], tiny["teacher"]) == ("tiny", "sample-teacher")
-    assert 0 < float(tiny["ms_p20"]) <= float(tiny["ms_p50"]) <= float(tiny["ms_p80"])
-
-
-@pytest.mark.parametrize("method", ["mlm", "tiny"])
-def test_a_step_trains_the_student_alone(method):
-    student, teacher = Model(tiny_config(L=1)), Model(tiny_config(L=2)).eval()
-    objective = OBJECTIVES[method](student, teacher, METHODS[method])
-    optimizer = make_optimizer(objective, 1e-3, 0.0)
-    batch = random_batch(n_predicted=4)
-    before = {name: p.clone() for name, p in objective.named_parameters()}
-    frozen = {name: p.clone() for name, p in teacher.named_parameters()}
-    bench.training_step(objective, teacher, optimizer, batch, is_bf16=False)
-    for name, p in objective.named_parameters():  # softmax is blind to the bias of the keys
-        assert name.endswith("key.bias") or not torch.equal(before[name], p), name
-    assert all(torch.equal(frozen[name], p) for name, p in teacher.named_parameters())
-
-
-def test_numbers_below_one_are_refused():
-    with pytest.raises(InputError, match="at least 1"):
-        bench.main(["step", "--device", "cpu", "--batch", "0"])

@@ -12,7 +12,7 @@ from minibio import losses
 from minibio.attention import use_kernels
 from minibio.batch import Batch, Counts
 from minibio.config import METHODS, STAGE_1, ModelConfig
-from minibio.distil import OBJECTIVES, phase_steps, teach
+from minibio.distil import OBJECTIVES, freeze, phase_steps, teach
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.optim import make_optimizer
@@ -552,3 +552,38 @@ def test_equations_come_from_losses():
     assert {"mlm", "distil", "tiny", "compact", "mobile"} <= {
         getattr(f, "__name__", f) for f in used
     }
+
+
+def test_a_narrow_teacher_teaches_nearly_the_same():
+    """Its encoder multiplies in bf16; its norms, hidden states and predictions stay float32."""
+    objective, teacher = build("compact")
+    objective, teacher = objective.float(), teacher.float()
+    b = batch(5, 9)
+    exact, wide = objective(b, teach(teacher, b, objective), Counts.of([b])), teacher.head
+    assert freeze(teacher, "bf16") is teacher
+    kinds = {name: p.dtype for name, p in teacher.named_parameters()}
+    assert {x for name, x in kinds.items() if "norm" in name or "head" in name} == {torch.float32}
+    assert kinds["encoder.embeddings.token.weight"] == torch.float32
+    assert kinds["encoder.layers.3.attention.key.weight"] == torch.bfloat16
+    taught = teach(teacher, b, objective)
+    assert taught.last.dtype == taught.decoder.h.dtype == taught.hidden_states[4].dtype
+    assert taught.last.dtype == torch.float32 and wide is teacher.head
+    near = objective(b, taught, Counts.of([b]))
+    for name, x in exact.items():
+        assert_near(name, near[name], x, 2e-2)
+    assert not torch.equal(near["loss"], exact["loss"])
+    with torch.autocast("cpu", torch.bfloat16):  # and under a student that is narrow itself
+        objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"].backward()
+
+
+def test_freezing_rests_the_teacher(monkeypatch):
+    for has_it, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(
+            "minibio.distil.has_bf16_products", lambda device, has_it=has_it: has_it
+        )
+        teacher = freeze(Model(TEACHER).train(), "auto")
+        assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+        assert teacher.encoder.layers[0].ffn.up.weight.dtype == dtype
+        assert freeze(Model(TEACHER)).encoder.layers[0].ffn.up.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match="expected one of fp32, bf16, auto"):
+        freeze(Model(TEACHER), "fp16")
