@@ -28,7 +28,7 @@ from minibio.checkpoint import Checkpoint, Checkpoints, newest
 from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, STAGE_1, RunConfig
 from minibio.convert import save
 from minibio.corpus import Corpus
-from minibio.distil import OBJECTIVES, teach
+from minibio.distil import OBJECTIVES, freeze, teach
 from minibio.engine import Plan, Progress
 from minibio.errors import InputError
 from minibio.feed import Feed
@@ -55,6 +55,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
     config = {
         **dataclasses.asdict(run), "world": ranks.world, "accumulate": args.accumulate,
         "kernels": args.kernels, "compile": args.compile, "tf32": args.tf32,
+        "teacher_precision": args.teacher_precision,
         "shape": dataclasses.asdict(student.config),
         "phase_steps": getattr(objective, "phase_steps", None),  # more steps would move the phases
         # directories move, what is in them may not change
@@ -218,7 +219,7 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
         teacher, tokenizer = students.load_teacher(args.teacher, run)
         if tokenizer is not None:
             corpus.check_tokenizer(tokenizer)
-        teacher.to(ranks.device)
+        freeze(teacher.to(ranks.device), args.teacher_precision)
         if run.precision == "fp64":
             teacher.double()
     student = build_student(run, args, corpus, teacher)
@@ -321,6 +322,8 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--clip", type=float, help="largest gradient norm")
     g.add_argument("--seed", type=int)
     g.add_argument("--precision", choices=("fp32", "bf16", "fp64"))
+    g.add_argument("--teacher-precision", choices=("fp32", "bf16", "auto"), default="fp32",
+                   help="its products; auto: bf16 where the processor has them")  # fmt: skip
     g.add_argument("--tf32", action="store_true", help="products of fp32 in TF32, on GPUs")
     g.add_argument("--compile", action="store_true", help="the layers, by torch.compile")
     g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
@@ -365,6 +368,8 @@ def check(args) -> None:
     shaped = [
         n for n in ("model", "layers", "width", "heads", "ffn") if getattr(args, n) is not None
     ]
+    if args.precision == "fp64" and args.teacher_precision != "fp32":
+        raise InputError("--precision fp64 is to check against; drop --teacher-precision")
     if args.start is not None and shaped:
         raise InputError(f"--from DIR has a shape of its own; drop --{shaped[0]}")
     if args.start is not None and (args.init_layers or args.init_head == "copy"):

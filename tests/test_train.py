@@ -121,6 +121,16 @@ def test_micro_batches_change_nothing(corpus, teacher, tmp_path):
             assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
 
 
+def test_a_teacher_in_bf16_teaches_the_same(corpus, teacher, tmp_path, capsys):
+    wide = run(corpus, tmp_path / "a", "--teacher", teacher)
+    narrow = run(corpus, tmp_path / "b", "--teacher", teacher, "--teacher-precision", "bf16")
+    losses = [[x["loss"] for x in log if x["event"] == "train"] for log in (wide, narrow)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=2e-3)
+    options = ("--precision", "fp64", "--teacher-precision", "bf16", "--out", tmp_path / "c")
+    line = refused(capsys, "--method", "tiny", "--corpus", corpus, "--teacher", teacher, *options)
+    assert "drop --teacher-precision" in line
+
+
 def test_bf16_follows_fp32(corpus, teacher, tmp_path):
     wide = run(corpus, tmp_path / "a", "--teacher", teacher)
     narrow = run(corpus, tmp_path / "b", "--teacher", teacher, "--precision", "bf16")
@@ -372,8 +382,8 @@ def test_the_options_are_these():
         "--batch", "--accumulate", "--length", "--lr", "--warmup", "--schedule", "--weight-decay",
         "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
-        "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep", "--save-in-background",
-        "--max-skips",
+        "--teacher-precision", "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep",
+        "--save-in-background", "--max-skips",
     }  # fmt: skip
 
 
