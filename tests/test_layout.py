@@ -20,11 +20,14 @@ from helpers import ROOT
 # From the bottom up. A new file takes its place here.
 LEVELS = (
     ("kernels.reference", "minibio", "minibio.errors", "minibio.batch", "minibio.config",
-     "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon"),
+     "minibio.machine", "minibio.masking", "minibio.optim", "data.frames", "data.lexicon",
+     "minibio.tasks.tags", "minibio.tasks.paper_tables"),
     ("kernels.torch_attention", "kernels.triton_*", "minibio.files", "minibio.dist",
      "minibio.card", "data.grammar"),
-    ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log"),
-    ("kernels.bench", "minibio.attention", "minibio.corpus", "data", "data.*"),
+    ("kernels", "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log",
+     "minibio.tasks.lines"),
+    ("kernels.bench", "minibio.attention", "minibio.corpus", "minibio.tasks.pieces", "data",
+     "data.*"),
     ("minibio.transformer", "minibio.losses"),
     ("minibio.mobilebert", "minibio.names"),
     ("minibio.heads",),

@@ -57,9 +57,9 @@ class Node:
     def get(self, key: str, kind: type, default=None):
         """The value under `key`, which must be a `kind`; a default makes it optional."""
         value = self.value.get(key, default)
-        if not isinstance(value, kind) or isinstance(value, bool) and kind is not bool:
+        if not isinstance(value, kind) or isinstance(value, bool):
             got = f"is {json.dumps(value)[:40]}" if key in self.value else "is missing"
-            raise self.error(f"{key!r} {got}, expected {NAMES[kind]}")
+            raise self.error(f"{key!r} {got}, expected {NAMES[kind]}", key)
         return value
 
     def children(self, key: str, default=None) -> Iterator["Node"]:
@@ -67,17 +67,19 @@ class Node:
         for i, value in enumerate(self.get(key, list, default)):
             child = Node(value, self.path, (*self.keys, key, i))
             if not isinstance(value, dict):
-                raise child.error(f"{json.dumps(value)[:40]}, expected an object {{...}}")
+                raise child.error(f"{json.dumps(value)[:40]}, expected {NAMES[dict]}")
             yield child
 
-    def error(self, what: str) -> InputError:
-        """A complaint of one line: file, line, place in the file, what is wrong there."""
+    def error(self, what: str, key: str | None = None) -> InputError:
+        """A complaint of one line: file, line (of `key`, if it is there), place, what is wrong."""
         place = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in self.keys)
-        line = line_of(self.path.read_text("utf-8"), self.keys)
+        keys = self.keys if key is None or key not in self.value else (*self.keys, key)
+        line = line_of(self.path.read_text("utf-8"), keys)
         place = f" {place.lstrip('.')}:" if place else ""
         return InputError(f"{self.path}: line {line}:{place} {what}")
 
 
+# in messages
 NAMES = {str: "text", list: "a list [...]", dict: "an object {...}", int: "a whole number"}
 
 
@@ -89,18 +91,22 @@ def line_of(text: str, keys: tuple) -> int:
         keys: names and indices, from the outside in; they must be there.
     """
     decode = json.JSONDecoder().raw_decode  # value and end of the value that begins here
-    at = SPACE.match(text).end()
+
+    def skip(at):  # over white space
+        return SPACE.match(text, at).end()
+
+    at = skip(0)
     for key in keys:
-        at = SPACE.match(text, at + 1).end()  # into the object or list
-        index = 0
-        while True:
+        at, index, found = skip(at + 1), 0, None  # into the object or list
+        while text[at] not in "]}":
             name = index
             if isinstance(key, str):
                 name, at = decode(text, at)
-                at = SPACE.match(text, SPACE.match(text, at).end() + 1).end()  # over the colon
+                at = skip(skip(at) + 1)  # over the colon
             if name == key:
-                break
-            _, at = decode(text, at)
-            at = SPACE.match(text, SPACE.match(text, at).end() + 1).end()  # over the comma
+                found = at  # of a name given twice the last is what a reader gets
+            at = skip(decode(text, at)[1])
+            at = skip(at + 1) if text[at] == "," else at
             index += 1
+        at = found
     return text.count("\n", 0, at) + 1
