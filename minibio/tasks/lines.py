@@ -15,6 +15,7 @@ from minibio.errors import InputError
 from minibio.files import read_json
 
 SPACE = re.compile(r"[ \t\r\n]*")  # what JSON may have between its parts
+HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold one, UTF-8 cannot
 
 
 def read_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
@@ -60,6 +61,8 @@ class Node:
         if not isinstance(value, kind) or isinstance(value, bool):
             got = f"is {json.dumps(value)[:40]}" if key in self.value else "is missing"
             raise self.error(f"{key!r} {got}, expected {NAMES[kind]}", key)
+        if kind is str and HALF.search(value):
+            raise self.error(f"{key!r} has half a surrogate pair, which is no character", key)
         return value
 
     def children(self, key: str, default=None) -> Iterator["Node"]:

@@ -13,6 +13,7 @@ characters, lone accents) belongs to none.
 from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
+from minibio.tasks.lines import HALF
 from minibio.tokenizer import Tokenizer
 
 
@@ -32,7 +33,7 @@ class Pieces(NamedTuple):
 
 def cut(text: str, tokenizer: Tokenizer) -> Pieces:
     """The pieces of a text; linear in its length."""
-    ids, spans = tokenizer.encode_offsets(text)
+    ids, spans = tokenizer.encode_offsets(HALF.sub("\ufffd", text))  # as long as before
     words, word_spans = [], []
     for i, (start, end) in zip(ids, spans, strict=True):
         if word_spans and tokenizer.pieces[i].startswith("##"):

@@ -22,7 +22,7 @@ import torch.nn as nn
 
 from minibio.batch import Batch
 from minibio.errors import InputError
-from minibio.tasks.lines import read_lines
+from minibio.tasks.lines import HALF, read_lines
 from minibio.tasks.pieces import cut
 from minibio.tokenizer import Tokenizer
 
@@ -149,6 +149,8 @@ def from_json(line: str, where: str) -> tuple[str, str, tuple[str, str] | None]:
     text, label = record.get("text", record.get("sentence")), record.get("label")
     if not isinstance(text, str) or not isinstance(label, str | int) or isinstance(label, bool):
         raise InputError(f"{where} is {line[:40]!r}, expected text and label")
+    if HALF.search(text):
+        raise InputError(f"{where}: the text has half a surrogate pair, which is no character")
     types = record.get("types")
     if types is None:
         return text, str(label).strip(), None

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibio.errors import InputError
@@ -52,6 +52,7 @@ values = st.recursive(
 )
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.data(), values, st.sampled_from([None, 0, 3]))
 def test_the_line_of_a_value(data, value, indent):
     """Against the same text with a word of ours in the value's place."""

@@ -4,7 +4,7 @@ import random
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibio.tasks import tags
@@ -44,6 +44,7 @@ def marked_sentences(draw):
     return found, n + draw(st.integers(0, 2))
 
 
+@settings(derandomize=True, deadline=None)
 @given(marked_sentences(), st.sampled_from(tags.SCHEMES))
 def test_what_is_written_is_read_back(marked, scheme):
     found, n = marked
@@ -54,6 +55,7 @@ def test_what_is_written_is_read_back(marked, scheme):
     assert tags.fault(written, scheme) is None
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.sampled_from("O B-a I-a E-a S-a B-b I-b E-b S-b".split()), max_size=9),
        st.sampled_from(tags.SCHEMES))  # fmt: skip
 def test_another_scheme_keeps_the_entities(names, scheme):
