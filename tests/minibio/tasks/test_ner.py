@@ -367,6 +367,7 @@ def test_conlleval_reads_our_file_as_we_score(tmp_path, form):
             found.append([tag if rng.random() < 0.6 else rng.choice(names) for tag in gold])
         ner.write_conll(path, sentences, found)
         text = path.read_text("utf-8")
+        assert {len(line.split()) for line in text.split("\n")} == {0, 3}
         scores = entity_scores([s.tags for s in sentences], found)
         want = [100 * scores[name] for name in ("precision", "recall", "f1")]
         assert conlleval(text) == pytest.approx(want, abs=1e-9)

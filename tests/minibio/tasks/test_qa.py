@@ -93,7 +93,7 @@ del BAD["data"][0]["paragraphs"][1]["context"]
             r"line 22: .*answers\[1\]: the answer is 'virus', but 'irus ' stands at character 6",
         ),
         (squad(answers=[answer(" ", 4)]), r"line 18: .*the answer is ' '"),
-        (squad(answers=[answer("ads.", -4)]), r"line 18: .*the answer is 'ads.', but '' stands"),
+        (squad(answers=[answer("spr", -8)]), r"line 18: .*the answer is 'spr', but .* character -8"),
     ],
 )  # fmt: skip
 def test_defects_are_named_with_their_line(file, value, message):
