@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import real_data
+from helpers import damaged, real_data
 from minibio.errors import InputError
 from minibio.metrics import entity_scores
 from minibio.tasks import ner, tags
@@ -140,6 +140,22 @@ def test_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "train.tsv"):
         with pytest.raises(InputError, match=str(path)):
             ner.read_tsv(path)
+
+
+def test_whatever_befalls_a_file(tsv):
+    """It is read, or refused with one line that names it; nothing else."""
+    rng, refused = random.Random(0), 0
+    for content in (IOB1, IOB2, IOBES, PLAIN.replace("\tB", "\tB-x"), "-DOCSTART-\tO\n\n" + PLAIN):
+        for _ in range(120):
+            path = tsv(damaged(content.encode(), rng))
+            try:
+                sentences = ner.read_tsv(path, rng.choice([None, "IOB2"]))
+            except InputError as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)
+                refused += 1
+            else:
+                assert all(s.words and len(s.words) == len(s.tags) for s in sentences)
+    assert 100 < refused < 550
 
 
 # as counted in the README of the real sets: sentences, entities

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import real_data, tiny_config
+from data.sample import make_sample
+from helpers import damaged, real_data, tiny_config
 from minibio import metrics
 from minibio.errors import InputError
 from minibio.files import write_json
@@ -93,7 +95,7 @@ del BAD["data"][0]["paragraphs"][1]["context"]
             r"line 22: .*answers\[1\]: the answer is 'virus', but 'irus ' stands at character 6",
         ),
         (squad(answers=[answer(" ", 4)]), r"line 18: .*the answer is ' '"),
-        (squad(answers=[answer("spr", -8)]), r"line 18: .*the answer is 'spr', but .* character -8"),
+        (squad(answers=[answer("spr", -8)]), r"line 18: .*is 'spr', but .* at character -8"),
     ],
 )  # fmt: skip
 def test_defects_are_named_with_their_line(file, value, message):
@@ -131,6 +133,37 @@ def test_exact_answers_of_wrong_form(file, wrong):
             read(path)
     with pytest.raises(InputError, match="holds no factoid question"):
         qa.read_golden(file(bioasq()))
+
+
+def test_whatever_befalls_a_file(file):
+    """It is read, or refused with one line that names it; nothing else."""
+    rng, refused = random.Random(0), 0
+    whole = {
+        qa.read_squad: squad(answers=[answer("ZIKV", 12), answer("virus", 5)]),
+        qa.read_golden: bioasq([["a", "b"], ["c"]], "d"),
+        qa.read_submission: bioasq([["a"], ["c"]], []),
+    }
+    for read, value in whole.items():
+        for indent in (None, 1):
+            text = json.dumps(value, indent=indent).encode()
+            for _ in range(120):
+                path = file("")
+                path.write_bytes(damaged(text, rng))
+                try:
+                    read(path)
+                except InputError as error:
+                    assert str(error).startswith(str(path)) and "\n" not in str(error)
+                    refused += 1
+    assert 200 < refused
+
+
+def test_the_sample_is_read(tmp_path):
+    make_sample(tmp_path / "sample", documents=1, ner_train=1)
+    directory = tmp_path / "sample/qa"
+    train, test = (qa.read_squad(directory / f"{name}.json") for name in ("train", "test"))
+    assert all(p.answers for p in train) and not any(p.answers for p in test)
+    assert qa.without_overlap(train, test) == (train, 0, 0)
+    assert qa.read_golden(directory / "golden.json").keys() == {p.group for p in test}
 
 
 # what train and test share

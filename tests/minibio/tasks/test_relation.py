@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from helpers import real_data, tiny_config
+from data.sample import make_sample
+from helpers import damaged, real_data, tiny_config
 from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.tasks import relation
@@ -123,6 +125,35 @@ def test_defects_are_named_with_their_line(file, content, message):
     with pytest.raises(InputError, match=f"{path}:? {message}") as error:
         relation.read(path)
     assert "\n" not in str(error.value)
+
+
+def test_whatever_befalls_a_file(file):
+    """It is read, or refused with one line that names it; nothing else."""
+    rng, refused = random.Random(0), 0
+    record = {"text": PROT, "label": "A", "types": ["GENE", "CHEMICAL"]}
+    for content in (GAD, "sentence\tlabel\n" + GAD, json.dumps(record) + "\n"):
+        for _ in range(200):
+            path = file(damaged(content.encode(), rng))
+            try:
+                examples = relation.read(path)
+            except InputError as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)
+                refused += 1
+            else:
+                for x in examples:
+                    assert x.label and all(0 <= a < b <= len(x.text) for a, b in x.spans)
+                    relation.anonymise(x)
+    assert 200 < refused
+
+
+def test_the_sample_is_read(tmp_path):
+    make_sample(tmp_path / "sample", documents=1, ner_train=1)
+    gad = relation.read_sets(tmp_path / "sample/relation/gad")
+    assert {k: len(x) for k, x in gad.items()} == {"train": 600, "test": 200}
+    assert relation.label_names(gad["train"]) == ("0", "1")
+    chemprot = relation.read_sets(tmp_path / "sample/relation/chemprot")
+    assert {k: len(x) for k, x in chemprot.items()} == {"train": 600, "dev": 150, "test": 300}
+    assert relation.five_classes(chemprot["train"])
 
 
 def test_sets_of_a_directory(file, tmp_path):
