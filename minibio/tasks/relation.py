@@ -110,10 +110,10 @@ def read(path: str | Path) -> list[Example]:
         where = f"{path}: line {number}"
         if not line.strip():
             continue
-        if line.startswith("{"):
+        columns = line.split("\t")
+        if line.startswith("{") and len(columns) == 1:
             text, label, names = from_json(line, where)
         else:
-            columns = line.split("\t")
             if not examples and header is None and columns[-1].strip().lower() == "label":
                 header = [name.strip().lower() for name in columns]
                 continue
@@ -149,8 +149,8 @@ def from_json(line: str, where: str) -> tuple[str, str, tuple[str, str] | None]:
     text, label = record.get("text", record.get("sentence")), record.get("label")
     if not isinstance(text, str) or not isinstance(label, str | int) or isinstance(label, bool):
         raise InputError(f"{where} is {line[:40]!r}, expected text and label")
-    if HALF.search(text):
-        raise InputError(f"{where}: the text has half a surrogate pair, which is no character")
+    if HALF.search(f"{text}{label}"):
+        raise InputError(f"{where} has half a surrogate pair, which is no character")
     types = record.get("types")
     if types is None:
         return text, str(label).strip(), None

@@ -72,6 +72,11 @@ def test_marked_entities(file):
     assert (example.label, example.names) == ("INHIBITOR", None)
 
 
+def test_a_sentence_may_begin_with_a_brace(file):
+    (example,) = relation.read(file("{@GENE$} and @DISEASE$\t1\n"))
+    assert (example.text, example.label) == ("{@GENE$} and @DISEASE$", "1")
+
+
 @pytest.mark.parametrize(
     ("text", "want"),
     [
@@ -115,7 +120,8 @@ def test_no_two_entities(text):
             '\n{"text": "<< a >> [[ b ]]", "label": "x", "types": ["gene"]}',
             r"line 2: types is \['gene'\], expected two like",
         ),
-        (GAD + r'{"text": "\ud800", "label": "x"}', r"line 3: the text has half a surrogate pair"),
+        (GAD + r'{"text": "\ud800", "label": "x"}', r"line 3 has half a surrogate pair"),
+        (GAD + r'{"text": "x", "label": "\udfff"}', r"line 3 has half a surrogate pair"),
         ("", r"holds no example, expected lines of sentence TAB label, or of JSON"),
         ("sentence\tlabel\n", r"holds no example"),
     ],
