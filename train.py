@@ -22,13 +22,13 @@ import torch
 
 import kernels
 import minibio
-from minibio import card, dist, engine, errors, estimate, files, log
+from minibio import card, dist, engine, errors, estimate, files, log, students
 from minibio.attention import use_kernels
 from minibio.checkpoint import Checkpoint, Checkpoints, newest
-from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, RunConfig
-from minibio.convert import load, save
+from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, STAGE_1, RunConfig
+from minibio.convert import save
 from minibio.corpus import Corpus
-from minibio.distil import OBJECTIVES, initialise_from, teach
+from minibio.distil import OBJECTIVES, teach
 from minibio.engine import Plan, Progress
 from minibio.errors import InputError
 from minibio.feed import Feed
@@ -40,6 +40,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
           ranks: dist.Ranks) -> Progress:  # fmt: skip
     """Train `student`, from the start or from where the run in `args.out` was left."""
     objective = OBJECTIVES[run.method](student, teacher, run).to(ranks.device).train()
+    report("student", students.describe(objective, teacher, run, args.start))
     if run.precision == "fp64":
         objective = objective.double()
     feed = Feed(corpus, ranks, batch=run.batch, tokens=run.batch_tokens,
@@ -155,7 +156,7 @@ def prepare_sample(directory: Path, ranks: dist.Ranks) -> Path:
         make_sample(directory / "text", force=True)
         shard(
             [directory / "text" / "corpus.jsonl"], None, shards,
-            length=SAMPLE_TEACHER.length, train_tokenizer=MODELS["sample-teacher"].V,
+            length=SAMPLE["mlm"]["length"], train_tokenizer=MODELS["sample-teacher"].V,
         )  # fmt: skip
     dist.barrier(ranks)
     return shards
@@ -163,7 +164,9 @@ def prepare_sample(directory: Path, ranks: dist.Ranks) -> Path:
 
 def sample_teacher(directory: Path, args, ranks: dist.Ranks) -> Path | None:
     """The sample's teacher: trained by masked LM if there is none yet, kept in `directory`."""
-    path = directory / f"teacher-{args.seed if args.seed is not None else SAMPLE_TEACHER.seed}"
+    row = SAMPLE_TEACHERS[args.method]
+    name = "ib-teacher" if MODELS[row.model].family == "ib-bert" else "teacher"
+    path = directory / f"{name}-{args.seed if args.seed is not None else row.seed}"
     if (path / "config.json").exists():
         dist.print0(f"teacher: {path}, trained earlier (remove the directory to train it anew)")
     else:
@@ -171,7 +174,7 @@ def sample_teacher(directory: Path, args, ranks: dist.Ranks) -> Path | None:
         options = argparse.Namespace(**{**vars(args), **NO_OVERRIDES, "seed": args.seed})
         options.method, options.teacher, options.out, options.start = "mlm", None, path, None
         options.model, options.overwrite, options.accumulate = None, False, 1
-        if not execute(SAMPLE_TEACHER, options, ranks):
+        if not execute(row, options, ranks):
             return None
     return path
 
@@ -192,24 +195,10 @@ def resolve(args, row: RunConfig) -> RunConfig:
 
 
 def build_student(run: RunConfig, args, corpus: Corpus, teacher: Model | None) -> Model:
-    """The model to be trained: from a directory, from the teacher's layers, or at random."""
-    if args.start is not None:
-        student, tokenizer = load(args.start, head="mlm")
-        if tokenizer is not None:
-            corpus.check_tokenizer(tokenizer)
-        return student.train()
-    shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn, "V": corpus.V}
-    try:
-        config = dataclasses.replace(
-            MODELS[run.model], **{k: v for k, v in shape.items() if v is not None}
-        )
-    except ValueError as error:
-        raise InputError(f"{error} (--width, --heads)") from None
-    torch.manual_seed(run.seed)  # the same weights on every rank
-    student = Model(config)
-    if run.init_layers and teacher is not None:
-        initialise_from(student, teacher, run.init_layers)
-    return student
+    """The model to be trained, in the shape that the command line asks for."""
+    shape = {"L": args.layers, "C": args.width, "H": args.heads, "F": args.ffn}
+    shape = {k: v for k, v in shape.items() if v is not None}
+    return students.build_student(run, corpus, teacher, start=args.start, shape=shape)
 
 
 def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
@@ -225,10 +214,10 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
     corpus = Corpus(args.corpus, "train", seed=run.seed, length=run.length)
     teacher = None
     if run.method != "mlm":
-        teacher, tokenizer = load(args.teacher, head="mlm")
+        teacher, tokenizer = students.load_teacher(args.teacher, run)
         if tokenizer is not None:
             corpus.check_tokenizer(tokenizer)
-        teacher.requires_grad_(False).to(ranks.device)
+        teacher.to(ranks.device)
         if run.precision == "fp64":
             teacher.double()
     student = build_student(run, args, corpus, teacher)
@@ -248,6 +237,7 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
     report("data and device", {**facts, "device": ranks.device, **chosen, "out": out})
     if args.dry_run:
         objective = OBJECTIVES[run.method](student, teacher, run)
+        report("student", students.describe(objective, teacher, run, args.start))
         report("estimate", estimate.estimate(objective, teacher, run, corpus, ranks))
         return True
     out.mkdir(parents=True, exist_ok=True)
@@ -308,6 +298,11 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--temperature", type=float, help="of the soft labels")
     g.add_argument("--layer-map", type=numbers(int), help="teacher layers, from 1: 3,6,9,12")
     g.add_argument("--init-layers", type=numbers(int), help="teacher layers, from 0, or none")
+    g.add_argument("--init-head", choices=("copy", "fresh"),
+                   help="masked-LM head: the teacher's, or a fresh one")  # fmt: skip
+    g.add_argument("--stages", type=float, nargs="?", const=STAGE_1, metavar="SHARE",
+                   help="mobile in MobileBERT's own two stages; SHARE of the steps goes to the "
+                        f"first, layer by layer (default: {STAGE_1:.3f})")  # fmt: skip
     g = p.add_argument_group("training")
     g.add_argument("--steps", type=int, help="optimiser steps")
     g.add_argument("--batch", type=int, help="sequences a step, all processes together")
@@ -345,8 +340,8 @@ def parser() -> argparse.ArgumentParser:
 NO_OVERRIDES = {
     name: None for name in (
         "steps", "batch", "batch_tokens", "length", "lr", "warmup", "schedule", "weight_decay",
-        "clip", "fidelity", "alpha", "temperature", "layer_map", "init_layers", "layers", "width",
-        "heads", "ffn",
+        "clip", "fidelity", "alpha", "temperature", "layer_map", "init_layers", "init_head",
+        "stages", "layers", "width", "heads", "ffn",
     )
 }  # fmt: skip
 
@@ -363,15 +358,21 @@ def check(args) -> None:
         if path is not None and not path.is_dir():
             option = "from" if name == "start" else name
             raise InputError(f"--{option} {path} is no directory")
-    if args.corpus is None and args.method not in SAMPLE:
-        raise InputError(
-            f"--method {args.method} has no built-in sample; pass --teacher and --corpus"
-        )
     shaped = [
         n for n in ("model", "layers", "width", "heads", "ffn") if getattr(args, n) is not None
     ]
     if args.start is not None and shaped:
         raise InputError(f"--from DIR has a shape of its own; drop --{shaped[0]}")
+    if args.start is not None and (args.init_layers or args.init_head == "copy"):
+        option = "init-layers" if args.init_layers else "init-head copy"
+        raise InputError(f"--from DIR has weights of its own; drop --{option}")
+    if args.stages is not None and args.method != "mobile":
+        raise InputError(f"--method {args.method} has no stages; drop --stages")
+    for name in ("init_layers", "layer_map", "temperature") if not needs_teacher else ():
+        if getattr(args, name):
+            raise InputError(f"--method mlm has no teacher; drop --{name.replace('_', '-')}")
+    if not needs_teacher and args.init_head == "copy":
+        raise InputError("--method mlm has no teacher; drop --init-head copy")
     for name in ("accumulate", "keep", "max_skips", "log_every", "eval_every", "save_every"):
         x = getattr(args, name)
         if x is not None and x < 1:

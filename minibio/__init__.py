@@ -8,7 +8,8 @@ Read in this order:
     transformer   BERT, DistilBERT, TinyBERT
     losses        Equations 1 to 13
     (kernels/reference.py, kernels/README.md)
-    distil        the five objectives
+    distil        the objectives
+    students      what a run starts from
     (train.py)
     mobilebert    bottlenecks; IB-BERT
     names         Hugging Face's names and ours

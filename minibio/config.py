@@ -7,6 +7,7 @@ carries its source; F-numbers refer to the list of differences between paper and
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class ModelConfig:
             raise ValueError(
                 f"ModelConfig: width {self.width} is no multiple of {self.H} heads; change C or H"
             )
+        if self.E > self.C:
+            raise ValueError(
+                f"ModelConfig: token embeddings are {self.E} wide, expected at most {self.C}, the "
+                f"width between layers: the masked-LM head has the difference of its own"
+            )
 
 
 CASED, UNCASED = 28996, 30522  # BERT's WordPiece vocabularies; BioBERT's is the cased one
@@ -94,7 +100,15 @@ MODELS = {
     "sample-teacher": replace(SAMPLE_BERT, L=4, C=128, F=512),
     "sample-tiny": replace(SAMPLE_BERT, L=2, C=64, F=256),
     "sample-distil": replace(SAMPLE_BERT, L=2, C=128, F=512),  # as wide as its teacher
-}
+    # MobileBERT and its teacher: equally deep and wide between layers, narrow and wide inside
+    "sample-ib-bert": replace(
+        IB_BERT, V=2048, L=4, C=64, F=512, C_embed=32, C_intra=128,
+        dropout=0.0, attention_dropout=0.0,
+    ),
+    "sample-mobile": replace(
+        MOBILEBERT, V=2048, L=4, C=64, F=64, C_embed=32, C_intra=32, attention_dropout=0.0
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,8 @@ class RunConfig:
     temperature: float | None = None  # of the soft labels; None = 1 in the paper, F17 as released
     layer_map: tuple[int, ...] = ()  # Eq. 5: teacher layer of each student layer; () = uniform
     init_layers: tuple[int, ...] = ()  # teacher layers copied, counted from 0; () = random
+    init_head: str | None = None  # masked-LM head: copy | fresh; None = fresh (F5), copy in stages
+    stages: float = 0.0  # Eq. 13 in two stages: share of the steps that goes to the first (F32d)
     # the data
     length: int = 256  # tokens of the longest sequence (F35)
     batch: int = 192  # sequences of one step: 24 on each of 8 GPUs (F40)
@@ -127,7 +143,8 @@ class RunConfig:
 
 
 METHODS = {
-    # section 3: BioDistilBERT, BioTinyBERT, BioMobileBERT, pre-trained further (F39, F41-F43)
+    # section 3: BioDistilBERT, BioTinyBERT, BioMobileBERT, pre-trained further (F39, F41-F43);
+    # BERT's own rate, warm-up and decay, so IB-BERT's as well
     "mlm": RunConfig(
         "mlm", "bio-tinybert", steps=200_000, lr=1e-4, warmup=10_000, weight_decay=0.01
     ),
@@ -142,8 +159,45 @@ METHODS = {
     "compact": RunConfig(
         "compact", "compact-biobert", alpha=(1.0, 5.0, 3.0), init_layers=(1, 3, 5, 7, 9, 11)
     ),
-    # section 4.4: Eq. 13, which the authors could not run for want of its teacher; alpha: F32d
+    # section 4.4: Eq. 13, which the authors could not run for want of its teacher; alpha: F32d;
+    # the rest is silent: steps as the other distillations, rate and decay as MobileBERT's further
+    # pre-training (F39, F41, F43)
     "mobile": RunConfig("mobile", "bio-mobilebert", alpha=(0.5,), lr=1e-4, weight_decay=0.01),
+}  # fmt: skip
+
+# MobileBERT's own: 240,000 steps layer by layer, then 500,000 (F32d; the command in its README)
+STAGE_1 = 240 / 740
+
+
+class Checkpoint(NamedTuple):
+    """One of the paper's published models: the row of `METHODS` and what it starts from."""
+
+    method: str
+    model: str  # row of MODELS
+    source: str  # Hugging Face name: the teacher, or with mlm the model trained further
+    cased: bool  # the tokenizer's vocabulary
+
+
+BIOBERT = "dmis-lab/biobert-base-cased-v1.2"  # with its masked-LM head; v1.1 in the paper (F1)
+
+CHECKPOINTS = {  # names as published under nlpie/
+    "distil-biobert": Checkpoint("distil", "distil-biobert", BIOBERT, True),
+    "compact-biobert": Checkpoint("compact", "compact-biobert", BIOBERT, True),
+    "tiny-biobert": Checkpoint("tiny", "tiny-biobert", BIOBERT, True),  # cased: F7
+    "bio-distilbert-cased": Checkpoint(
+        "mlm", "bio-distilbert-cased", "distilbert/distilbert-base-cased", True
+    ),
+    # published too, though which of the two was scored is not said (F11)
+    "bio-distilbert-uncased": Checkpoint(
+        "mlm", "bio-distilbert-uncased", "distilbert/distilbert-base-uncased", False
+    ),
+    # its masked-LM head was never trained before (F10)
+    "bio-tinybert": Checkpoint(
+        "mlm", "bio-tinybert", "huawei-noah/TinyBERT_General_4L_312D", False
+    ),
+    "bio-mobilebert": Checkpoint(
+        "mlm", "bio-mobilebert", "google/mobilebert-uncased", False
+    ),
 }  # fmt: skip
 
 # What differs where the corpus is the built-in sample: sizes and lengths of run for a laptop.
@@ -168,9 +222,17 @@ SAMPLE_STUDENT = {
     "betas": (0.9, 0.98),
     "layer_map": (),
 }
-SAMPLE = {  # Eq. 12 has no sample: it wants IB-BERT for a teacher
+# Eq. 12 wants a teacher of its own: IB-BERT
+SAMPLE_TEACHERS = {
+    "tiny": SAMPLE_TEACHER,
+    "distil": SAMPLE_TEACHER,
+    "compact": SAMPLE_TEACHER,
+    "mobile": replace(SAMPLE_TEACHER, model="sample-ib-bert"),
+}
+SAMPLE = {
     "mlm": {**SAMPLE_STUDENT, "model": "sample-tiny"},
     "tiny": {**SAMPLE_STUDENT, "model": "sample-tiny"},
     "distil": {**SAMPLE_STUDENT, "model": "sample-distil", "init_layers": (0, 2)},
     "compact": {**SAMPLE_STUDENT, "model": "sample-distil", "init_layers": (1, 3)},
+    "mobile": {**SAMPLE_STUDENT, "model": "sample-mobile"},
 }

@@ -1,14 +1,16 @@
-"""The five objectives: what the student is asked for, and what it needs from the teacher.
+"""The objectives: what the student is asked for, and what it needs from the teacher.
 
     MaskedLM   Eq. 1     no teacher                              BioDistilBERT, BioTinyBERT, ...
     Distil     Eq. 4     predictions, last hidden state          DistilBioBERT
     Tiny       Eq. 9     embeddings, every layer, predictions    TinyBioBERT
     Compact    Eq. 11    predictions and every layer             CompactBioBERT
     Mobile     Eq. 13    every layer                             MobileBERT, from IB-BERT
+    Staged     Eq. 12    each layer in turn, then predictions    the same in MobileBERT's own stages
 
 An objective holds the student and the projections that are trained with it and thrown away at the
-end; the teacher stays outside. Its forward gives the terms of the equation by name and their sum as
-"loss". Read losses.py before this file and train.py after it.
+end; the teacher stays outside, and is run no further than the objective says it has to be. Its
+forward gives the terms of the equation by name and their sum as "loss". Read losses.py before this
+file and train.py after it.
 """
 
 import torch
@@ -38,6 +40,9 @@ class Objective(nn.Module):
 
     keep: tuple[int, ...] = ()  # teacher layers whose attention maps are needed
     hidden_t: tuple[int, ...] = ()  # teacher layers whose hidden states are needed; 0: embeddings
+    depth: int | None = None  # the last teacher layer that has to be run; None = all
+    needs_head = True  # the teacher's masked-LM head is run
+    phase: int | None = None  # the student's layer that is trained alone; None = all of it
     every_token = False  # the head works on all N tokens, not on the M predicted ones
     temperature = 1.0  # of the soft labels
 
@@ -67,7 +72,16 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} has no equation; use one of OBJECTIVES")
 
     def at(self, step: int) -> None:
-        """What the step asks for, where an equation changes with the step."""
+        """Set what step `step`, counted from 0, asks of the teacher: the attributes above.
+
+        Called before every step, after a resumption too, so it looks at nothing but the step. What
+        is the same in every step is set once, in the constructor.
+        """
+
+    @property
+    def equation(self) -> str:
+        """The sum that forward returns as "loss", of the terms it returns beside it."""
+        raise TypeError(f"{type(self).__name__} has no equation; use one of OBJECTIVES")
 
     def match_layers(self, teacher: Model, divergence: str) -> None:
         """Fix g (Eq. 5) and check that the paired attention maps can be compared."""
@@ -93,10 +107,14 @@ class Objective(nn.Module):
         self.keep = self.hidden_t = self.g
         self.divergence = divergence
 
+    def without_predictions(self) -> None:
+        """Have the teacher stop at the last layer that is compared."""
+        self.needs_head, self.depth = False, max(self.hidden_t, default=0)
+
     def matches(self, taught: Output) -> dict[int, Match]:
-        """Student layer -> what its teacher layer hands to it."""
-        kept = (taught.kept[g_l] for g_l in self.g)
-        return {l: Match(a.q, a.k, a.lse, self.divergence) for l, a in enumerate(kept, start=1)}
+        """Student layer -> what its teacher layer hands to it; those alone that were kept."""
+        pairs = ((l, taught.kept.get(g_l)) for l, g_l in enumerate(self.g, start=1))
+        return {l: Match(a.q, a.k, a.lse, self.divergence) for l, a in pairs if a is not None}
 
     def predictions(
         self, s: Output, taught: Output | None, labels: Tensor | None, count: float,
@@ -133,6 +151,9 @@ class Objective(nn.Module):
 class MaskedLM(Objective):
     """Eq. 1 alone: pre-training, from scratch or further."""
 
+    needs_head = False
+    equation = "mlm"
+
     def forward(self, batch, taught, counts):
         s = self.student(batch, multiply=False)
         loss, _ = self.predictions(s, None, batch.labels, counts.M)
@@ -150,6 +171,11 @@ class Distil(Objective):
         # the paper has no temperature; the authors' code for this model has 2 (F17)
         released = 2.0 if run.fidelity == "released" else 1.0
         self.temperature = run.temperature or released
+        self.needs_head = run.alpha[1] != 0
+
+    @property
+    def equation(self):
+        return "{:g} mlm + {:g} soft + {:g} align".format(*self.run.alpha)
 
     def forward(self, batch, taught, counts):
         s = self.student(batch, multiply=False)
@@ -167,6 +193,8 @@ class Tiny(Objective):
     As printed, W_h is one matrix for all layers, W_e another, and Eq. 8 ranges over all N tokens;
     the authors' code shares one projection with a bias and predicts masked tokens alone (F24, F26).
     """
+
+    equation = "embed + layers + output"
 
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)
@@ -214,6 +242,12 @@ class Compact(Objective):
         self.same_width(teacher, "Eq. 10")
         self.match_layers(teacher, losses.DIVERGENCE["compact", run.fidelity])
         self.temperature = run.temperature or 1.0
+        if run.alpha[1] == 0:
+            self.without_predictions()
+
+    @property
+    def equation(self):
+        return "{:g} mlm + {:g} soft + {:g} layers".format(*self.run.alpha)
 
     def forward(self, batch, taught, counts):
         s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1), multiply=False)
@@ -231,7 +265,10 @@ class Compact(Objective):
 
 
 class Mobile(Objective):
-    """Eq. 13: masked LM and the mean over layers of Eq. 12; student and teacher equally deep."""
+    """Eq. 13: masked LM and the mean over layers of Eq. 12; student and teacher equally deep.
+
+    The teacher's predictions are not asked for: it needs no masked-LM head.
+    """
 
     n_alpha = 1
 
@@ -239,19 +276,98 @@ class Mobile(Objective):
         super().__init__(student, teacher, run)
         self.same_width(teacher, "Eq. 12")
         self.match_layers(teacher, losses.DIVERGENCE["mobile", run.fidelity])
+        self.without_predictions()
+
+    @property
+    def equation(self):
+        alpha = self.run.alpha[0]
+        return f"{alpha:g} mlm + {1 - alpha:g} layers"
 
     def forward(self, batch, taught, counts):
         s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1), multiply=False)
-        layers = [
-            losses.mobile_layer(
-                s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
-                N=counts.N, fidelity=self.run.fidelity,
-            )
-            for l, g_l in enumerate(self.g, start=1)
-        ]  # fmt: skip
+        layers = [self.layer(l, s, taught, counts) for l in self.layers_s(1)]
         mlm, _ = self.predictions(s, None, batch.labels, counts.M)
         loss = losses.mobile(mlm, layers, alpha=self.run.alpha[0])
         return {"mlm": mlm, "layers": sum(layers) / len(layers), "loss": loss}
+
+    def layer(self, l: int, s: Output, taught: Output, counts: Counts) -> Tensor:
+        """Eq. 12 of the student's layer l."""
+        return losses.mobile_layer(
+            s.hidden_states[l], taught.hidden_states[self.g[l - 1]], s.row_losses[l],
+            N=counts.N, fidelity=self.run.fidelity,
+        )  # fmt: skip
+
+
+class Staged(Mobile):
+    """Eq. 12 one layer at a time, then predictions: how MobileBERT itself was trained (F32d).
+
+    Stage 1 has as many phases, equally long, as the student has layers. In phase l the loss is
+    Eq. 12 of layer l; teacher and student run to that layer and no further. As in MobileBERT's
+    paper the layers below are frozen; as in its code (`released`) they are trained on, and the loss
+    is divided by the layers. The embeddings rest in both: they are the teacher's (students.py).
+    Stage 2 is masked LM, alpha of it with the true labels and 1 - alpha with the teacher's.
+
+    Not imitated: a rate of its own for every layer in each phase (its optimiser's affair), and the
+    steps at which no gate is open, the first one and what division by the phases leaves over.
+    """
+
+    def __init__(self, student, teacher, run):
+        super().__init__(student, teacher, run)
+        self.temperature = run.temperature or 1.0
+        self.phase_steps = phase_steps(run, student.config.L)
+        self.at(0)
+
+    @property
+    def equation(self):
+        alpha = self.run.alpha[0]
+        return f"stage 1: layers, stage 2: {alpha:g} mlm + {1 - alpha:g} soft"
+
+    def at(self, step):
+        l = step // self.phase_steps + 1
+        self.phase = l if l <= self.student.config.L else None  # None: stage 2
+        self.keep = self.hidden_t = () if self.phase is None else (self.g[l - 1],)
+        if self.phase is None and self.run.alpha[0] != 1:
+            self.needs_head, self.depth = True, None
+        else:
+            self.without_predictions()
+
+    def forward(self, batch, taught, counts):
+        if self.phase is None:
+            alpha = self.run.alpha[0]
+            s = self.student(batch, multiply=False)
+            weights = (alpha, 1 - alpha)
+            mlm, soft = self.predictions(
+                s, taught, batch.labels, counts.M, weights=weights, divergence="soft_ce"
+            )
+            return {**unweighted(mlm, soft, weights), "loss": mlm + soft}
+        l, is_released = self.phase, self.run.fidelity == "released"
+        s = self.student(
+            batch, match=self.matches(taught), hidden=(l,), depth=l,
+            frozen=0 if is_released else l - 1, predict=False,
+        )  # fmt: skip
+        layer = self.layer(l, s, taught, counts)
+        loss = layer / self.student.config.L if is_released else layer
+        return {"layers": layer, "loss": loss}
+
+
+def phase_steps(run: RunConfig, L_s: int) -> int:
+    """Steps of one phase of stage 1: its share of the run, split equally among the layers.
+
+    Raises:
+        InputError: the share is none, or too small for the layers.
+    """
+    steps = round(run.stages * run.steps) // L_s
+    if steps < 1 or run.stages >= 1:
+        raise InputError(
+            f"--stages is {run.stages:.4g} of {run.steps} steps, expected a share below 1 with at "
+            f"least one step for each of the student's {L_s} layers"
+        )
+    return steps
+
+
+def mobile(student: Model, teacher: Model, run: RunConfig) -> Mobile:
+    """Eq. 13 as printed, or in MobileBERT's own two stages."""
+    return (Staged if run.stages else Mobile)(student, teacher, run)
 
 
 def as_in_autocast(x: Decoder) -> Decoder:
@@ -271,7 +387,7 @@ OBJECTIVES = {
     "distil": Distil,
     "tiny": Tiny,
     "compact": Compact,
-    "mobile": Mobile,
+    "mobile": mobile,
 }
 
 
@@ -279,33 +395,7 @@ OBJECTIVES = {
 def teach(teacher: Model, batch: Batch, objective: Objective) -> Output:
     """The teacher's side of one batch: what the objective asks of its layers, and its decoder."""
     batch = batch.without_targets() if objective.every_token else batch
-    return teacher(batch, keep=objective.keep, hidden=objective.hidden_t, multiply=False)
-
-
-@torch.no_grad()
-def initialise_from(student: Model, teacher: Model, layers: tuple[int, ...]) -> None:
-    """Start the student from the teacher's embeddings and chosen layers (section 4.1.2).
-
-    The masked-LM head stays fresh, as in the released code (F5).
-
-    Args:
-        layers: one teacher layer for each student layer, counted from 0 as F3 counts them.
-    Raises:
-        InputError: their number or range is wrong, or student and teacher differ in shape.
-    """
-    L_s, L_t = student.config.L, teacher.config.L
-    if len(layers) != L_s or not all(0 <= l < L_t for l in layers):
-        raise InputError(
-            f"--init-layers is {','.join(map(str, layers))}, expected {L_s} layers "
-            f"(the student's) of 0..{L_t - 1} (the teacher's)"
-        )
-    try:
-        student.encoder.embeddings.load_state_dict(teacher.encoder.embeddings.state_dict())
-        for mine, l in zip(student.encoder.layers, layers, strict=True):
-            mine.load_state_dict(teacher.encoder.layers[l].state_dict())
-    except RuntimeError:
-        raise InputError(
-            f"the student ({student.config.family}, {student.config.C} wide) cannot start from the "
-            f"teacher's layers ({teacher.config.family}, {teacher.config.C} wide): "
-            f"shapes differ; pass --init-layers none"
-        ) from None
+    return teacher(
+        batch, keep=objective.keep, hidden=objective.hidden_t, depth=objective.depth,
+        multiply=False, predict=objective.needs_head,
+    )  # fmt: skip

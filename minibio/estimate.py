@@ -6,7 +6,9 @@ Operations are counted, two for each multiplication with its addition:
     attention       4 width sum_b T_b^2      q k^T and a v, all heads together
     masked-LM head  2 M (C^2 + C V)          on the M predicted tokens alone
 
-A backward pass costs twice its forward; the teacher has none. Time is operations over half the
+A backward pass costs twice its forward; the teacher has none, and of it only those layers count
+that the method runs, and the head where it is run. Where steps differ (MobileBERT's stages) theirs
+is the mean over the run. Time is operations over half the
 speed of a large matrix product measured on this device; memory is counted tensor by tensor and is
 right to a factor of two. Real figures stand in log.jsonl after a hundred steps.
 """
@@ -26,12 +28,33 @@ BYTES = 4  # of a float32: weights, gradients, statistics
 SHARE_OF_PEAK = 0.5  # what a training step reaches of a large product's speed; a rule of thumb
 
 
-def forward_flops(model: Model, N: float, M: float, n_pairs: float) -> float:
-    """Operations of one forward pass over N tokens, M of them predicted, n_pairs = sum T^2."""
+def forward_flops(
+    model: Model, N: float, M: float, n_pairs: float, depth: int | None = None, predict: bool = True
+) -> float:
+    """Operations of one forward pass over N tokens, M of them predicted, n_pairs = sum T^2.
+
+    `depth` and `predict` as in `Model.forward`.
+    """
     c = model.config
     matrices = (p for name, p in model.encoder.named_parameters() if "layers." in name)
     weights = sum(p.numel() for p in matrices if p.dim() == 2)
-    return 2 * N * weights + 4 * c.width * n_pairs * c.L + 2 * M * (c.C * c.C + c.C * c.V)
+    layers = 2 * N * weights + 4 * c.width * n_pairs * c.L
+    head = 2 * M * (c.C * c.C + c.C * c.V) if predict else 0
+    return layers * (c.L if depth is None else depth) / c.L + head
+
+
+def step_flops(
+    objective: Objective, teacher: Model | None, N: float, M: float, n_pairs: float, step: int
+) -> float:
+    """Operations of one step of training, forward and backward."""
+    objective.at(step)
+    phase = objective.phase
+    flops = 3 * forward_flops(objective.student, N, M, n_pairs, phase, predict=phase is None)
+    if teacher is None:
+        return flops
+    flops += forward_flops(teacher, N, M, n_pairs, objective.depth, objective.needs_head)
+    # the teacher's scores of the matched layers, in forward and in backward
+    return flops + 2 * 2 * n_pairs * teacher.config.width * len(objective.keep)
 
 
 def activation_bytes(c: ModelConfig, N: float, M: float) -> float:
@@ -68,14 +91,13 @@ def estimate(
     masked = 0.15 * N
     M = N if objective.every_token else masked
     student, c = objective.student, objective.student.config
-    step = 3 * forward_flops(student, N, M, n_pairs)
+    some = range(0, run.steps, max(1, run.steps // 100))
+    step = sum(step_flops(objective, teacher, N, M, n_pairs, i) for i in some) / len(some)
+    objective.at(0)
     weights = sum(p.numel() for p in objective.parameters())
     memory = 4 * BYTES * weights  # the weight, its gradient, AdamW's two moments
     memory += activation_bytes(c, N / ranks.world, M / ranks.world)
     if teacher is not None:
-        step += forward_flops(teacher, N, M, n_pairs)
-        # the teacher's scores of the matched layers, in forward and in backward
-        step += 2 * 2 * n_pairs * teacher.config.width * len(objective.keep)
         memory += BYTES * teacher.n_parameters
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
     speed = products_per_second(ranks.device, dtype)

@@ -205,14 +205,20 @@ class Model(nn.Module):
         match: Mapping[int, Match] | None = None,
         keep: Collection[int] = (),
         hidden: Collection[int] = (),
+        depth: int | None = None,
+        frozen: int | None = None,
         multiply: bool = True,
+        predict: bool = True,
     ) -> Output:
-        """The last hidden state and the logits; `match`, `keep`, `hidden` as in `Encoder`.
+        """The last hidden state and the logits; `match` to `frozen` as in `Encoder`.
 
         multiply: False = a masked-LM head stops before its last product, the largest tensor of the
             step, and hands out what `kernels.masked_mlm` makes its losses of.
+        predict:  False = the head is not run at all.
         """
-        encoded = self.encoder(batch, match, keep, hidden)
+        encoded = self.encoder(batch, match, keep, hidden, depth, frozen)
+        if not predict:
+            return Output(**vars(encoded))
         if self.head_name == "mlm":
             decoder = self.decoder(encoded.last, batch)
             if multiply:

@@ -32,7 +32,7 @@ ACTIVATIONS = {
 class EncoderOutput:
     """What the encoder computed; of its layers, numbered 1..L, only what was asked for."""
 
-    last: Tensor  # (N, C) hidden state after the last layer
+    last: Tensor  # (N, C) hidden state after the last layer that was run
     hidden_states: dict[int, Tensor] = field(default_factory=dict)  # (N, C); 0: the embeddings'
     kept: dict[int, AttentionOutput] = field(default_factory=dict)  # the teacher's side of a Match
     row_losses: dict[int, Tensor] = field(default_factory=dict)  # (N, H)
@@ -104,6 +104,8 @@ class Encoder(nn.Module):
         match: Mapping[int, Match] | None = None,
         keep: Collection[int] = (),
         hidden: Collection[int] = (),
+        depth: int | None = None,
+        frozen: int | None = None,
     ) -> EncoderOutput:
         """The last hidden state, and what distillation asks for.
 
@@ -113,9 +115,13 @@ class Encoder(nn.Module):
                     the two attention maps comes back in `row_losses`.
             keep:   teacher: the layers whose queries, keys and log-sum-exp are handed out.
             hidden: the layers whose hidden states are handed out; 0 is the embeddings'.
+            depth:  the last layer that is run; None = all of them.
+            frozen: everything up to this layer is run without a gradient, 0 being the embeddings;
+                    None = nothing is frozen.
         Raises:
             ValueError: a sequence is longer than the positions, a token id is beyond the
-                vocabulary (seen on the CPU alone: looking would make a GPU wait).
+                vocabulary (seen on the CPU alone: looking would make a GPU wait), a layer is asked
+                for that is not run.
         """
         config, match = self.config, match or {}
         if batch.max_len > config.P:
@@ -128,10 +134,20 @@ class Encoder(nn.Module):
                 f"Encoder: token id is {int(batch.tokens.max())}, expected below {config.V} "
                 f"(the model's vocabulary); use the model's own tokenizer"
             )
-        x = self.embeddings(batch)  # (N, C)
+        depth = config.L if depth is None else depth
+        asked = {*match, *keep, *hidden}
+        if not 0 <= depth <= config.L or max(asked, default=0) > depth:
+            raise ValueError(
+                f"Encoder: layers {sorted(asked)} are asked for and {depth} run, expected at most "
+                f"the model's {config.L}, and none asked for that is not run"
+            )
+        is_training = torch.is_grad_enabled()
+        with torch.set_grad_enabled(is_training and frozen is None):
+            x = self.embeddings(batch)  # (N, C)
         result = EncoderOutput(x, {0: x} if 0 in hidden else {})
-        for l, layer in enumerate(self.layers, start=1):
-            x, a = layer(x, batch, match.get(l))
+        for l, layer in zip(range(1, depth + 1), self.layers, strict=False):
+            with torch.set_grad_enabled(is_training and (frozen is None or l > frozen)):
+                x, a = layer(x, batch, match.get(l))
             if l in hidden:
                 result.hidden_states[l] = x
             if l in keep:

@@ -39,7 +39,7 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu"),
-    ("minibio.estimate", "minibio.bench", "minibio.engine"),
+    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students"),
     ("train", "eval"),
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ import train
 from data.shard import shard
 from helpers import ROOT
 from minibio import errors
+from minibio.config import CHECKPOINTS, METHODS
 from minibio.convert import load
 
 SMALL = ["--layers", "2", "--width", "24", "--heads", "2", "--ffn", "32"]
@@ -150,8 +151,8 @@ def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
 ):
     (tmp_path / "sample").mkdir()
     (tmp_path / "sample" / "shards").symlink_to(corpus)  # a small sample
-    small = train.dataclasses.replace(train.SAMPLE_TEACHER, steps=2, batch=4, length=24)
-    monkeypatch.setattr(train, "SAMPLE_TEACHER", small)
+    small = dataclasses.replace(train.SAMPLE_TEACHERS["tiny"], steps=2, batch=4, length=24)
+    monkeypatch.setitem(train.SAMPLE_TEACHERS, "tiny", small)
     monkeypatch.setitem(train.SAMPLE["tiny"], "length", 24)
     options = ["--method", "tiny", "--sample", str(tmp_path / "sample"), "--steps", "2",
                "--batch", "4", "--seed", "3"]  # fmt: skip
@@ -192,6 +193,10 @@ def test_a_shorter_run_has_a_shorter_warm_up(corpus, tmp_path):
         ([], "needs --teacher"),
         (["--teacher", "TEACHER", "--from", "TEACHER"], "a shape of its own; drop --model"),
         (["--teacher", "TEACHER", "--device", "abacus"], "abacus"),
+        (["--teacher", "TEACHER", "--init-layers", "0,4"], r"--init-layers is 0,4.*of 0\.\.3"),
+        (["--teacher", "TEACHER", "--width", 12, "--init-layers", "0,1"], "--init-layers none"),
+        (["--teacher", "TEACHER", "--width", 12, "--init-head", "copy"], "--init-head fresh"),
+        (["--teacher", "TEACHER", "--stages"], "tiny has no stages; drop --stages"),
     ],
 )
 def test_bad_options_are_one_line(corpus, teacher, tmp_path, capsys, options, message):
@@ -200,6 +205,78 @@ def test_bad_options_are_one_line(corpus, teacher, tmp_path, capsys, options, me
                    "--out", tmp_path / "out", *SMALL, *SHORT, *options)  # fmt: skip
     assert re.search(message, line), line
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--from", "TEACHER", "--init-layers", "0,1"], "weights of its own; drop --init-layers"),
+        (["--from", "TEACHER", "--init-head", "copy"], "weights of its own; drop --init-head copy"),
+        (["--init-layers", "0,1"], "--method mlm has no teacher; drop --init-layers"),
+        (["--layer-map", "1,2"], "--method mlm has no teacher; drop --layer-map"),
+        (["--temperature", "2"], "--method mlm has no teacher; drop --temperature"),
+        (["--init-head", "copy"], "--method mlm has no teacher; drop --init-head copy"),
+        (["--stages", "0.5"], "--method mlm has no stages"),
+        (["--teacher", "TEACHER"], "--method mlm has no teacher; drop --teacher"),
+    ],
+)
+def test_options_that_want_a_teacher(corpus, teacher, tmp_path, capsys, options, message):
+    options = [teacher if x == "TEACHER" else x for x in options]
+    line = refused(capsys, "--method", "mlm", "--corpus", corpus, "--out", tmp_path / "out", *SHORT,
+                   *options)  # fmt: skip
+    assert re.search(message, line), line
+
+
+IB = ["--layers", "2", "--width", "40", "--heads", "2", "--ffn", "32"]
+
+
+@pytest.fixture(scope="module")
+def ib_teacher(corpus, tmp_path_factory):
+    """A directory with an IB-BERT of 2 layers."""
+    out = tmp_path_factory.mktemp("ib-teacher") / "out"
+    train.main(["--method", "mlm", "--model", "sample-ib-bert", "--corpus", str(corpus), "--out",
+                str(out), *IB, *SHORT, "--lr", "1e-3"])  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize(
+    ("options", "terms"),
+    [
+        ([], [{"mlm", "layers"}] * 4),
+        (["--fidelity", "released"], [{"mlm", "layers"}] * 4),
+        # two phases of two steps, then predictions
+        (["--stages", "0.5"], [{"layers"}, {"layers"}, {"mlm", "soft"}, {"mlm", "soft"}]),
+    ],
+)
+def test_mobile_runs_from_an_ib_bert(corpus, ib_teacher, tmp_path, options, terms):
+    log = run(corpus, tmp_path / "out", "--teacher", ib_teacher, *IB, "--steps", 8, *options,
+              method="mobile", model="sample-mobile")  # fmt: skip
+    lines = [x for x in log if x["event"] == "train"]
+    assert [x["step"] for x in lines] == [2, 4, 6, 8]
+    for line, expected in zip(lines, terms, strict=True):
+        assert {"mlm", "soft", "layers"} & set(line) == expected
+        assert all(line[name] > 0 for name in expected)
+    assert load(tmp_path / "out", head="mlm")[0].config.family == "mobilebert"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--width", 48], "48 wide, expected 40.*Eq. 12 compares"),
+        (["--width", 16], "embeddings are 32 wide, expected at most 16"),
+        (["--layers", 3], "--layer-map"),
+        (["--layer-map", "1,3"], r"expected 2 layers .* of 1\.\.2"),
+        (["--stages", "0.3"], "--stages is 0.3 of 4 steps.*2 layers"),
+        (["--stages", "1"], "--stages is 1 of 4 steps"),
+        (["--stages", "0.5", "--width", 48], "48 wide.*embeddings.*no --stages"),
+        (["--alpha", "1,2"], "--alpha has 2 weights, expected 1"),
+    ],
+)
+def test_what_mobile_refuses(corpus, ib_teacher, tmp_path, capsys, options, message):
+    line = refused(capsys, "--method", "mobile", "--model", "sample-mobile", "--corpus", corpus,
+                   "--teacher", ib_teacher, "--out", tmp_path / "out", *IB, *SHORT,
+                   *options)  # fmt: skip
+    assert re.search(message, line), line
 
 
 def test_a_teacher_of_another_vocabulary(corpus, teacher, tmp_path, capsys):
@@ -226,12 +303,46 @@ def test_the_options_are_these():
     assert names == {
         "-h", "--help", "--method", "--corpus", "--teacher", "--out", "--overwrite", "--model",
         "--from", "--layers", "--width", "--heads", "--ffn", "--sample", "--fidelity", "--alpha",
-        "--temperature", "--layer-map", "--init-layers", "--steps", "--batch", "--accumulate",
-        "--length", "--lr", "--warmup", "--schedule", "--weight-decay", "--clip", "--seed",
+        "--temperature", "--layer-map", "--init-layers", "--init-head", "--stages", "--steps",
+        "--batch", "--accumulate", "--length", "--lr", "--warmup", "--schedule", "--weight-decay",
+        "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
         "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep", "--save-in-background",
         "--max-skips",
     }  # fmt: skip
+
+
+def readme_commands():
+    """The arguments of every train.py command of the README, as they are parsed."""
+    text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+    lines = re.findall(r"train\.py (--method [^`\n#]*)", text)
+    return [train.parser().parse_args(line.split()) for line in lines]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_readme_has_one_command_for_each_checkpoint(name):
+    row = CHECKPOINTS[name]
+    text = (ROOT / "README.md").read_text("utf-8")
+    (line,) = [x for x in text.splitlines() if x.startswith(f"| `{name}` |")]
+    assert f"`{row.source}`" in line
+    (args,) = [a for a in readme_commands() if a.out and a.out.name == name and "nproc" not in line
+               and a.precision is None]  # fmt: skip
+    given = args.teacher if row.method != "mlm" else args.start
+    assert (args.method, given.name) == (row.method, row.source.split("/")[1])
+    assert args.corpus.name == ("cased" if row.cased else "uncased")
+    # nothing else is passed: every number is the table's
+    assert train.resolve(args, METHODS[row.method]) == METHODS[row.method]
+    if row.method != "mlm":
+        assert METHODS[row.method].model == row.model
+
+
+def test_every_command_of_the_readme_is_one(monkeypatch):
+    monkeypatch.setattr(train.Path, "is_dir", lambda self: True)
+    commands = readme_commands()
+    for args in commands:
+        train.check(args)
+    assert {a.method for a in commands} == set(METHODS)
+    assert any(a.stages for a in commands) and any(a.model == "ib-bert" for a in commands)
 
 
 def test_further_training_starts_from_a_directory_and_carries_its_name(corpus, teacher, tmp_path):
@@ -265,8 +376,3 @@ def test_an_implementation_that_cannot_run_is_refused(capsys, monkeypatch, tmp_p
     line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "triton",
                    "--out", tmp_path / "out")  # fmt: skip
     assert "--kernels triton: attention: impl is 'triton', expected" in line
-
-
-def test_methods_without_a_sample_say_so(capsys, tmp_path):
-    line = refused(capsys, "--method", "mobile", "--out", tmp_path / "out")
-    assert "no built-in sample" in line

@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHER, ModelConfig, RunConfig
+from minibio.config import (
+    CASED,
+    CHECKPOINTS,
+    METHODS,
+    MODELS,
+    SAMPLE,
+    SAMPLE_TEACHERS,
+    UNCASED,
+    ModelConfig,
+    RunConfig,
+)
 from minibio.heads import Model
 
 # encoder, with masked-LM head, with a token classifier of 2 labels
@@ -71,8 +81,48 @@ def test_heads_that_do_not_divide_the_width():
         ModelConfig(C=64, H=5)
 
 
+def test_embeddings_wider_than_the_stream():
+    with pytest.raises(ValueError, match="embeddings are 65 wide, expected at most 64"):
+        ModelConfig(C=64, H=4, C_embed=65)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_papers_checkpoints_have_their_method_model_and_numbers(name):
+    row = CHECKPOINTS[name]
+    assert MODELS[row.model].V == (CASED if row.cased else UNCASED)
+    run = METHODS[row.method]
+    assert (run.batch, run.length, run.betas, run.adam_eps) == (192, 256, (0.9, 0.999), 1e-8)
+    assert (run.clip, run.schedule, run.precision, run.seed) == (1.0, "linear", "fp32", 42)  # F44
+    assert (run.steps, run.lr, run.warmup, run.weight_decay) == {
+        "distil": (100_000, 5e-4, 5_000, 0.0),  # F39, F41-F43
+        "compact": (100_000, 5e-4, 5_000, 1e-4),
+        "tiny": (100_000, 5e-4, 10_000, 1e-4),
+        "mlm": (200_000, 1e-4, 10_000, 0.01),
+    }[row.method]
+    assert run.init_layers == {  # F3
+        "distil": (0, 2, 4, 6, 8, 10), "compact": (1, 3, 5, 7, 9, 11)
+    }.get(row.method, ())  # fmt: skip
+    assert (run.init_head, run.stages, run.fidelity) == (None, 0.0, "paper")  # F5
+    # what the published model counts, head included
+    assert build(MODELS[row.model]).n_parameters == COUNTS[row.model][1]
+
+
+def test_there_are_seven_checkpoints():
+    assert len(CHECKPOINTS) == 7 and {row.method for row in CHECKPOINTS.values()} == set(
+        METHODS
+    ) - {"mobile"}
+
+
+def test_mobilebert_s_sample_has_its_shape():
+    """Equally deep and wide between layers, with as many heads; narrow inside, and wide."""
+    for t, s in (("ib-bert", "bio-mobilebert"), ("sample-ib-bert", "sample-mobile")):
+        t, s = MODELS[t], MODELS[s]
+        assert (t.L, t.C, t.H, t.E, t.V) == (s.L, s.C, s.H, s.E, s.V)
+        assert s.C_intra < s.C < t.C_intra
+
+
 def test_methods_name_models_that_exist_and_the_papers_weights():
-    assert {run.model for run in (*METHODS.values(), SAMPLE_TEACHER)} <= set(MODELS)
+    assert {run.model for run in (*METHODS.values(), *SAMPLE_TEACHERS.values())} <= set(MODELS)
     assert METHODS["distil"].alpha == (2.0, 5.0, 1.0)  # Eq. 4
     assert METHODS["compact"].alpha == (1.0, 5.0, 3.0)  # Eq. 11
     assert {METHODS[m].steps for m in ("distil", "tiny", "compact")} == {100_000}
@@ -83,6 +133,8 @@ def test_methods_name_models_that_exist_and_the_papers_weights():
 def test_the_samples_rows_are_whole(method):
     assert set(SAMPLE[method]) <= set(RunConfig.__dataclass_fields__)
     run = replace(METHODS[method], **SAMPLE[method])
-    student, teacher = MODELS[run.model], MODELS[SAMPLE_TEACHER.model]
-    assert teacher.L % student.L == 0 and teacher.H == student.H
+    student = MODELS[run.model]
+    teacher = student if method == "mlm" else MODELS[SAMPLE_TEACHERS[method].model]
+    assert teacher.L % student.L == 0 and teacher.H == student.H and teacher.V == student.V
+    assert method in ("mlm", "tiny") or teacher.C == student.C  # compared without a projection
     assert len(run.init_layers) in (0, student.L)

@@ -11,14 +11,23 @@ from kernels import reference
 from minibio import losses
 from minibio.attention import use_kernels
 from minibio.batch import Batch, Counts
-from minibio.config import METHODS, ModelConfig
-from minibio.distil import OBJECTIVES, initialise_from, teach
+from minibio.config import METHODS, STAGE_1, ModelConfig
+from minibio.distil import OBJECTIVES, phase_steps, teach
 from minibio.errors import InputError
 from minibio.heads import Model
+from minibio.optim import make_optimizer
 
 TEACHER = ModelConfig(V=31, L=4, C=24, H=2, F=32, P=16, dropout=0.0, attention_dropout=0.0)
 SAME = dataclasses.replace(TEACHER, L=2)
 NARROW = dataclasses.replace(SAME, C=12)
+MOBILE = ModelConfig(
+    family="mobilebert", V=31, L=4, C=24, H=2, F=16, P=16, C_embed=8, C_intra=12, n_ffn=2,
+    norm="no_norm", activation="relu", shared_qk=True, trigram=True, dropout=0.0,
+    attention_dropout=0.0,
+)  # fmt: skip
+IB_BERT = ModelConfig(
+    family="ib-bert", V=31, L=4, C=24, H=2, F=32, P=16, C_embed=8, C_intra=32, trigram=True
+)
 STUDENTS = {"mlm": NARROW, "distil": SAME, "tiny": NARROW, "compact": SAME, "mobile": TEACHER}
 
 
@@ -28,9 +37,9 @@ def batch(*lengths):
     return Batch.from_sequences(rows, predict=[1, n - 2], labels=[5, 6])
 
 
-def build(method, **changes):
-    teacher = Model(TEACHER).double().eval().requires_grad_(False)
-    student = Model(STUDENTS[method]).double()
+def build(method, teacher=TEACHER, student=None, **changes):
+    teacher = Model(teacher).double().eval().requires_grad_(False)
+    student = Model(student or STUDENTS[method]).double()
     for p in (*teacher.parameters(), *student.parameters()):
         torch.nn.init.normal_(p, std=0.3)
     run = dataclasses.replace(METHODS[method], **changes)
@@ -94,28 +103,304 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(method):
         assert abs(terms[name].item()) < 1e-12, name
 
 
-def test_tiny_equals_equation_9_composed_by_hand():
-    objective, teacher = build("tiny")
-    b = batch(5, 3)
+# ---- by hand, from full maps and full logits
+
+
+def maps(a, lengths):
+    """The attention maps of each sequence: [(H, T, T)]."""
+    pieces = zip(a.q.split(lengths), a.k.split(lengths), strict=True)
+    return [reference.attention_rows(q, k) for q, k in pieces]
+
+
+def kl(p, q):
+    """sum_k p ln(p / q): (H, T, T) twice -> (H, T)."""
+    return (p * (p / q).log()).sum(-1)
+
+
+def sides(objective, teacher, b, g):
+    """Student's and teacher's whole outputs, with nothing left out and nothing cut short."""
+    row = b.without_targets() if objective.every_token else b
+    student, n = objective.student, objective.student.config.L
+    s = student(row, keep=range(1, n + 1), hidden=range(n + 1))
+    t = teacher(row, keep=g, hidden=(0, *g))
+    return s, t
+
+
+def cosine(h_s, h_t):
+    """Mean over tokens of 1 - phi."""
+    return (1 - (h_s * h_t).sum(-1) / (h_s.norm(dim=-1) * h_t.norm(dim=-1))).mean()
+
+
+def check(objective, teacher, b, expected, loss):
+    """The terms and their sum, and that nothing else is among them."""
     terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
-    s = objective.student(b.without_targets(), keep=(1, 2), hidden=(0, 1, 2))
-    t = teacher(b.without_targets(), keep=(2, 4), hidden=(0, 2, 4))
-    embed = ((s.hidden_states[0] @ objective.W_e.weight.T - t.hidden_states[0]) ** 2).mean()
+    assert set(terms) == {*expected, "loss"}
+    for name, value in {**expected, "loss": loss}.items():
+        torch.testing.assert_close(
+            terms[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_distil_equals_equation_4_composed_by_hand(fidelity):
+    objective, teacher = build("distil", fidelity=fidelity)
+    b = batch(5, 3)
+    s, t = sides(objective, teacher, b, (4,))
+    T = 2.0 if fidelity == "released" else 1.0
+    log_s, log_t = ((x.logits / T).log_softmax(-1) for x in (s, t))
+    mlm = -s.logits.log_softmax(-1)[range(2), b.labels].mean()
+    soft = T * T * (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+    align = cosine(s.last, t.last)
+    check(objective, teacher, b, {"mlm": mlm, "soft": soft, "align": align},
+          2 * mlm + 5 * soft + 1 * align)  # fmt: skip
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_tiny_equals_equation_9_composed_by_hand(fidelity):
+    objective, teacher = build("tiny", fidelity=fidelity)
+    b = batch(5, 3)
+    s, t = sides(objective, teacher, b, (2, 4))
+    W_e, W_h = objective.W_e, objective.W_h
+    embed = ((W_e(s.hidden_states[0]) - t.hidden_states[0]) ** 2).mean()
     layers = 0
     for l, g_l in ((1, 2), (2, 4)):
-        hidden = s.hidden_states[l] @ objective.W_h.weight.T - t.hidden_states[g_l]
-        layers += (hidden**2).mean()
-        squares = 0
-        for part in (slice(0, 5), slice(5, 8)):
-            a_s, a_t = (
-                reference.attention_rows(a.q[part], a.k[part]) for a in (s.kept[l], t.kept[g_l])
-            )
-            squares += ((a_s - a_t) ** 2).sum()
+        layers += ((W_h(s.hidden_states[l]) - t.hidden_states[g_l]) ** 2).mean()
+        pairs = zip(maps(s.kept[l], b.lengths), maps(t.kept[g_l], b.lengths), strict=True)
+        squares = sum(((a_s - a_t) ** 2).sum() for a_s, a_t in pairs)
         layers += squares / (2 * (25 + 9))  # H sum_b T_b^2
-    output = -(t.logits.softmax(1) * s.logits.log_softmax(1)).sum(1).mean()  # all N tokens
-    for name, expected in {"embed": embed, "layers": layers, "output": output}.items():
-        torch.testing.assert_close(terms[name], expected, msg=lambda m, n=name: f"{n}: {m}")
-    torch.testing.assert_close(terms["loss"], embed + layers + output)
+    # all N tokens as printed, the M masked ones as released
+    assert len(s.logits) == (8 if fidelity == "paper" else 2)
+    output = -(t.logits.softmax(1) * s.logits.log_softmax(1)).sum(1).mean()
+    check(objective, teacher, b, {"embed": embed, "layers": layers, "output": output},
+          embed + layers + output)  # fmt: skip
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_compact_equals_equation_11_composed_by_hand(fidelity):
+    objective, teacher = build("compact", fidelity=fidelity)
+    b = batch(5, 3)
+    s, t = sides(objective, teacher, b, (2, 4))
+    log_s, log_t = s.logits.log_softmax(-1), t.logits.log_softmax(-1)
+    mlm = -log_s[range(2), b.labels].mean()
+    soft = (log_t.exp() * (log_t - log_s)).sum(-1).mean()
+    layers = 0
+    for l, g_l in ((1, 2), (2, 4)):
+        layers += cosine(s.hidden_states[l], t.hidden_states[g_l])
+        for a_s, a_t in zip(maps(s.kept[l], b.lengths), maps(t.kept[g_l], b.lengths), strict=True):
+            rows = kl(a_s, a_t) if fidelity == "paper" else kl(a_t, a_s) / a_s.shape[-1]
+            layers += rows.sum() / (2 * 8)  # H N
+    check(objective, teacher, b, {"mlm": mlm, "soft": soft, "layers": layers},
+          1 * mlm + 5 * soft + 3 * layers)  # fmt: skip
+
+
+def mobile_layer(s, t, l, g_l, b, fidelity):
+    """Eq. 12 of one layer, by hand."""
+    h_s, h_t = s.hidden_states[l], t.hidden_states[g_l]
+    attention = 0
+    for a_s, a_t in zip(maps(s.kept[l], b.lengths), maps(t.kept[g_l], b.lengths), strict=True):
+        rows = kl(a_s, a_t) if fidelity == "paper" else kl(a_t, a_s)
+        attention += rows.sum() / (2 * b.N)  # H N
+    if fidelity == "paper":
+        return ((h_s - h_t) ** 2).mean() + attention
+    mean_s, mean_t = h_s.mean(-1, keepdim=True), h_t.mean(-1, keepdim=True)
+    var_s, var_t = (h.var(-1, unbiased=False, keepdim=True) for h in (h_s, h_t))
+    normed = (h_s - mean_s) / (var_s + 1e-12).sqrt() - (h_t - mean_t) / (var_t + 1e-12).sqrt()
+    return (
+        100 * (normed**2).mean() + attention
+        + 5000 * ((mean_s - mean_t) ** 2).mean() + 5 * (var_s - var_t).abs().mean()
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+def test_mobile_equals_equation_13_composed_by_hand(fidelity, alpha):
+    objective, teacher = build("mobile", fidelity=fidelity, alpha=(alpha,))
+    b = batch(5, 3)
+    s, t = sides(objective, teacher, b, (1, 2, 3, 4))
+    mlm = -s.logits.log_softmax(-1)[range(2), b.labels].mean()
+    layers = sum(mobile_layer(s, t, l, l, b, fidelity) for l in (1, 2, 3, 4)) / 4
+    check(objective, teacher, b, {"mlm": mlm, "layers": layers},
+          alpha * mlm + (1 - alpha) * layers)  # fmt: skip
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("g", [(), (2, 1, 4, 3)])
+def test_the_two_stages_composed_by_hand(fidelity, g):
+    objective, teacher = build(
+        "mobile", fidelity=fidelity, stages=0.5, steps=16, layer_map=g, alpha=(0.3,)
+    )
+    g = g or (1, 2, 3, 4)
+    b = batch(5, 3)
+    s, t = sides(objective, teacher, b, g)
+    for l in (1, 2, 3, 4):
+        for step in (2 * l - 2, 2 * l - 1):  # two steps a phase
+            objective.at(step)
+            layer = mobile_layer(s, t, l, g[l - 1], b, fidelity)
+            loss = layer if fidelity == "paper" else layer / 4
+            check(objective, teacher, b, {"layers": layer}, loss)
+    for step in (8, 15):
+        objective.at(step)
+        log_s = s.logits.log_softmax(-1)
+        mlm = -log_s[range(2), b.labels].mean()
+        soft = -(t.logits.softmax(-1) * log_s).sum(-1).mean()
+        check(objective, teacher, b, {"mlm": mlm, "soft": soft}, 0.3 * mlm + 0.7 * soft)
+
+
+# ---- MobileBERT's own stages
+
+
+def staged(fidelity="paper", **changes):
+    return build("mobile", **{"fidelity": fidelity, "stages": 0.5, "steps": 16, **changes})
+
+
+def touched(objective, teacher, step):
+    """The parameters that step `step` gives a gradient, by the part of the model they are in."""
+    objective.at(step)
+    b = batch(5, 3)
+    objective.zero_grad(set_to_none=True)
+    objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"].backward()
+    parts, untouched = set(), set()
+    for name, p in objective.student.named_parameters():
+        words = name.split(".")
+        part = int(words[2]) + 1 if words[1] == "layers" else words[0 if words[0] == "head" else 1]
+        assert p.requires_grad  # an optimiser and a reducer made at any step know all of them
+        (untouched if p.grad is None else parts).add(part)
+    assert not parts & untouched  # all of a part or nothing
+    return parts
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_which_parameters_a_phase_touches(fidelity):
+    """As in MobileBERT's paper the layer alone; as in its code those below it too."""
+    objective, teacher = staged(fidelity, student=MOBILE, teacher=IB_BERT)
+    for l in (1, 2, 3, 4):
+        expected = {l} if fidelity == "paper" else set(range(1, l + 1))
+        assert touched(objective, teacher, 2 * l - 1) == expected
+    assert touched(objective, teacher, 8) == {1, 2, 3, 4, "embeddings", "head"}
+
+
+def test_a_phase_leaves_every_other_parameter_as_it_was():
+    """AdamW moves and decays what has a gradient alone, whatever it remembers."""
+    objective, teacher = staged()
+    optimizer = make_optimizer(objective, 1e-2, 0.1)
+    b = batch(5, 3)
+
+    def step(n):
+        objective.at(n)
+        before = {name: p.detach().clone() for name, p in objective.student.named_parameters()}
+        objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after = dict(objective.student.named_parameters())
+        return {name for name, x in before.items() if not torch.equal(x, after[name])}
+
+    step(15)  # stage 2: moments everywhere
+    for l in (1, 2, 3, 4):
+        assert {name.split(".")[2] for name in step(2 * l - 1)} == {str(l - 1)}
+
+
+def test_phases_are_equally_long_and_a_function_of_the_step_alone():
+    objective, _ = staged(steps=30, stages=0.5)  # 15 steps over 4 layers: 3 each
+
+    def state(step):
+        objective.at(step)
+        return objective.keep, objective.hidden_t, objective.depth, objective.needs_head
+
+    forwards = [state(step) for step in range(30)]
+    assert [s[2] for s in forwards] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [None] * 18
+    assert [s[3] for s in forwards] == [False] * 12 + [True] * 18
+    assert [s[0] for s in forwards[:12:3]] == [s[1] for s in forwards[:12:3]]
+    assert forwards[12][:2] == ((), ())
+    order = torch.randperm(30).tolist()
+    assert [state(step) for step in order] == [forwards[step] for step in order]
+    assert state(0) == forwards[0]
+
+
+def test_the_default_share_is_mobilebert_s_own():
+    objective, _ = staged(stages=STAGE_1, steps=740_000)
+    assert objective.phase_steps == 240_000 // 4
+    assert phase_steps(dataclasses.replace(METHODS["mobile"], stages=STAGE_1, steps=740_000),
+                       24) == 10_000  # fmt: skip
+
+
+@pytest.mark.parametrize(("stages", "steps"), [(0.5, 6), (1, 100), (1.5, 100), (-0.5, 100)])
+def test_shares_without_a_step_for_each_layer(stages, steps):
+    with pytest.raises(InputError, match=rf"--stages is {stages} of {steps} steps.*4 layers"):
+        staged(stages=stages, steps=steps)
+
+
+def test_stage_2_with_the_true_labels_alone_does_not_run_the_teacher():
+    objective, teacher = staged(alpha=(1.0,))
+    objective.at(15)
+    assert (objective.depth, objective.needs_head) == (0, False)
+    b = batch(5, 3)
+    terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
+    assert terms["soft"] == 0
+    torch.testing.assert_close(terms["loss"], terms["mlm"])
+
+
+def counted_calls(model):
+    """[layers run, times the head was run], counted while it lives."""
+    calls = {"layers": [], "head": 0}
+    for l, layer in enumerate(model.encoder.layers, start=1):
+        layer.register_forward_pre_hook(lambda *_, l=l: calls["layers"].append(l))
+    if hasattr(model.head, "transform"):
+        model.head.register_forward_pre_hook(lambda *_: calls.update(head=calls["head"] + 1))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "step", "teacher_runs", "student_runs"),
+    [
+        # (layers, head)
+        ("distil", {}, 0, (4, 1), (2, 1)),
+        ("distil", {"alpha": (2.0, 0.0, 1.0)}, 0, (4, 0), (2, 1)),
+        ("tiny", {"layer_map": (1, 2)}, 0, (4, 1), (2, 1)),
+        ("compact", {"layer_map": (1, 3)}, 0, (4, 1), (2, 1)),
+        ("compact", {"layer_map": (1, 3), "alpha": (1.0, 0.0, 3.0)}, 0, (3, 0), (2, 1)),
+        ("mobile", {}, 0, (4, 0), (4, 1)),
+        ("mobile", {"layer_map": (1, 3, 2, 1)}, 0, (3, 0), (4, 1)),
+        ("mobile", {"stages": 0.5, "steps": 8}, 0, (1, 0), (1, 0)),
+        ("mobile", {"stages": 0.5, "steps": 8}, 2, (3, 0), (3, 0)),
+        ("mobile", {"stages": 0.5, "steps": 8, "layer_map": (1, 2, 2, 4)}, 2, (2, 0), (3, 0)),
+        ("mobile", {"stages": 0.5, "steps": 8}, 4, (4, 1), (4, 1)),
+    ],
+)
+def test_no_layer_and_no_head_is_run_that_the_equation_does_not_need(
+    method, changes, step, teacher_runs, student_runs
+):
+    objective, teacher = build(method, **changes)
+    of_teacher = counted_calls(teacher)
+    of_student = counted_calls(objective.student)
+    objective.at(step)
+    b = batch(5, 3)
+    loss = objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"]
+    for calls, (layers, head) in ((of_teacher, teacher_runs), (of_student, student_runs)):
+        assert calls == {"layers": [*range(1, layers + 1)], "head": head}
+    assert loss.isfinite()
+
+
+def test_equation_13_from_a_teacher_without_its_head():
+    objective, teacher = build("mobile")
+    headless = Model(TEACHER, "encoder").double().eval()
+    headless.encoder.load_state_dict(teacher.encoder.state_dict())
+    b = batch(5, 3)
+    same = [objective(b, teach(t, b, objective), Counts.of([b])) for t in (teacher, headless)]
+    assert all(torch.equal(x, same[1][name]) for name, x in same[0].items())
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_every_objective_says_its_equation(method):
+    """The printed sum is the sum: evaluated on the terms it gives the loss."""
+    objective, teacher = build(method)
+    b = batch(5, 3)
+    taught = None if teacher is None else teach(teacher, b, objective)
+    terms = objective(b, taught, Counts.of([b]))
+    said = sum(
+        float(weight or 1) * terms[name]
+        for weight, name in (([None, *term.split()])[-2:] for term in objective.equation.split("+"))
+    )
+    torch.testing.assert_close(said, terms["loss"])
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
@@ -231,29 +516,6 @@ def test_temperature_of_the_released_distil_is_two():
     assert build("distil", fidelity="released")[0].temperature == 2.0
     assert build("distil")[0].temperature == 1.0
     assert build("distil", temperature=3.0)[0].temperature == 3.0
-
-
-def test_students_start_from_the_named_layers():
-    teacher, student = Model(TEACHER), Model(SAME)
-    initialise_from(student, teacher, (1, 3))
-    for mine, l in zip(student.encoder.layers, (1, 3), strict=True):
-        for p, p_t in zip(mine.parameters(), teacher.encoder.layers[l].parameters(), strict=True):
-            assert torch.equal(p, p_t)
-    table = teacher.encoder.embeddings.token.weight
-    assert torch.equal(student.encoder.embeddings.token.weight, table)
-
-
-@pytest.mark.parametrize(
-    ("layers", "student", "message"),
-    [
-        ((1,), SAME, "expected 2 layers"),
-        ((0, 4), SAME, r"of 0\.\.3"),
-        ((0, 1), NARROW, "24 wide.*shapes differ"),
-    ],
-)
-def test_starts_that_do_not_fit(layers, student, message):
-    with pytest.raises(InputError, match=message):
-        initialise_from(Model(student), Model(TEACHER), layers)
 
 
 @pytest.mark.parametrize(

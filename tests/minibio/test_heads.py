@@ -89,3 +89,13 @@ def test_labels_are_named_or_counted():
 def test_refusals(config, head, message):
     with pytest.raises(ValueError, match=message):
         Model(config, head)
+
+
+@ids
+@pytest.mark.parametrize("head", ["mlm", "encoder", "sequence"])
+def test_a_head_that_is_not_wanted_is_not_run(config, head):
+    model = Model(config, head, labels=2 if head == "sequence" else None).eval()
+    model.head.register_forward_pre_hook(lambda *_: pytest.fail("the head was run"))
+    out = model(BATCH, hidden=(0,), depth=0, predict=False)
+    assert out.logits is None and out.decoder is None
+    assert torch.equal(out.last, out.hidden_states[0])

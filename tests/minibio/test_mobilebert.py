@@ -3,14 +3,19 @@
 MobileBERT itself is held against transformers in test_parity.py.
 """
 
+import dataclasses
+
 import pytest
 import torch
 
 from helpers import tiny_config
 from ib_bert_literal import ib_bert
-from minibio.batch import Batch
+from minibio.batch import Batch, Counts
+from minibio.config import METHODS
+from minibio.distil import OBJECTIVES, teach
 from minibio.heads import Model
 from minibio.mobilebert import NoNorm, TrigramEmbeddings
+from minibio.optim import make_optimizer
 
 
 def randomised(model):
@@ -78,3 +83,64 @@ def test_bottlenecks_have_gradients():
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for p in model.encoder.layers.parameters()
     )
+
+
+# ---- bf16: without a norm's statistics nothing keeps the stream in range
+
+
+@pytest.mark.parametrize("family", ["mobilebert", "ib-bert"])
+def test_the_stream_stays_wide_in_autocast(family):
+    """bf16 products, but sums, scales and shifts in float32: 24 layers add up in one stream."""
+    model = Model(tiny_config(family))
+    seen = {}
+    for name, m in model.named_modules():
+        if name.rsplit(".")[-1].endswith("norm") and not name.startswith("head"):
+            m.register_forward_hook(lambda _m, _x, y, name=name: seen.update({name: y.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(Batch.from_sequences([[5, 6, 7], [8]]))
+    stream = {dtype for name, dtype in seen.items() if "output_norm" in name or "embed" in name}
+    assert stream == {torch.float32} and out.last.dtype == torch.float32
+
+
+def losses_of(method, precision, steps=24, **changes):
+    """A student of 3 layers trained on one batch: the loss of each step."""
+    torch.manual_seed(0)
+    teacher = Model(tiny_config("ib-bert", H=2)).eval().requires_grad_(False)
+    student = Model(tiny_config("mobilebert", H=2, attention_dropout=0.0))
+    run = dataclasses.replace(METHODS[method], steps=steps, **changes)
+    objective = OBJECTIVES[method](student, teacher, run)
+    optimizer = make_optimizer(objective, 1e-3, 0.01)
+    rng = torch.Generator().manual_seed(1)
+    rows = [torch.randint(1, 101, (T,), generator=rng) for T in (17, 9, 23, 5)]
+    batch = Batch.from_sequences(rows, None, torch.arange(0, 54, 5), torch.arange(11))
+    values = []
+    for step in range(steps):
+        objective.at(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            taught = teach(teacher, batch, objective)
+            loss = objective(batch, taught, Counts.of([batch]))["loss"]
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        assert loss.isfinite() and norm.isfinite(), f"step {step}: loss {loss}, norm {norm}"
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        values.append(loss.item())
+    return values
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("stages", [0.0, 0.6])
+def test_mobilebert_trains_in_bf16_as_in_fp32(fidelity, stages):
+    narrow, wide = (
+        losses_of("mobile", p, fidelity=fidelity, stages=stages) for p in ("bf16", "fp32")
+    )
+    assert narrow == pytest.approx(wide, rel=0.02)
+    if stages:  # of 4 steps for each of 3 layers: the first, and then the predictions
+        assert narrow[3] < narrow[0] and narrow[23] < 0.95 * narrow[12]
+    else:
+        assert narrow[-1] < 0.9 * narrow[0]
+
+
+def test_mobilebert_s_masked_lm_trains_in_bf16():
+    narrow, wide = (losses_of("mlm", p) for p in ("bf16", "fp32"))
+    assert narrow == pytest.approx(wide, rel=0.02) and narrow[-1] < 0.8 * narrow[0]

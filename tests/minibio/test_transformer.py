@@ -63,6 +63,57 @@ def test_a_match_with_itself_costs_nothing_and_changes_no_output(encoder):
     torch.testing.assert_close(matched.last, plain.last)
 
 
+def test_a_pass_stops_at_its_depth(encoder):
+    batch = Batch.from_sequences(sequences(5, 2))
+    whole = encoder(batch, keep=(1, 2), hidden=range(CONFIG.L + 1))
+    calls = []
+    for l, layer in enumerate(encoder.layers, start=1):
+        layer.register_forward_pre_hook(lambda *_, l=l: calls.append(l))
+    for depth in range(CONFIG.L + 1):
+        calls.clear()
+        out = encoder(batch, keep=range(1, depth), hidden=range(depth + 1), depth=depth)
+        assert calls == [*range(1, depth + 1)]
+        assert torch.equal(out.last, whole.hidden_states[depth])
+        assert set(out.hidden_states) == {*range(depth + 1)} and set(out.kept) == {*range(1, depth)}
+    encoder(batch)
+    assert calls[-CONFIG.L :] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"depth": 4}, {"depth": -1}, {"depth": 1, "hidden": (2,)}, {"depth": 1, "keep": (2,)},
+     {"hidden": (4,)}, {"depth": 0, "match": {1: None}}],
+)  # fmt: skip
+def test_layers_that_are_not_run_cannot_be_asked_for(encoder, options):
+    with pytest.raises(ValueError, match="Encoder: layers .* at most the model's 3"):
+        encoder(Batch.from_sequences(sequences(5)), **options)
+
+
+@pytest.mark.parametrize("frozen", [None, 0, 1, 2, 3])
+def test_what_is_frozen_has_no_gradient_and_the_same_output(encoder, frozen):
+    batch = Batch.from_sequences(sequences(5, 2))
+    out = encoder(batch, hidden=(1, 2, 3), frozen=frozen)
+    torch.testing.assert_close(out.last, encoder(batch).last)
+    assert [h.requires_grad for h in out.hidden_states.values()] == [
+        frozen is None or l > frozen for l in (1, 2, 3)
+    ]
+    assert torch.is_grad_enabled()
+    if frozen == 3:
+        return
+    out.last.square().sum().backward()
+    for l, layer in enumerate(encoder.layers, start=1):
+        assert all((p.grad is None) == (frozen is not None and l <= frozen)
+                   for p in layer.parameters())  # fmt: skip
+    assert all((p.grad is None) == (frozen is not None) for p in encoder.embeddings.parameters())
+
+
+def test_freezing_does_not_switch_gradients_on(encoder):
+    batch = Batch.from_sequences(sequences(5))
+    with torch.no_grad():
+        assert not encoder(batch, frozen=0).last.requires_grad
+        assert not torch.is_grad_enabled()
+
+
 def test_empty_batch(encoder):
     out = encoder(Batch.from_sequences([]), hidden=(0, 1))
     assert {h.shape for h in (out.last, *out.hidden_states.values())} == {(0, CONFIG.C)}
