@@ -45,7 +45,8 @@ def _beside(path: Path, what: str) -> Path:
     return path.parent / f".{path.name}.{what}-{os.getpid()}"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or a directory with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -78,7 +79,7 @@ def staged_dir(path, overwrite: bool = False):
     check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged, old = _beside(path, "new"), _beside(path, "old")
-    _remove(staged)
+    remove(staged)
     staged.mkdir()
     try:
         yield staged
@@ -91,9 +92,9 @@ def staged_dir(path, overwrite: bool = False):
                 old.rename(path)
             raise
     except BaseException:  # an interrupt too leaves nothing behind
-        _remove(staged)
+        remove(staged)
         raise
-    _remove(old)
+    remove(old)
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def staged_file(path):
         yield staged
         os.replace(staged, path)
     except BaseException:
-        _remove(staged)
+        remove(staged)
         raise
 
 

@@ -19,7 +19,6 @@ All figures are fractions of 1, and 0 where there is nothing to divide by.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from minibio.errors import InputError
 from minibio.tasks import tags as schemes
 
 UNTYPED = "entity"  # the type of tags that carry none: B, I, O
@@ -159,16 +158,3 @@ def bioasq_scores(
         "mrr": sum(1 / rank for rank in ranks if rank) / n,
         "questions": len(ranks),
     }
-
-
-def seqeval():
-    """The package whose scores of entities these are, for whoever wants to set them side by side.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        from seqeval.metrics import sequence_labeling
-    except ImportError:
-        raise InputError("scoring entities needs seqeval: pip install seqeval") from None
-    return sequence_labeling

@@ -8,7 +8,9 @@ text again, and only when there is something to complain of.
 
 import json
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from minibio.errors import InputError
@@ -22,12 +24,14 @@ def read_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line, without its end (LF or CRLF) and byte-order mark.
 
     Args:
+        path:     "-" is the standard input.
         expected: what the file should hold, for the message.
     Raises:
         InputError: it cannot be read, or a line is not UTF-8.
     """
+    name = name_of(path)
     try:
-        with open(path, "rb") as file:
+        with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
@@ -36,12 +40,17 @@ def read_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as error:
                     raise InputError(
-                        f"{path}: line {number}, byte {error.start + 1} is not UTF-8, "
+                        f"{name}: line {number}, byte {error.start + 1} is not UTF-8, "
                         f"expected {expected}"
                     ) from None
                 yield number, text
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, expected {expected}") from None
+        raise InputError(f"{name}: {error.strerror}, expected {expected}") from None
+
+
+def name_of(path: str | Path) -> str:
+    """What a complaint calls a file."""
+    return "standard input" if path == "-" else str(path)
 
 
 class Node:

@@ -22,6 +22,7 @@ import torch.nn as nn
 from minibio.batch import Batch
 from minibio.errors import InputError
 from minibio.files import staged_file
+from minibio.metrics import entity_scores
 from minibio.tasks import tags as schemes
 from minibio.tasks.lines import read_lines
 from minibio.tasks.pieces import cut
@@ -124,6 +125,39 @@ def check_scheme(sentence: Sentence, scheme: str | None, path, behind: int) -> N
             f"{path}: line {behind - len(sentence.tags) + i} has the tag {sentence.tags[i]!r} "
             f"where {scheme} has {right!r}; mend it, or let the scheme be detected"
         )
+
+
+def read_sets(
+    directory: str | Path, scheme: str | None = None
+) -> tuple[dict[str, list[Sentence]], str, int]:
+    """train, test and, where there is one, devel, all with tags of one scheme.
+
+    Args:
+        scheme: what the tags are rewritten to; None = the scheme that most of train keeps. The
+            entities stay what they are.
+    Returns:
+        the sets, the scheme that train keeps, and how many sentences of train did not keep it.
+    Raises:
+        InputError: a file is missing or damaged, train holds no entity, or the tags of one file
+            carry types and those of another do not.
+    """
+    directory = Path(directory)
+    names = ["train", "test"]
+    if (directory / "devel.tsv").exists():
+        names.insert(1, "devel")
+    sets = {name: read_tsv(directory / f"{name}.tsv") for name in names}
+    like = {name: next((t for t in label_names(x) if t != "O"), None) for name, x in sets.items()}
+    if like["train"] is None:
+        raise InputError(f"{directory / 'train.tsv'} tags no entity, so there is nothing to learn")
+    for name, tag in like.items():
+        if tag is not None and ("-" in tag) != ("-" in like["train"]):
+            raise InputError(
+                f"{directory / name}.tsv has the tag {tag!r}, train.tsv {like['train']!r}: "
+                "expected types in both or in neither"
+            )
+    found, broken = schemes.detect(s.tags for s in sets["train"])
+    scheme = scheme or found
+    return {name: in_scheme(x, scheme) for name, x in sets.items()}, found, broken
 
 
 def in_scheme(sentences: Iterable[Sentence], scheme: str) -> list[Sentence]:
@@ -244,6 +278,20 @@ def rejoin(
             if word == len(words[-1]):  # its first piece
                 words[-1].append(tag)
     return words, pieces
+
+
+def score(sentences: Sequence[Sentence], windows: Sequence[Window], found) -> dict:
+    """Entity scores over words, and over pieces as the released code counts (F45).
+
+    Args:
+        found: the tags of all pieces, as `predict` returns them.
+    """
+    words, pieces = rejoin(windows, found)
+    _, gold_pieces = rejoin(windows, [window.tags for window in windows])
+    return {
+        "word": entity_scores([s.tags for s in sentences], words),
+        "piece": entity_scores(gold_pieces, pieces),
+    }
 
 
 # out
