@@ -42,9 +42,10 @@ def experiment(args, parts: dict[str, MakeTask], ranks: dist.Ranks) -> None:
     if args.teacher is None and (args.alpha or args.layer_map or args.method != Recipe.method):
         raise InputError("--method, --alpha and --layer-map are of a teacher; pass --teacher DIR")
     way = Way(ranks, args.overwrite, args.accumulate, args.log_every, args.save_every)
-    dist.print0(report.columns(f"{args.out}: {args.model} learns {args.command}",
-                               {**dataclasses.asdict(recipe), "device": ranks.device,
-                                "processes": ranks.world}))  # fmt: skip
+    shown = {**dataclasses.asdict(recipe), "device": ranks.device, "processes": ranks.world}
+    for name in ("method", "alpha", "temperature", "layer_map") if args.teacher is None else ():
+        del shown[name]
+    dist.print0(report.columns(f"{args.out}: {args.model} learns {args.command}", shown))
     records = {}
     for seed in args.seeds or [args.seed]:
         own = dataclasses.replace(recipe, seed=seed)

@@ -90,7 +90,7 @@ class Way:
     ranks: dist.Ranks
     overwrite: bool = False
     accumulate: int = 1  # micro-batches a step
-    log_every: int = 0  # steps; 0: a hundredth of the run
+    log_every: int = 0  # steps; 0: a twentieth of the run
     save_every: int = 0  # steps; 0: an epoch, at most 500
 
 
@@ -218,7 +218,7 @@ def fit(model, teacher, task, tokenizer, recipe, config, out, way) -> engine.Pro
     plan = Plan(
         steps=steps, lr=recipe.lr, warmup=recipe.warmup, schedule=recipe.schedule,
         weight_decay=recipe.weight_decay, clip=recipe.clip, precision=recipe.precision,
-        seed=recipe.seed, log_every=way.log_every or max(1, steps // 100),
+        seed=recipe.seed, log_every=way.log_every or max(1, steps // 20),
         eval_every=feed.steps, save_every=way.save_every or min(feed.steps, 500),
     )  # fmt: skip
     teach_one = None

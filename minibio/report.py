@@ -137,6 +137,6 @@ def means(known: dict) -> str:
         [name, percent(x["mean"]), percent(x["half_width"]), *map(percent, x["values"])]
         for name, x in known["test"].items()
     ]
-    each = [f"{known['over'].removesuffix('s')} {name}" for name in known[known["over"]]]
+    each = [f"seed {x}" if known["over"] == "seeds" else x for x in known[known["over"]]]
     head = [f"over {n} {known['over']}", "mean", "± (95 %)", *each]
     return f"\n{table(head, body)}\n"

@@ -39,7 +39,10 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu", "minibio.report", "minibio.epochs"),
-    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students"),
+    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students",
+     "minibio.predict", "minibio.task_objective"),
+    ("minibio.finetune", "minibio.compare"),
+    ("minibio.experiments",),
     ("train", "eval"),
 )  # fmt: skip
 
