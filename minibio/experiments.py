@@ -9,6 +9,7 @@ returns a maker: tokenizer and recipe -> Task. A scorer writes its predictions b
 returns figures; what they mean is in metrics.py. Read finetune.py before this file.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,11 @@ def around_a_model(model: Model, recipe: Recipe) -> tuple:
     """What `predict` of a task takes last: examples a batch, device, context of a forward pass."""
     device = next(model.parameters()).device
     return 2 * recipe.batch, device, partial(autocast, recipe.precision, device)
+
+
+def fingerprint(*values) -> str:
+    """What tells data from other data, whatever files it came in."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 # named entities
@@ -79,7 +85,8 @@ def ner_task(directory: Path, scheme: str | None = None) -> MakeTask:
         return Task(
             "ner", "token", labels, windows["train"], [len(w.tokens) for w in windows["train"]],
             partial(ner.collate, labels=labels), test, devel if "devel" in sets else None,
-            {"data": directory.resolve().name, "scheme": scheme or found, "counts": counts},
+            {"data": directory.resolve().name, "scheme": scheme or found, "counts": counts,
+             "data_is": fingerprint(sets)},
         )  # fmt: skip
 
     return make
@@ -152,7 +159,8 @@ def relation_task(directory: Path, *, fold: int | None = None, at_random: bool =
             [len(f.tokens) for f in features["train"]],
             partial(relation.collate, labels=labels), test, devel if "dev" in parts else None,
             {"data": data, "fold": fold, "at_random": at_random, "classes": len(labels),
-             "anonymise": anonymise, "counts": {name: len(x) for name, x in parts.items()}},
+             "anonymise": anonymise, "counts": {name: len(x) for name, x in parts.items()},
+             "data_is": fingerprint(parts)},
         )  # fmt: skip
 
     return make
@@ -232,7 +240,8 @@ def qa_task(
         return Task(
             "qa", "span", None, pairs, [len(w.tokens) for w, _ in pairs], collate, test, None,
             {"data": train.stem, "tests": [path.stem for path in tests], "stride": stride,
-             "order": order, "counts": counts},
+             "order": order, "counts": counts,
+             "data_is": fingerprint(passages, list(tests.values()), golden)},
         )  # fmt: skip
 
     return make

@@ -27,12 +27,13 @@ import minibio
 from minibio import dist, engine, files, log
 from minibio.batch import Batch
 from minibio.checkpoint import FOLDER, Checkpoints, newest
-from minibio.convert import load, load_with_report, save
+from minibio.convert import load, load_with_report, read_config, save
 from minibio.distil import teach
 from minibio.engine import Plan
 from minibio.epochs import Epochs
 from minibio.errors import InputError
 from minibio.heads import Model
+from minibio.names import head_of
 from minibio.task_objective import Labels, Taught
 from minibio.tokenizer import Tokenizer
 
@@ -182,6 +183,8 @@ def load_teacher(path: Path, task: Task, tokenizer: Tokenizer, recipe: Recipe) -
     Raises:
         InputError: it reads other pieces or shorter texts, or has no such head.
     """
+    if head_of(read_config(path)[0]) != task.head:
+        raise InputError(f"--teacher {path} is not fine-tuned for {task.name}; do that first")
     teacher, theirs = load(path, head=task.head)
     if theirs is None or theirs.fingerprint != tokenizer.fingerprint:
         raise InputError(f"--teacher {path} has another vocabulary than --model: share one")

@@ -26,7 +26,7 @@ from minibio.errors import InputError
 from minibio.files import read_json
 from minibio.measure import autocast
 from minibio.metrics import UNTYPED
-from minibio.names import SUFFIXES
+from minibio.names import head_of
 from minibio.tasks import ner, qa, relation
 from minibio.tasks.lines import HALF, name_of, read_lines
 
@@ -46,7 +46,13 @@ class Predictor:
     """
 
     def __init__(self, path: Path, B: int = 32, device="cpu", precision: str = "fp32"):
-        self.head = head_of(path)
+        raw, where = read_config(path)
+        self.head = head_of(raw)
+        if self.head not in RECORDS:
+            raise InputError(
+                f"{where} names {raw.get('architectures')}, expected a model for tokens, sequences "
+                f"or questions: a directory of `eval.py ner`, `relation` or `qa`"
+            )
         self.model, self.tokenizer = load(path, head=self.head)
         if self.tokenizer is None:
             raise InputError(f"{path} has no tokenizer; put the model's vocab.txt there")
@@ -112,19 +118,6 @@ class Predictor:
                 for a in ranked.get(str(i), [])]}
             for i, item in enumerate(items)
         ]  # fmt: skip
-
-
-def head_of(path: Path) -> str:
-    """Which of our heads a directory's config.json names."""
-    raw, where = read_config(path)
-    named = " ".join(map(str, raw.get("architectures") or ["nothing"]))
-    for head in RECORDS:
-        if named.endswith(SUFFIXES[head]):
-            return head
-    raise InputError(
-        f"{where} names {named}, expected a head for tokens, sequences or questions: a directory "
-        f"of `eval.py ner`, `relation` or `qa`"
-    )
 
 
 # lines in

@@ -14,7 +14,7 @@ DISEASES = ["Ulcer", "Sepsis", "Gout", "Colic"]
 KINDS = ["disorder", "syndrome"]
 FILLERS = ["The", "patient", "had", "no", "sign", "of", "acute", "and", "then", "a"]
 VERBS = {"CAUSE": "causes", "CURE": "cures", "NONE": "meets"}
-V = 100  # few enough that most words are cut into several pieces
+V = 140  # few enough that most words are cut into several pieces
 FAST = ["--epochs", "3", "--lr", "3e-3", "--batch", "8", "--threads", "1", "--device", "cpu"]
 
 
@@ -45,7 +45,7 @@ def tagged(rng, is_typed=False):
     return words, tags
 
 
-def write_ner(directory, n=(120, 20, 30), is_typed=False, seed=0):
+def write_ner(directory, n=(80, 12, 24), is_typed=False, seed=0):
     rng = random.Random(seed)
     directory.mkdir()
     for name, count in zip(("train", "devel", "test"), n, strict=True):
@@ -77,7 +77,7 @@ def write_gad(directory, n=(80, 20), seed=0):
     return directory
 
 
-def write_chemprot(directory, n=(90, 20, 24), seed=0):
+def write_chemprot(directory, n=(72, 16, 24), seed=0):
     """SciBERT's form, with three of the 13 labels."""
     names = {"CAUSE": "ACTIVATOR", "CURE": "INHIBITOR", "NONE": "SUBSTRATE"}
     rng = random.Random(seed)

@@ -63,12 +63,11 @@ def record(f1):
 
 
 def test_a_mean_over_seeds_of_means_over_folds():
-    runs = {(s, f): record(x) for s, f, x in
-            [(0, "fold-1", 0.1), (0, "fold-2", 0.3), (1, "fold-1", 0.5), (1, "fold-2", 0.9)]}  # fmt: skip
-    got = report.summary(runs)
-    assert (
-        got["over"] == "seeds" and got["seeds"] == [0, 1] and got["folds"] == ["fold-1", "fold-2"]
-    )
+    keys = [(seed, fold) for seed in (0, 1) for fold in ("fold-1", "fold-2")]
+    f1s = [0.1, 0.3, 0.5, 0.9]
+    got = report.summary({key: record(x) for key, x in zip(keys, f1s, strict=True)})
+    assert got["over"] == "seeds" and got["seeds"] == [0, 1]
+    assert got["folds"] == ["fold-1", "fold-2"]
     f1 = got["test"]["word f1"]
     assert f1["values"] == pytest.approx([0.2, 0.7]) and f1["mean"] == pytest.approx(0.45)
     assert f1["half_width"] == pytest.approx(12.706 * 0.25)
