@@ -36,8 +36,13 @@ def run(directory, text, tmp_path, is_json=False, B=4):
     return list(predict(Predictor(directory, B=B), str(tmp_path / "text"), is_json))
 
 
-LINES = ["The patient had Gout", "", "  Ulcer\u200b disorder, then a\u0301cute Colic ", "𝔾out é Sepsis",
-         "a " * 90 + "Gout"]  # fmt: skip
+LINES = [
+    "The patient had Gout",
+    "",
+    "  Ulcer\u200b disorder, then a\u0301cute Colic ",
+    "𝔾out é Sepsis",
+    "a " * 90 + "Gout",
+]
 
 
 def test_names_stand_where_the_offsets_say(directories, tmp_path):

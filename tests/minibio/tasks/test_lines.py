@@ -1,5 +1,6 @@
 """Lines end where they should, and every complaint about a file names the right one."""
 
+import io
 import json
 
 import pytest
@@ -123,3 +124,15 @@ def test_complaints_name_file_and_line(file, ask, message):
 def test_a_damaged_file(file):
     with pytest.raises(InputError, match=r"x\.txt: line 2, column 1"):
         Node.read(file('{"data": [\n'))
+
+
+def test_the_standard_input(monkeypatch):
+    class Stdin:
+        buffer = io.BytesIO(b"a\n\xff\n")
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    lines = read_lines("-", "text")
+    assert next(lines) == (1, "a")
+    with pytest.raises(InputError, match="^standard input: line 2, byte 1 is not UTF-8"):
+        next(lines)
+    assert not Stdin.buffer.closed
