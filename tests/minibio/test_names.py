@@ -166,4 +166,4 @@ def test_the_head_that_a_file_names(family, head):
 
 
 def test_no_head_of_ours():
-    assert head_of({}) is None and head_of({"architectures": ["GPT2LMHeadModel"]}) is None
+    assert head_of({}) is None and head_of({"architectures": ["GPT2ForCausalLM"]}) is None
