@@ -14,6 +14,7 @@ Read in this order:
     mobilebert    bottlenecks; IB-BERT
     names         Hugging Face's names and ours
     convert       Hugging Face directories, in and out
+    finetune      one fine-tuning, from a pre-trained directory to a scored one
     (eval.py)
 
 `minibio.load`, `minibio.save` and `minibio.Batch` are the doors for users of the weights.

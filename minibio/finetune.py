@@ -354,7 +354,15 @@ def clear(out: Path, task: Task) -> None:
 
 def finish(model: Model, tokenizer: Tokenizer, task: Task, facts: dict, config: dict, out: Path,
            began: float) -> dict:  # fmt: skip
-    """Score the test set, and write all there is to write -> the record."""
+    """Score the test set, and write all there is to write -> the record, NAME.json:
+
+    task, data, seed        "ner", "NCBI-disease", 42
+    model, teacher          the directories that were named; None = without a teacher
+    steps, best             optimiser steps; where early stopping found its model, or None
+    test                    the scores, as the task's functions in metrics.py return them
+    config                  recipe, labels, counts, and what tells this run from another
+    parameters, parameters_encoder, versions, seconds
+    """
     model.eval()
     with files.staged_dir(out / ".model", overwrite=True) as staged:
         save(model, tokenizer, staged, overwrite=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -330,6 +331,13 @@ def test_bad_options(base, tuned, tmp_path, capsys):
         with pytest.raises(SystemExit) as leaving:
             evaluation.main([*ner, *option])
         assert leaving.value.code == 2
+
+
+def test_the_commands_of_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^python eval\.py ([^`\n#>]*)", text, re.MULTILINE)
+    seen = {evaluation.parser().parse_args(line.split()).command for line in lines}
+    assert seen == {"ner", "relation", "qa", "predict"} and len(lines) >= 9
 
 
 def test_the_default_place(base, monkeypatch, tmp_path):

@@ -241,7 +241,16 @@ def test_overwriting_starts_anew_and_leaves_nothing_old(encoder, data, tmp_path)
 # what goes on
 
 
-TASKS = {"ner": (write_ner, ner_task), "relation": (write_chemprot, relation_task)}
+def write_questions(directory):
+    qa = write_qa(directory)
+    return qa / "train.json", [qa / "test.json"], [qa / "golden.json"]
+
+
+TASKS = {
+    "ner": (write_ner, ner_task),
+    "relation": (write_chemprot, relation_task),
+    "qa": (write_questions, lambda files: qa_task(*files, stride=8)),
+}
 
 
 @pytest.mark.parametrize("at", [2, 11, 19])
@@ -259,8 +268,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(at, done, encoder, data, tmp_path, ca
 
 def test_every_kind_of_task_goes_on(encoder, tmp_path):
     makers = {name: make(write(tmp_path / name)) for name, (write, make) in TASKS.items()}
-    qa = write_qa(tmp_path / "qa")
-    makers["qa"] = qa_task(qa / "train.json", [qa / "test.json"], [qa / "golden.json"], stride=8)
     teacher = make_encoder(tmp_path / "teacher", make_tokenizer(), seed=4)
     for name, make in makers.items():
         recipe = replace(RECIPE, epochs=1)
@@ -283,6 +290,25 @@ def test_a_stopped_run_refuses_to_become_another(encoder, data, tmp_path):
     fine_tune(encoder, interrupted(ner_task(data), 5), RECIPE, out, WAY)
     with pytest.raises(InputError, match="seed is 9, expected 5"):
         fine_tune(encoder, ner_task(data), replace(RECIPE, seed=9), out, WAY)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_kind_of_task_on_a_gpu(precision, encoder, tmp_path):
+    """Deterministic there too, with a teacher and without."""
+    way = replace(WAY, ranks=Ranks(0, 0, 1, torch.device("cuda", 0)))
+    torch.use_deterministic_algorithms(True)
+    try:
+        for name, (write, make) in TASKS.items():
+            task, recipe = make(write(tmp_path / name)), replace(RECIPE, precision=precision)
+            run = partial(fine_tune, encoder, task, way=way)
+            run(recipe=recipe, out=tmp_path / f"{name}-t")
+            for out in ("a", "b"):
+                run(recipe=replace(recipe, method="tiny"), out=tmp_path / f"{name}-{out}",
+                    teacher_dir=tmp_path / f"{name}-t")  # fmt: skip
+            assert weights(tmp_path / f"{name}-a") == weights(tmp_path / f"{name}-b")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # early stopping
