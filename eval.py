@@ -32,67 +32,91 @@ from minibio.tasks import relation
 from minibio.tasks.tags import SCHEMES
 
 
-def experiment(args, parts: dict[str, MakeTask], ranks: dist.Ranks) -> None:
-    """Fine-tune once for every seed and fold, print each score, and their mean at the end.
+def experiment(args, parts: dict[str, MakeTask], first: MakeTask | None = None) -> None:
+    """Fine-tune for every seed and fold, print each score, and their mean at the end.
 
     Args:
         parts: name of a fold -> its task; {"": task} where there are no folds.
+        first: what is learnt before, in a first stage.
     """
-    recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
+    args.out = args.out or default_place(args)
     if args.teacher is None and (args.alpha or args.layer_map or args.method != Recipe.method):
         raise InputError("--method, --alpha and --layer-map are of a teacher; pass --teacher DIR")
-    way = Way(ranks, args.overwrite, args.accumulate, args.log_every, args.save_every)
-    shown = {**dataclasses.asdict(recipe), "device": ranks.device, "processes": ranks.world}
-    for name in ("method", "alpha", "temperature", "layer_map") if args.teacher is None else ():
-        del shown[name]
-    dist.print0(report.columns(f"{args.out}: {args.model} learns {args.command}", shown))
-    records = {}
-    for seed in args.seeds or [args.seed]:
-        own = dataclasses.replace(recipe, seed=seed)
-        for part, make in parts.items():
-            out = args.out / part / (f"seed-{seed}" if args.seeds else "")
-            source = args.model
-            if args.first is not None:
-                source, stage = out / "first", dataclasses.replace(own, epochs=args.first_epochs)
-                if fine_tune(args.model, args.first_task, stage, source, way) is None:
+    recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
+    ranks = dist.start(args.device)
+    try:
+        show(args, recipe, ranks)
+        records = {}
+        for seed in args.seeds or [args.seed]:
+            for part, make in parts.items():
+                out = args.out / part / (f"seed-{seed}" if args.seeds else "")
+                own = dataclasses.replace(recipe, seed=seed)
+                record = learn(args, make, first, own, out, ranks)
+                if record is None:  # a signal stopped it
                     return
-            record = fine_tune(source, make, own, out, way, args.teacher, origin=args.model)
-            if record is None:  # a signal stopped it
-                return
-            dist.print0(report.scores(record))
-            dist.print0(f"{out}: a Hugging Face directory, with {args.command}.json and log.jsonl")
-            records[seed, part] = record
-    if len(records) > 1 and report.figures(record):
-        summary = report.summary(records)
-        facts = {"task": args.command, "model": str(args.model), "data": record["data"], **summary}
-        dist.from_rank0(lambda: files.write_json(args.out / "summary.json", facts), ranks)
-        dist.print0(report.means(summary))
+                records[seed, part] = record
+        if len(records) > 1 and report.figures(record):
+            summary = report.summary(records)
+            facts = {"task": record["task"], "model": record["model"], "data": record["data"]}
+            path = args.out / "summary.json"
+            dist.from_rank0(lambda: files.write_json(path, {**facts, **summary}), ranks)
+            dist.print0(report.means(summary))
+    finally:
+        dist.stop(ranks)
 
 
-def run_ner(args, ranks) -> None:
+def learn(args, make: MakeTask, first: MakeTask | None, recipe: Recipe, out: Path,
+          ranks: dist.Ranks) -> dict | None:  # fmt: skip
+    """One fine-tuning, after its first stage if it has one -> its record; None if stopped."""
+    way = Way(ranks, args.overwrite, args.accumulate, args.log_every, args.save_every)
+    source = args.model
+    if first is not None:
+        source, stage = out / "first", dataclasses.replace(recipe, epochs=args.first_epochs)
+        if fine_tune(args.model, first, stage, source, way) is None:
+            return None
+    record = fine_tune(source, make, recipe, out, way, args.teacher, origin=args.model)
+    if record is not None:
+        dist.print0(report.scores(record))
+        dist.print0(f"{out}: a Hugging Face directory, with {record['task']}.json and log.jsonl")
+    return record
+
+
+def default_place(args) -> Path:
+    data = args.train.stem if args.command == "qa" else args.data.resolve().name
+    return Path("runs") / f"{args.command}-{data}-{args.model.resolve().name}"
+
+
+def show(args, recipe: Recipe, ranks: dist.Ranks) -> None:
+    """What is about to be done."""
+    rows = {**dataclasses.asdict(recipe), "device": ranks.device, "processes": ranks.world}
+    for name in ("method", "alpha", "temperature", "layer_map") if args.teacher is None else ():
+        del rows[name]
+    dist.print0(report.columns(f"{args.out}: {args.model} learns {args.command}", rows))
+
+
+def run_ner(args) -> None:
     """Named entities."""
-    experiment(args, {"": ner_task(args.data, args.scheme)}, ranks)
+    experiment(args, {"": ner_task(args.data, args.scheme)})
 
 
-def run_relation(args, ranks) -> None:
+def run_relation(args) -> None:
     """Relations: one set, one fold, all folds, or a split by seed."""
     how = {"at_random": args.split, "classes": args.classes, "anonymise": args.anonymise}
     if args.fold != "all":
-        fold = None if args.fold is None else natural(args.fold)
-        return experiment(args, {"": relation_task(args.data, fold=fold, **how)}, ranks)
+        return experiment(args, {"": relation_task(args.data, fold=args.fold, **how)})
     folds = [int(path.name) for path in relation.folds(args.data)]
     if not folds:
         raise InputError(f"{args.data} has no folds: directories 1, 2, ...; drop --fold")
-    experiment(args, {f"fold-{n}": relation_task(args.data, fold=n, **how) for n in folds}, ranks)
+    experiment(args, {f"fold-{n}": relation_task(args.data, fold=n, **how) for n in folds})
 
 
-def run_qa(args, ranks) -> None:
+def run_qa(args) -> None:
     """Questions, after a first stage on others if wanted."""
     how = {"stride": args.stride, "order": "released" if args.released_order else "pooled",
            "allow_overlap": args.allow_overlap}  # fmt: skip
-    if args.first is not None:
-        args.first_task = qa_task(args.first, args.test, args.golden, **how)
-    experiment(args, {"": qa_task(args.train, args.test, args.golden, **how)}, ranks)
+    tests = (args.test, args.golden)
+    first = None if args.first is None else qa_task(args.first, *tests, **how)
+    experiment(args, {"": qa_task(args.train, *tests, **how)}, first)
 
 
 def run_predict(args) -> None:
@@ -120,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True)
 
     g = commands.add_parser("ner", help="named entities: fine-tune, score, save")
-    g.set_defaults(train_run=run_ner, first=None)
+    g.set_defaults(run=run_ner)
     g.add_argument("--data", type=Path, required=True,
                    help="directory of train.tsv, test.tsv and, if wanted, devel.tsv")  # fmt: skip
     g.add_argument(
@@ -131,14 +155,14 @@ def parser() -> argparse.ArgumentParser:
     add_fine_tuning(g, "ner")
 
     g = commands.add_parser("relation", help="relations: fine-tune, score, save")
-    g.set_defaults(train_run=run_relation, first=None)
+    g.set_defaults(run=run_relation)
     g.add_argument(
         "--data",
         type=Path,
         required=True,
         help="directory of train, test and, if wanted, dev; or of folds 1, 2, ...",
     )
-    g.add_argument("--fold", metavar="N|all", help="of a set in folds")
+    g.add_argument("--fold", type=fold, metavar="N|all", help="of a set in folds")
     g.add_argument(
         "--split",
         action="store_true",
@@ -155,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
     add_fine_tuning(g, "relation")
 
     g = commands.add_parser("qa", help="questions: fine-tune, answer, score, save")
-    g.set_defaults(train_run=run_qa)
+    g.set_defaults(run=run_qa)
     g.add_argument("--train", type=Path, required=True, help="SQuAD-form file")
     g.add_argument("--test", type=Path, nargs="+", required=True, help="SQuAD-form files")
     g.add_argument("--golden", type=Path, nargs="+", default=[],
@@ -249,6 +273,11 @@ def numbers(kind):
     return parse
 
 
+def fold(text: str) -> int | str:
+    """An argparse type: 1, 2, 3, ..., or `all`."""
+    return text if text == "all" else positive(text)
+
+
 def natural(text: str) -> int:
     """An argparse type: 0, 1, 2, ..."""
     if int(text) < 0:
@@ -270,16 +299,7 @@ def main(argv=None) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if args.threads:
         torch.set_num_threads(args.threads)
-    if hasattr(args, "run"):
-        return args.run(args)
-    data = args.train.stem if args.command == "qa" else args.data.resolve().name
-    name = f"{args.command}-{data}-{args.model.resolve().name}"
-    args.out = args.out or Path("runs") / name
-    ranks = dist.start(args.device)
-    try:
-        args.train_run(args, ranks)
-    finally:
-        dist.stop(ranks)
+    args.run(args)
 
 
 if __name__ == "__main__":

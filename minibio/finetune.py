@@ -66,7 +66,7 @@ RECIPES = {"ner": Recipe(), "relation": Recipe(epochs=3), "qa": Recipe(length=38
 Scorer = Callable[[Model, Path], dict]  # model, directory for the predictions -> scores
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
     """What the commands of eval.py differ in: made for one tokenizer, length and seed."""
 
@@ -354,14 +354,15 @@ def clear(out: Path, task: Task) -> None:
 
 def finish(model: Model, tokenizer: Tokenizer, task: Task, facts: dict, config: dict, out: Path,
            began: float) -> dict:  # fmt: skip
-    """Score the test set, and write all there is to write -> the record, NAME.json:
+    """Score the test set, write all there is to write, and return the record (NAME.json).
 
-    task, data, seed        "ner", "NCBI-disease", 42
-    model, teacher          the directories that were named; None = without a teacher
-    steps, best             optimiser steps; where early stopping found its model, or None
-    test                    the scores, as the task's functions in metrics.py return them
-    config                  recipe, labels, counts, and what tells this run from another
-    parameters, parameters_encoder, versions, seconds
+    Returns:
+        task, data, seed: "ner", "NCBI-disease", 42
+        model, teacher:   the directories that were named; None = without a teacher
+        steps, best:      optimiser steps; where early stopping found its model, or None
+        test:             the scores, as the task's functions in metrics.py return them
+        config:           recipe, labels, counts, and what tells this run from another
+        parameters, parameters_encoder, versions, seconds
     """
     model.eval()
     with files.staged_dir(out / ".model", overwrite=True) as staged:
