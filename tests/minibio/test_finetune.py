@@ -363,6 +363,17 @@ def test_early_stopping_goes_on_bit_for_bit(at, encoder, data, tmp_path):
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+def test_the_best_before_a_stop_is_remembered_after_it(encoder, data, tmp_path):
+    recipe, make = replace(RECIPE, epochs=3, patience=3), ner_task(data)
+    early = interrupted(scored(make, [0.0, 0.8]), 17)  # after the first epoch, in the second
+    assert fine_tune(encoder, early, recipe, tmp_path / "a", WAY) is None
+    late = scored(make, [0.2, 0.3])
+    record = fine_tune(encoder, late, recipe, tmp_path / "a", WAY)
+    assert record["best"] == {"step": 10, "score": 0.8} and record["steps"] == 30
+    fine_tune(encoder, scored(make, [0.0, 0.8, 0.2, 0.3]), recipe, tmp_path / "b", WAY)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
 # what is refused
 
 
