@@ -39,7 +39,7 @@ def tagged(rng, is_typed=False):
     for _ in range(rng.randint(1, 4)):
         fill = rng.choices(FILLERS, k=rng.randint(1, 4))
         name = [rng.choice(DISEASES), *rng.sample(KINDS, k=rng.randint(0, 1))]
-        kind = f"-{'long' if len(name) > 1 else 'short'}" if is_typed else ""
+        kind = f"-{'skin' if name[0] in DISEASES[:2] else 'joint'}" if is_typed else ""
         words += fill + name
         tags += ["O"] * len(fill) + [f"B{kind}", f"I{kind}"][: len(name)]
     return words, tags

@@ -39,7 +39,7 @@ def encoder(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_ner(tmp_path_factory.mktemp("sets") / "toy")
+    return write_ner(tmp_path_factory.mktemp("sets") / "toy", n=(40, 8, 16))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_recipe_by_hand(tokenizer, data, tmp_path):
         [windows[i] for i in part]
         for epoch in range(2)
         for part in np.array_split(
-            np.random.Generator(np.random.Philox(key=[5, epoch])).permutation(80), 80 / 8
+            np.random.Generator(np.random.Philox(key=[5, epoch])).permutation(40), 40 / 8
         )
     ]
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -187,13 +187,13 @@ def test_the_record_and_the_directory(done, encoder, data):
     assert record["task"] == "ner" and record["data"] == "toy" and record["seed"] == 5
     assert record["model"] == str(encoder) and record["teacher"] is None
     assert record["config"]["labels"] == ["O", "B", "I"] and record["config"]["length"] == 40
-    assert record["config"]["counts"]["test"]["sentences"] == 24 and record["steps"] == 20
+    assert record["config"]["counts"]["test"]["sentences"] == 16 and record["steps"] == 10
     assert sorted(p.name for p in out.iterdir()) == [
         "config.json", "log.jsonl", "model.safetensors", "ner.json", "test.conll",
         "tokenizer.json", "tokenizer_config.json", "vocab.txt",
     ]  # fmt: skip
     losses = [x["loss"] for x in events(out, "train")]
-    assert len(losses) == 4 and losses[-1] < losses[0] / 1.5
+    assert len(losses) == 2 and losses[-1] < losses[0]
     assert len(events(out, "start")) == len(events(out, "end")) == 1
 
 
@@ -215,7 +215,7 @@ def test_another_run_in_the_same_place_is_refused(done, encoder, data, tokenizer
         assert "\n" not in str(error.value)
 
     refused("holds another run: lr is 0.003 there, here 0.1; name another --out or", lr=0.1)
-    changed = write_ner(tmp_path / "toy")
+    changed = write_ner(tmp_path / "toy", n=(40, 8, 16))
     test = changed / "test.tsv"
     test.write_text(test.read_text("utf-8").replace("Gout\tB", "Gout\tO", 1), "utf-8")
     refused("another run: data_is", data=changed)
@@ -234,7 +234,7 @@ def test_overwriting_starts_anew_and_leaves_nothing_old(encoder, data, tmp_path)
     # stopped while it overwrites: what was there is no longer taken for finished
     assert fine_tune(encoder, interrupted(ner_task(data), 3), RECIPE, out, anew) is None
     assert not (out / "config.json").exists() and not (out / "ner.json").exists()
-    assert fine_tune(encoder, ner_task(data), RECIPE, out, WAY)["steps"] == 20
+    assert fine_tune(encoder, ner_task(data), RECIPE, out, WAY)["steps"] == 10
     assert weights(out) != first
 
 
@@ -253,7 +253,7 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("at", [2, 11, 19])
+@pytest.mark.parametrize("at", [2, 9])
 def test_a_stopped_run_goes_on_bit_for_bit(at, done, encoder, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert fine_tune(encoder, interrupted(ner_task(data), at), RECIPE, out, WAY) is None
@@ -331,10 +331,10 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(encoder, data, tmp_pat
     record = fine_tune(
         encoder, scored(make, [0.9, 0.1, 0.4, 0.3, 0.4]), recipe, tmp_path / "a", WAY
     )
-    assert record["steps"] == 40 and record["best"] == {"step": 20, "score": 0.4}
+    assert record["steps"] == 20 and record["best"] == {"step": 10, "score": 0.4}
     assert events(tmp_path / "a", "held_out")[2]["devel"] == 0.4
     assert not (tmp_path / "a" / ".best").exists()
-    # the model is that of step 20 of the same schedule
+    # the model is that of step 10 of the same schedule
     seen = {}
 
     def looks(tokenizer, recipe):
@@ -353,7 +353,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(encoder, data, tmp_pat
         assert torch.equal(x, seen[2][name])
 
 
-@pytest.mark.parametrize("at", [12, 27])
+@pytest.mark.parametrize("at", [9])
 def test_early_stopping_goes_on_bit_for_bit(at, encoder, data, tmp_path):
     recipe = replace(RECIPE, epochs=4, patience=1)
     record = fine_tune(encoder, ner_task(data), recipe, tmp_path / "a", WAY)
@@ -363,8 +363,9 @@ def test_early_stopping_goes_on_bit_for_bit(at, encoder, data, tmp_path):
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
-def test_the_best_before_a_stop_is_remembered_after_it(encoder, data, tmp_path):
-    recipe, make = replace(RECIPE, epochs=3, patience=3), ner_task(data)
+def test_the_best_before_a_stop_is_remembered_after_it(encoder, tmp_path):
+    make = ner_task(write_ner(tmp_path / "set"))
+    recipe = replace(RECIPE, epochs=3, patience=3)
     early = interrupted(scored(make, [0.0, 0.8]), 17)  # after the first epoch, in the second
     assert fine_tune(encoder, early, recipe, tmp_path / "a", WAY) is None
     late = scored(make, [0.2, 0.3])
