@@ -34,6 +34,7 @@ from minibio.errors import InputError
 from minibio.feed import Feed
 from minibio.heads import Model
 from minibio.measure import held_out
+from minibio.transformer import compile_layers
 
 
 def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None, args,
@@ -55,6 +56,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
         **dataclasses.asdict(run), "world": ranks.world, "accumulate": args.accumulate,
         "kernels": args.kernels, "compile": args.compile, "tf32": args.tf32,
         "shape": dataclasses.asdict(student.config),
+        "phase_steps": getattr(objective, "phase_steps", None),  # more steps would move the phases
         # directories move, what is in them may not change
         "corpus_is": fingerprint(args.corpus, ranks),
         "teacher_is": fingerprint(args.teacher, ranks),
@@ -80,8 +82,7 @@ def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None,
                 objective, feed, plan, ranks, journal,
                 teach=None if teacher is None else partial(teach, teacher, objective=objective),
                 measure=partial(held_out, student, batches_held_out, ranks, run.precision),
-                checkpoints=checkpoints, resume=resume, config=config, compile=args.compile,
-                name=run.method,
+                checkpoints=checkpoints, resume=resume, config=config, name=run.method,
             )  # fmt: skip
             if not progress.stopped:
                 journal.write({"event": "end", "seconds": round(progress.seconds, 1),
@@ -230,6 +231,8 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
     }  # fmt: skip
     for model in (student, teacher) if teacher is not None else (student,):
         use_kernels(model, args.kernels)
+        if args.compile:
+            compile_layers(model)
     chosen = {
         op: "{} ({})".format(*kernels.resolve_impl(op, args.kernels, ranks.device))
         for op in kernels.IMPLEMENTATIONS
@@ -250,6 +253,7 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
         return False
     facts |= {
         "held_out_first": progress.held_out_first, "held_out": progress.held_out,
+        "losses": progress.last,
         "tokens": progress.tokens, "samples": progress.samples, "skipped": progress.skipped,
         "seconds": round(progress.seconds, 1),
         "tokens_per_s": round(progress.tokens / max(progress.seconds, 1e-9)),
@@ -318,7 +322,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--seed", type=int)
     g.add_argument("--precision", choices=("fp32", "bf16", "fp64"))
     g.add_argument("--tf32", action="store_true", help="products of fp32 in TF32, on GPUs")
-    g.add_argument("--compile", action="store_true", help="by torch.compile")
+    g.add_argument("--compile", action="store_true", help="the layers, by torch.compile")
     g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
     g.add_argument("--kernels", choices=("auto", "reference", "torch", "triton"), default="auto",
                    help="of attention and the losses (default: auto)")  # fmt: skip

@@ -10,10 +10,13 @@ Read in this order:
     (kernels/reference.py, kernels/README.md)
     distil        the objectives
     students      what a run starts from
+    feed          which samples a step takes
+    engine        the one training loop
     (train.py)
     mobilebert    bottlenecks; IB-BERT
     names         Hugging Face's names and ours
     convert       Hugging Face directories, in and out
+    checkpoint    a whole run on disk, and back
     finetune      one fine-tuning, from a pre-trained directory to a scored one
     (eval.py)
 

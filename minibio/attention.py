@@ -18,7 +18,7 @@ import torch.nn as nn
 from torch import Tensor
 
 import kernels
-from minibio.batch import Batch
+from minibio.batch import Row
 from minibio.config import ModelConfig
 
 
@@ -61,13 +61,12 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(
-        self, x_qk: Tensor, x_v: Tensor, batch: Batch, match: Match | None = None
+        self, x_qk: Tensor, x_v: Tensor, row: Row, match: Match | None = None
     ) -> AttentionOutput:
         """x_qk: (N, C_qk), x_v: (N, C_v) -> out (N, width)."""
         q = self.query(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
         k = self.key(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
         v = self.value(x_v).unflatten(-1, (self.H, self.D))  # (N, H, D)
-        row = (batch.cu_seqlens, batch.max_len)
         dropout = self.dropout if self.training else 0.0
         if match is None:
             a, lse = kernels.attention(q, k, v, *row, dropout=dropout, impl=self.impl)

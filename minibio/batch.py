@@ -24,6 +24,13 @@ import torch
 from torch import Tensor
 
 
+class Row(NamedTuple):
+    """Where sequences begin: all that attention knows of a batch."""
+
+    cu_seqlens: Tensor  # (B+1,) int32
+    max_len: int  # tokens of the longest sequence
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """B sequences as one row of N tokens; for pre-training also the M tokens to be predicted."""
@@ -55,6 +62,10 @@ class Batch:
     def max_len(self) -> int:
         """Tokens of the longest sequence; 0 in an empty batch."""
         return max(self.lengths, default=0)
+
+    @property
+    def row(self) -> Row:
+        return Row(self.cu_seqlens, self.max_len)
 
     @cached_property
     def n_pairs(self) -> int:

@@ -10,8 +10,9 @@ WHAT = {
     "mobile": "layer-wise distillation from an inverted-bottleneck teacher (Eq. 13, MobileBERT)",
 }
 FIELDS = (
-    "fidelity", "teacher", "start", "corpus", "documents", "steps", "batch", "length", "lr",
-    "warmup", "schedule", "weight_decay", "precision", "seed", "processes", "tokens", "seconds",
+    "fidelity", "alpha", "init_layers", "init_head", "stages", "teacher", "start", "corpus",
+    "documents", "steps", "batch", "length", "lr", "warmup", "schedule", "weight_decay",
+    "precision", "seed", "processes", "samples", "tokens", "skipped", "seconds",
 )  # fmt: skip
 
 
@@ -19,6 +20,7 @@ def model_card(record: dict, config: ModelConfig) -> str:
     """Markdown with the Hugging Face front matter, from the run's record (run.json)."""
     rows = "\n".join(f"| {name} | {record[name]} |" for name in FIELDS if name in record)
     loss, first = record["held_out"]["mlm_loss"], record["held_out_first"]["mlm_loss"]
+    terms = ", ".join(f"{name} {x:.4g}" for name, x in record["losses"].items())
     load = "model, tokenizer = minibio.load(directory)"
     if config.family != "ib-bert":  # transformers has no such model
         load += "\n\nfrom transformers import AutoModelForMaskedLM\n"
@@ -41,7 +43,8 @@ on torch {record["versions"]["torch"]}.
 {rows}
 
 Held-out masked-LM loss: {first:.4f} before, **{loss:.4f}** nats per masked token after;
-accuracy {record["held_out"]["accuracy"]:.2%}. The curve is in `log.jsonl` and `loss.png`.
+accuracy {record["held_out"]["accuracy"]:.2%}. Training loss at the end, by its terms: {terms}.
+The curve is in `log.jsonl` and `loss.png`.
 
 ```python
 import minibio

@@ -10,7 +10,7 @@
 An objective holds the student and the projections that are trained with it and thrown away at the
 end; the teacher stays outside, and is run no further than the objective says it has to be. Its
 forward gives the terms of the equation by name and their sum as "loss". Read losses.py before this
-file and train.py after it.
+file and engine.py after it.
 """
 
 import torch
@@ -72,10 +72,9 @@ class Objective(nn.Module):
         raise TypeError(f"{type(self).__name__} has no equation; use one of OBJECTIVES")
 
     def at(self, step: int) -> None:
-        """Set what step `step`, counted from 0, asks of the teacher: the attributes above.
+        """Set what step `step`, counted from 0, asks of student and teacher: the attributes above.
 
-        Called before every step, after a resumption too, so it looks at nothing but the step. What
-        is the same in every step is set once, in the constructor.
+        Called before every step, after a resumption too, so it looks at nothing but the step.
         """
 
     @property

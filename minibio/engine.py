@@ -85,6 +85,7 @@ class Progress:
     skipped_in_a_row: int = 0
     terms: dict[str, list] = field(default_factory=dict)  # since the last line: name -> [sum, n]
     mark: tuple[int, int, float] = (0, 0, 0.0)  # step, tokens, seconds at the last line
+    last: dict[str, float] = field(default_factory=dict)  # means of the terms in the last line
     held_out_first: dict = field(default_factory=dict)
     held_out: dict = field(default_factory=dict)
     stopped: str = ""  # by which signal, if not by the end of the plan
@@ -94,7 +95,7 @@ def fit(objective: nn.Module, feed: Feed, plan: Plan, ranks: dist.Ranks, journal
         teach: Callable[[Batch], object] | None = None,
         measure: Callable[[], dict] | None = None, checkpoints: Checkpoints | None = None,
         resume: Checkpoint | None = None, config: dict | None = None,
-        compile: bool = False, name: str = "train") -> Progress:  # fmt: skip
+        name: str = "train") -> Progress:  # fmt: skip
     """Train `objective` on what `feed` gives, from the start or from a checkpoint.
 
     Args:
@@ -104,7 +105,6 @@ def fit(objective: nn.Module, feed: Feed, plan: Plan, ranks: dist.Ranks, journal
         checkpoints: where to save; without, nothing is saved.
         resume:      the checkpoint to go on from.
         config:      the resolved configuration, stored with every checkpoint.
-        compile:     let torch.compile write the forward and backward pass.
         name:        of the run, for the progress bar.
     Returns:
         How far it came; `stopped` names the signal if it did not come to the end.
@@ -115,7 +115,7 @@ def fit(objective: nn.Module, feed: Feed, plan: Plan, ranks: dist.Ranks, journal
     optimizer = optim.make_optimizer(
         objective, plan.lr, plan.weight_decay, betas=plan.betas, eps=plan.adam_eps
     )
-    stepper = Stepper(objective, optimizer, plan, ranks, teach, compile)
+    stepper = Stepper(objective, optimizer, plan, ranks, teach)
     torch.manual_seed(plan.seed + ranks.rank)  # dropout; weights were drawn alike on all ranks
     if resume is None:
         progress = Progress()
@@ -191,10 +191,9 @@ class Outcome:
 class Stepper:
     """Makes one optimiser step after the other."""
 
-    def __init__(self, objective, optimizer, plan, ranks, teach, compile):
+    def __init__(self, objective, optimizer, plan, ranks, teach):
         self.objective, self.optimizer, self.plan, self.ranks = objective, optimizer, plan, ranks
         self.teach = teach
-        self.forward = torch.compile(objective, dynamic=True) if compile else objective
         self.gradients = Gradients(objective.parameters(), ranks)
 
     def step(self, batches: list[Batch], lr: float, stop: StopRequest) -> Outcome:
@@ -224,7 +223,7 @@ class Stepper:
         """The terms of one micro-batch."""
         with autocast(self.plan.precision, self.ranks.device):
             taught = None if self.teach is None else self.teach(batch)
-            return self.forward(batch, taught, counts)
+            return self.objective(batch, taught, counts)
 
     def agree(self, terms: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
         """The same figures on every process, "grad_norm" last: all of them skip a step or none.
@@ -264,11 +263,12 @@ def count(progress: Progress, outcome: Outcome, plan: Plan) -> None:
 def tell(progress: Progress, lr: float, plan: Plan, journal: log.RunLog, ranks: dist.Ranks) -> None:
     """One line of the log for the steps since the last one: means of terms, rates, what is left."""
     step, tokens, seconds = progress.mark
+    progress.last = {name: total / n for name, (total, n) in progress.terms.items()}
     steps, seconds = progress.step - step, progress.seconds - seconds
     line = {
         "event": "train",
         "step": progress.step,
-        **{name: total / n for name, (total, n) in progress.terms.items()},
+        **progress.last,
         "lr": lr,
         "samples": progress.samples,
         "tokens": progress.tokens,

@@ -362,7 +362,8 @@ def mobile(l_mlm: Tensor, l_layers: Sequence[Tensor], *, alpha: float = 0.5) -> 
     Args:
         l_layers: Eq. 12 of each layer, at least one.
         alpha:    0 to 1.
-    Paper/code: MobileBERT itself never mixes the two: layers first, masked LM after (F32d).
+    Paper/code: MobileBERT itself never mixes the two: layers first, masked LM after (F32d), as in
+    `distil.Staged`.
     """
     if not l_layers:
         raise ValueError("mobile: l_layers is empty, expected Eq. 12 of each layer")

@@ -23,7 +23,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from minibio.attention import AttentionOutput, Match, SelfAttention
-from minibio.batch import Batch
+from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 from minibio.transformer import Encoder, FeedForward
 
@@ -129,12 +129,12 @@ class BottleneckLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, batch: Batch, match: Match | None = None
+        self, x: Tensor, row: Row, match: Match | None = None
     ) -> tuple[Tensor, AttentionOutput]:
         """x: (N, C) -> (N, C), and what the attention knows."""
         inside = self.enter(x)  # (N, C_intra)
         x_qk = x if self.enter_qk is None else self.enter_qk(x)
-        a = self.attention(x_qk, x, batch, match)
+        a = self.attention(x_qk, x, row, match)
         inside = self.attention_norm(inside + a.out)  # (N, C_intra)
         for ffn in self.ffns:
             inside = ffn(inside)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minibio.attention import AttentionOutput, Match, SelfAttention
-from minibio.batch import Batch
+from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 
 ACTIVATIONS = {
@@ -81,9 +81,9 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, batch: Batch, match: Match | None = None
+        self, x: Tensor, row: Row, match: Match | None = None
     ) -> tuple[Tensor, AttentionOutput]:
-        a = self.attention(x, x, batch, match)
+        a = self.attention(x, x, row, match)
         x = self.attention_norm(x + self.dropout(a.out))  # (N, C)
         x = self.output_norm(x + self.dropout(self.ffn(x)))  # (N, C)
         return x, a
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         result = EncoderOutput(x, {0: x} if 0 in hidden else {})
         for l, layer in zip(range(1, depth + 1), self.layers, strict=False):
             with torch.set_grad_enabled(is_training and (frozen is None or l > frozen)):
-                x, a = layer(x, batch, match.get(l))
+                x, a = layer(x, batch.row, match.get(l))
             if l in hidden:
                 result.hidden_states[l] = x
             if l in keep:
@@ -156,6 +156,18 @@ class Encoder(nn.Module):
                 result.row_losses[l] = a.rows
         result.last = x
         return result
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Have torch.compile write the layers of `model`: one code for all of them, for all lengths.
+
+    Between its matrix products a layer is a chain of small operations on (N, C), which then become
+    a few. Weights, their names and the results, to rounding, stay what they were.
+    """
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            for layer in module.layers:
+                layer.compile(dynamic=True, backend=backend)
 
 
 @torch.no_grad()

@@ -129,6 +129,9 @@ def test_seeds_and_folds_have_a_mean_and_an_interval(base, tmp_path, capsys):
     assert summary["test"]["micro f1"]["values"] == pytest.approx(values)
     assert summary["data"] == "gad" and summary["seeds"] == [3, 4]
     assert "over 2 seeds" in capsys.readouterr().out
+    places = [tmp_path / "out" / "fold-1" / f"seed-{s}" for s in (3, 4)]
+    assert [record(place, "relation")["seed"] for place in places] == [3, 4]
+    assert len({(place / "model.safetensors").read_bytes() for place in places}) == 2
     # one more seed: the finished ones are not done again
     given[given.index(4) + 1 : given.index(4) + 1] = [5]
     evaluation.main(list(map(str, given)))

@@ -23,7 +23,7 @@ from minibio import engine, errors, store
 SHAPE = ["--layers", 2, "--width", 24, "--heads", 2, "--ffn", 32]
 STEPS = 20
 RUN = ["--steps", STEPS, "--batch", 8, "--length", 24, "--log-every", 3, "--eval-every", 10,
-       "--lr", 3e-3, "--warmup", 4, "--clip", 0.5]  # fmt: skip
+       "--lr", 3e-3, "--warmup", 4, "--clip", 0.5, "--device", "cpu"]  # fmt: skip
 
 
 # ---- faults, by name
@@ -193,6 +193,29 @@ def test_a_killed_run_goes_on_to_the_last_bit(
     assert "resumed" in told[0][1] and f"step-{(step - (step % 3 or 3)):08d}" in told[0][1]
     assert log(cut) == log(whole)
     assert tensors(cut) == tensors(whole)
+
+
+@pytest.mark.slow
+def test_mobilebert_s_stages_go_on_to_the_last_bit(corpus, tmp_path):
+    """Killed in the second layer's phase, when the head and most of AdamW have no state yet."""
+    ib_bert = tmp_path / "teacher"
+    shape = ["--width", 40, "--model"]
+    make = ["--method", "mlm", "--corpus", corpus, "--out", ib_bert, *SHAPE, *shape,
+            "sample-ib-bert", "--steps", 2, "--batch", 4, "--length", 24]  # fmt: skip
+    train.main(list(map(str, make)))
+    options = (*shape, "sample-mobile", "--stages", 0.5, "--save-every", 3, "--log-every", 1)
+    whole, cut, one = tmp_path / "whole", tmp_path / "cut", tmp_path / "one"
+    run(2, command(corpus, ib_bert, whole, *options, method="mobile"))
+    broken = command(corpus, ib_bert, cut, *options, method="mobile", fault="kill_at(7)")
+    run(2, broken, statuses=(-signal.SIGKILL, 2))
+    told = run(2, command(corpus, ib_bert, cut, *options, method="mobile"))
+    assert "step-00000006" in told[0][1]
+    assert log(cut) == log(whole) and tensors(cut) == tensors(whole)
+    terms = [{"layers", "mlm", "soft"} & set(x) for x in log(whole) if "lr" in x]
+    assert terms == [{"layers"}] * 10 + [{"mlm", "soft"}] * 10
+    # and two processes agree with one, phases in which most parameters rest included
+    run(1, command(corpus, ib_bert, one, *options, method="mobile"))
+    near(log(one), log(whole), 2e-5)
 
 
 def test_another_number_of_processes_reads_the_same_samples(corpus, teacher, tmp_path):

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import train
 from data.shard import shard
@@ -128,12 +130,11 @@ def test_bf16_follows_fp32(corpus, teacher, tmp_path):
 
 
 def test_two_processes_agree_with_one(corpus, teacher, tmp_path):
-    one = run(corpus, tmp_path / "one", "--teacher", teacher)
+    one = run(corpus, tmp_path / "one", "--teacher", teacher, "--device", "cpu")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr",
-        "127.0.0.1", "--master-port", "29517", "train.py", "--method", "tiny", "--model",
-        "sample-tiny", "--corpus", corpus, "--teacher", teacher, "--out", tmp_path / "two",
-        *SMALL, *SHORT,
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "train.py", "--method", "tiny", "--model", "sample-tiny", "--corpus", corpus,
+        "--teacher", teacher, "--out", tmp_path / "two", *SMALL, *SHORT, "--device", "cpu",
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, env=env, capture_output=True)
@@ -146,19 +147,25 @@ def test_two_processes_agree_with_one(corpus, teacher, tmp_path):
             assert x["mlm_loss"] == pytest.approx(y["mlm_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "family"), [("tiny", "teacher", "bert"), ("mobile", "ib-teacher", "ib-bert")]
+)
 def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
-    corpus, tmp_path, monkeypatch, capsys
+    corpus, tmp_path, monkeypatch, capsys, method, name, family
 ):
     (tmp_path / "sample").mkdir()
     (tmp_path / "sample" / "shards").symlink_to(corpus)  # a small sample
-    small = dataclasses.replace(train.SAMPLE_TEACHERS["tiny"], steps=2, batch=4, length=24)
-    monkeypatch.setitem(train.SAMPLE_TEACHERS, "tiny", small)
-    monkeypatch.setitem(train.SAMPLE["tiny"], "length", 24)
-    options = ["--method", "tiny", "--sample", str(tmp_path / "sample"), "--steps", "2",
-               "--batch", "4", "--seed", "3"]  # fmt: skip
+    small = dataclasses.replace(train.SAMPLE_TEACHERS[method], steps=2, batch=4, length=24)
+    monkeypatch.setitem(train.SAMPLE_TEACHERS, method, small)
+    monkeypatch.setitem(train.SAMPLE[method], "length", 24)
+    # the teacher takes no option of its student's: it has no stages, and 2 steps
+    staged = ["--stages", "0.5", "--init-head", "copy"] if method == "mobile" else []
+    options = ["--method", method, "--sample", str(tmp_path / "sample"), "--steps", "8",
+               "--batch", "4", "--seed", "3", *staged]  # fmt: skip
     train.main([*options, "--out", str(tmp_path / "a")])
     assert "there is none yet" in capsys.readouterr().out
-    assert load(tmp_path / "sample" / "teacher-3")[0].config.L == 4
+    made = load(tmp_path / "sample" / f"{name}-3")[0].config
+    assert (made.L, made.family) == (4, family)
     train.main([*options, "--out", str(tmp_path / "b")])
     assert "trained earlier" in capsys.readouterr().out
 
@@ -257,6 +264,64 @@ def test_mobile_runs_from_an_ib_bert(corpus, ib_teacher, tmp_path, options, term
         assert {"mlm", "soft", "layers"} & set(line) == expected
         assert all(line[name] > 0 for name in expected)
     assert load(tmp_path / "out", head="mlm")[0].config.family == "mobilebert"
+
+
+def without_head(directory, out):
+    """A copy of a model's directory that lost its masked-LM head."""
+    shutil.copytree(directory, out)
+    weights = load_file(out / "model.safetensors")
+    kept = {name: x for name, x in weights.items() if not name.startswith("cls.")}
+    assert len(kept) < len(weights)
+    save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("method", ["distil", "tiny", "compact"])
+def test_a_teacher_without_its_head_is_refused(corpus, teacher, tmp_path, capsys, method):
+    line = refused(capsys, "--method", method, "--corpus", corpus, "--teacher",
+                   without_head(teacher, tmp_path / "teacher"), "--out", tmp_path / "out",
+                   *SHORT)  # fmt: skip
+    assert "has no masked-LM head (missing: cls.predictions" in line and method in line
+
+
+def test_equation_13_takes_a_teacher_without_its_head_and_the_stages_do_not(
+    corpus, ib_teacher, tmp_path, capsys
+):
+    headless = without_head(ib_teacher, tmp_path / "teacher")
+    options = ["--teacher", headless, *IB, "--steps", 8]
+    log = run(corpus, tmp_path / "a", *options, method="mobile", model="sample-mobile")
+    whole = run(corpus, tmp_path / "b", "--teacher", ib_teacher, *IB, "--steps", 8,
+                method="mobile", model="sample-mobile")  # fmt: skip
+    losses = [[x["loss"] for x in lines if x["event"] == "train"] for lines in (log, whole)]
+    assert losses[0] == losses[1]
+    capsys.readouterr()
+    line = refused(capsys, "--method", "mobile", "--model", "sample-mobile", "--corpus", corpus,
+                   "--out", tmp_path / "out", *SHORT, *options, "--stages", "0.5")  # fmt: skip
+    assert "has no masked-LM head" in line
+
+
+def test_a_run_says_what_its_student_starts_from(corpus, teacher, tmp_path, capsys):
+    run(corpus, tmp_path / "out", "--teacher", teacher, "--init-layers", "1,3", "--init-head",
+        "copy", "--layer-map", "1,4", method="compact")  # fmt: skip
+    printed = capsys.readouterr().out
+    before_step_1 = printed[: printed.index("step 2/4")]
+    for words in (
+        "embeddings       teacher's embeddings",
+        "layer 1          teacher's layer 2; compared with the teacher's layer 1",
+        "layer 2          teacher's layer 4; compared with the teacher's layer 4",
+        "masked-LM head   teacher's",
+        "loss             1 mlm + 5 soft + 3 layers",
+    ):
+        assert words in before_step_1, words
+
+
+def test_a_dry_run_of_the_stages_says_when_they_change(corpus, ib_teacher, tmp_path, capsys):
+    train.main(["--method", "mobile", "--model", "sample-mobile", "--corpus", str(corpus),
+                "--teacher", str(ib_teacher), "--out", str(tmp_path / "out"), *IB, *SHORT,
+                "--stages", "0.5", "--steps", "9", "--dry-run"])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "stage 1          steps 1 to 4: layers 1 to 2 in turn, 2 steps each" in printed
+    assert "stage 2          steps 5 to 9: predictions" in printed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ RECORD = {
     "parameters": 1234567, "parameters_encoder": 1200000,
     "held_out_first": {"mlm_loss": 7.5, "accuracy": 0.0},
     "held_out": {"mlm_loss": 5.25, "accuracy": 0.125},
+    "losses": {"loss": 3.25, "output": 1.125}, "samples": 32, "tokens": 4321, "skipped": 0,
     "versions": {"torch": "2.13.0", "minibio": "0.1.0"},
 }  # fmt: skip
 
@@ -22,6 +23,8 @@ def test_card(family):
     assert "pipeline_tag: fill-mask" in front
     assert "1,234,567 parameters" in body and "Eq. 9" in body
     assert "7.5000 before, **5.2500**" in body and "12.50%" in body
+    assert "at the end, by its terms: loss 3.25, output 1.125." in body
+    assert "| samples | 32 |" in body and "| tokens | 4321 |" in body
     assert "| teacher | runs/teacher |" in body
     assert "minibio.load(directory)" in body
     # transformers has no IB-BERT

@@ -182,8 +182,8 @@ CONFIG = dataclasses.asdict(METHODS["compact"])
 THEN = json.loads(json.dumps(CONFIG))  # as a file has it: lists for tuples
 SAME = {  # what makes it the same run
     "method": "tiny", "model": "x", "fidelity": "released", "alpha": (1.0, 5.0, 2.0),
-    "temperature": 2.0, "layer_map": (1, 2), "init_layers": (), "length": 128, "batch": 191,
-    "seed": 43,
+    "temperature": 2.0, "layer_map": (1, 2), "init_layers": (), "init_head": "copy", "stages": 0.5,
+    "length": 128, "batch": 191, "batch_tokens": 99, "seed": 43,
 }  # fmt: skip
 OTHERWISE = {
     "steps": 7, "lr": 1e-5, "warmup": 2, "schedule": "cosine", "weight_decay": 0.5,

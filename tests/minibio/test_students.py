@@ -205,6 +205,7 @@ def test_further_training_starts_from_a_directory(directory):
     a, b = (build_student(fresh, CORPUS, start=directory / x) for x in ("whole", "headless"))
     assert same(a, b) and same(a.encoder, whole.encoder) and not same(a.head, whole.head)
     assert a.head.bias.eq(0).all() and a.head.norm.weight.eq(1).all()
+    assert a.head.transform.bias.eq(0).all() and a.head.transform.weight.std() < 0.03
     with pytest.raises(InputError, match="--from .*headless has no masked-LM.*--init-head fresh"):
         build_student(run("mlm"), CORPUS, start=directory / "headless")
 

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from helpers import assert_near, random_batch, tiny_config
+from kernels.timing import compiler_missing
 from minibio.attention import Match
 from minibio.batch import Batch
 from minibio.config import ModelConfig
-from minibio.transformer import Encoder, initialise
+from minibio.heads import Model
+from minibio.transformer import Encoder, compile_layers, initialise
 
 CONFIG = ModelConfig(V=31, L=3, C=20, H=2, F=24, P=12)
 
@@ -110,8 +113,10 @@ def test_what_is_frozen_has_no_gradient_and_the_same_output(encoder, frozen):
 def test_freezing_does_not_switch_gradients_on(encoder):
     batch = Batch.from_sequences(sequences(5))
     with torch.no_grad():
-        assert not encoder(batch, frozen=0).last.requires_grad
-        assert not torch.is_grad_enabled()
+        for frozen in (None, 0):
+            out = encoder(batch, hidden=range(4), frozen=frozen)
+            assert not any(h.requires_grad for h in out.hidden_states.values())
+            assert not torch.is_grad_enabled()
 
 
 def test_empty_batch(encoder):
@@ -133,3 +138,36 @@ def test_initial_weights():
     assert encoder.layers[0].ffn.up.bias.abs().max() == 0
     assert encoder.embeddings.token.weight[0].abs().max() == 0  # the padding row
     assert encoder.embeddings.norm.weight.eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [
+        ("bert", "aot_eager"), ("mobilebert", "aot_eager"),
+        pytest.param("bert", "inductor", marks=pytest.mark.slow),
+        pytest.param("mobilebert", "inductor", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_compiled_layers_are_the_layers(family, backend):
+    """One code for all layers and lengths, the same results and gradients, the same names."""
+    if missing := compiler_missing(torch.device("cpu")) if backend == "inductor" else "":
+        pytest.skip(missing)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = Model(tiny_config(family, dropout=0.0, attention_dropout=0.0), "encoder").eval()
+    names = list(model.state_dict())
+    expected, results = [], []
+    for kept in (expected, results):
+        for lengths in ((7, 1, 13), (5, 9), (3, 3, 8, 20)):
+            model.zero_grad()
+            out = model(random_batch(lengths)).last
+            (out * torch.linspace(-1, 1, out.shape[1])).sum().backward()
+            gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            kept += [out.detach(), torch.cat(gradients)]
+        compile_layers(model, backend)
+    assert list(model.state_dict()) == names
+    for i, (got, truth) in enumerate(zip(results, expected, strict=True)):
+        assert_near(str(i), got, truth, 1e-5)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"], counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 2, "compiled anew for every length"
