@@ -26,7 +26,7 @@ import torch
 import minibio
 from minibio import dist, engine, files, log
 from minibio.batch import Batch
-from minibio.checkpoint import FOLDER, Checkpoints, newest
+from minibio.checkpoint import FOLDER, Checkpoint, Checkpoints, newest
 from minibio.convert import load, load_with_report, read_config, save
 from minibio.distil import teach
 from minibio.engine import Plan
@@ -62,6 +62,8 @@ class Recipe:
 
 # section 5.2: three epochs (F57b); the released README: windows of 384 (F61)
 RECIPES = {"ner": Recipe(), "relation": Recipe(epochs=3), "qa": Recipe(length=384)}
+
+BEST = ".best"  # in the run's directory: the model that early stopping has found so far
 
 Scorer = Callable[[Model, Path], dict]  # model, directory for the predictions -> scores
 
@@ -209,7 +211,8 @@ def digest(model: Model) -> str:
 # the training
 
 
-def fit(model, teacher, task, tokenizer, recipe, config, out, way) -> engine.Progress:
+def fit(model: Model, teacher: Model | None, task: Task, tokenizer: Tokenizer, recipe: Recipe,
+        config: dict, out: Path, way: Way) -> engine.Progress:  # fmt: skip
     """Train the model, from the start or from where the run in `out` was left."""
     ranks = way.ranks
     torch.manual_seed(recipe.seed)  # of projections
@@ -270,7 +273,8 @@ class Watch:
         Enough:     from a call, when it is time.
     """
 
-    def __init__(self, model, tokenizer, task, recipe, out, ranks, epoch_steps, resume):
+    def __init__(self, model: Model, tokenizer: Tokenizer, task: Task, recipe: Recipe, out: Path,
+                 ranks: dist.Ranks, epoch_steps: int, resume: Checkpoint | None):  # fmt: skip
         if task.devel is None:
             raise InputError("--early-stopping needs a development set, and there is none")
         self.model, self.tokenizer, self.task, self.ranks = model, tokenizer, task, ranks
@@ -310,9 +314,6 @@ class Watch:
         dist.from_rank0(read, self.ranks)
         self.model.load_state_dict(dist.tensors_from_rank0(best, self.ranks))
         return {"best": self.best}
-
-
-BEST = ".best"
 
 
 # the directory
