@@ -257,8 +257,7 @@ def fit(model: Model, teacher: Model | None, task: Task, tokenizer: Tokenizer, r
             if measure is not None and not progress.stopped:
                 progress.held_out = measure.take_best()
             if not progress.stopped:
-                journal.write({"event": "end", "step": progress.step, **progress.held_out,
-                               "seconds": round(progress.seconds, 1)})  # fmt: skip
+                journal.write({"event": "end", "step": progress.step, **progress.held_out})
     return progress
 
 
@@ -340,6 +339,7 @@ def standing(out: Path, task: Task, config: dict, ranks: dist.Ranks) -> dict | N
                     f"{out} holds another run: {name} is {then.get(name)!r} there, here "
                     f"{now.get(name)!r}; name another --out or pass --overwrite"
                 )
+        tidy(out)  # a run may have been killed between its last two steps
         return known
 
     return dist.from_rank0(look, ranks)
@@ -381,6 +381,11 @@ def finish(model: Model, tokenizer: Tokenizer, task: Task, facts: dict, config: 
     names = sorted(os.listdir(out / ".model"), key=lambda name: name == "config.json")
     for name in names:
         os.replace(out / ".model" / name, out / name)
+    tidy(out)
+    return files.read_json(out / f"{task.name}.json")
+
+
+def tidy(out: Path) -> None:
+    """Remove what only an unfinished run needs."""
     for left in (".model", BEST, FOLDER):
         files.remove(out / left)
-    return files.read_json(out / f"{task.name}.json")

@@ -201,6 +201,7 @@ def test_a_finished_run_tells_its_scores_again(done, encoder, data, capsys, monk
     out, record = done
     monkeypatch.setattr(finetune, "fit", None)
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    (out / "checkpoints").mkdir()  # as a kill at the very end leaves it
     assert fine_tune(encoder, ner_task(data), RECIPE, out, WAY) == record
     assert "finished earlier" in capsys.readouterr().out
     assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
