@@ -17,6 +17,7 @@ Read in this order:
     names         Hugging Face's names and ours
     convert       Hugging Face directories, in and out
     checkpoint    a whole run on disk, and back
+    finetune      one fine-tuning, from a pre-trained directory to a scored one
     (eval.py)
 
 `minibio.load`, `minibio.save` and `minibio.Batch` are the doors for users of the weights.

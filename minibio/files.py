@@ -68,7 +68,7 @@ def remove_leftovers(path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
         number = left.name.rpartition("-")[2]
         if number.isdecimal() and not is_alive(int(number)):
-            _remove(left)
+            remove(left)
 
 
 def is_alive(pid: int) -> bool:
@@ -87,7 +87,8 @@ def _beside(path: Path, what: str) -> Path:
     return path.parent / f".{path.name}.{what}-{os.getpid()}"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or a directory with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -112,7 +113,7 @@ def staged_dir(path, overwrite: bool = False):
     is_used = path.is_dir() and any(path.iterdir())
     path.parent.mkdir(parents=True, exist_ok=True)
     staged, old = _beside(path, "new"), _beside(path, "old")
-    _remove(staged)
+    remove(staged)
     staged.mkdir()
     try:
         yield staged
@@ -125,9 +126,9 @@ def staged_dir(path, overwrite: bool = False):
                 old.rename(path)
             raise
     except BaseException:  # an interrupt too leaves nothing behind
-        _remove(staged)
+        remove(staged)
         raise
-    _remove(old)
+    remove(old)
 
 
 @contextmanager
@@ -147,7 +148,7 @@ def staged_file(path):
         yield staged
         os.replace(staged, path)
     except BaseException:
-        _remove(staged)
+        remove(staged)
         raise
 
 

@@ -247,3 +247,9 @@ def config_from_hf(raw: dict, where: Path) -> ModelConfig:
         return ModelConfig(**fields)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def head_of(raw: dict) -> str | None:
+    """Which of our heads the class in a config.json has; None where it names another or none."""
+    named = " ".join(map(str, raw.get("architectures") or []))
+    return next((head for head in HEADS if named.endswith(SUFFIXES[head])), None)

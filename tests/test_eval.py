@@ -1,468 +1,350 @@
-"""Fine-tuning end to end at toy size: what is learnt, what is written, what is refused."""
+"""The commands end to end at toy size: bytes, processes, transformers, errors of one line."""
 
 import json
-import math
 import os
-import random
 import re
 import subprocess
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
 import eval as evaluation
 import minibio
-from data.shard import shard
-from helpers import ROOT, assert_near, tiny_config
-from minibio import errors, log
-from minibio.corpus import Corpus
-from minibio.dist import Ranks
-from minibio.errors import InputError
-from minibio.heads import Model
-from minibio.tasks import ner
-from minibio.tokenizer import Tokenizer
-
-DISEASES = ["Ulcer", "Sepsis", "Gout", "Colic"]
-KINDS = ["disorder", "syndrome"]
-FILLERS = ["The", "patient", "had", "no", "sign", "of", "acute", "and", "then", "a"]
-V = 90  # few enough that most words are cut into several pieces
-FAST = ["--epochs", "3", "--lr", "3e-3", "--batch", "8", "--threads", "1", "--device", "cpu"]
-
-
-def sentence(rng, is_typed=False):
-    """Fillers with entities of one or two words in between: (words, tags)."""
-    words, tags = [], []
-    for _ in range(rng.randint(1, 4)):
-        fill = rng.choices(FILLERS, k=rng.randint(1, 4))
-        name = [rng.choice(DISEASES), *rng.sample(KINDS, k=rng.randint(0, 1))]
-        kind = f"-{'long' if len(name) > 1 else 'short'}" if is_typed else ""
-        words += fill + name
-        tags += ["O"] * len(fill) + [f"B{kind}", f"I{kind}"][: len(name)]
-    return words, tags
-
-
-def write_set(directory, n=(120, 20, 30), is_typed=False, seed=0):
-    rng = random.Random(seed)
-    directory.mkdir()
-    for name, count in zip(("train", "devel", "test"), n, strict=True):
-        blocks = [
-            "".join(f"{w}\t{t}\n" for w, t in zip(*sentence(rng, is_typed), strict=True))
-            for _ in range(count)
-        ]
-        (directory / f"{name}.tsv").write_text("\n".join(blocks), "utf-8")
-    return directory
+from helpers import ROOT, processes
+from minibio import errors
+from minibio.predict import Predictor
+from toy_tasks import (
+    FAST,
+    make_encoder,
+    make_tokenizer,
+    squad,
+    write_chemprot,
+    write_gad,
+    write_ner,
+    write_qa,
+)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("sets") / "toy")
+def base(tmp_path_factory):
+    """A model and a set of every form."""
+    base = tmp_path_factory.mktemp("eval")
+    make_encoder(base / "random", make_tokenizer())
+    write_ner(base / "ner", is_typed=True)
+    write_chemprot(base / "chemprot")
+    write_gad(base / "gad" / "1")
+    write_gad(base / "gad" / "2", seed=1)
+    write_qa(base / "qa")
+    return base
+
+
+def arguments(base, task):
+    """The command line of a task, without --out."""
+    given = [task, "--model", base / "random", *FAST]
+    given += ["--epochs", 8] if task == "relation" else []  # a sequence says less than its tokens
+    if task == "qa":
+        names = [("--train", "train"), ("--test", "test"), ("--golden", "golden")]
+        options = [x for o, n in names for x in (o, base / "qa" / f"{n}.json")]
+        given += [*options, "--length", 32]
+    else:
+        given += ["--data", base / {"ner": "ner", "relation": "chemprot"}[task]]
+    return [str(x) for x in given]
+
+
+TASKS = ["ner", "relation", "qa"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.train([" ".join(FILLERS + DISEASES + KINDS)] * 3, V)
+def tuned(base):
+    """Every task, learnt once."""
+    for task in TASKS:
+        evaluation.main([*arguments(base, task), "--out", str(base / f"tuned-{task}")])
+    return base
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, tokenizer):
-    """A random masked-LM model, as train.py leaves one."""
-    path = tmp_path_factory.mktemp("models") / "random"
-    torch.manual_seed(1)
-    minibio.save(Model(tiny_config("bert", V=tokenizer.V)), tokenizer, path)
-    return path
+def record(directory, task):
+    return json.loads((directory / f"{task}.json").read_text("utf-8"))
 
 
-def run(model, data, out, *options):
-    evaluation.main(["ner", "--model", str(model), "--data", str(data), "--out", str(out),
-                     *FAST, *options])  # fmt: skip
-    return json.loads((out / "ner.json").read_text("utf-8"))
+def test_it_learns_and_says_so(tuned, capsys):
+    """The same command again tells the scores of what is finished."""
+    main = {"ner": ("word", "f1"), "relation": ("macro", "f1")}
+    for task in TASKS:
+        evaluation.main([*arguments(tuned, task), "--out", str(tuned / f"tuned-{task}")])
+        shown, test = capsys.readouterr().out, record(tuned / f"tuned-{task}", task)["test"]
+        x = test["mrr"] if task == "qa" else test[main[task][0]][main[task][1]]
+        assert x > {"ner": 0.7, "relation": 0.4, "qa": 0.2}[task], task
+        assert f"{100 * x:.2f}" in shown and "finished earlier" in shown
 
 
-@pytest.fixture(scope="module")
-def tuned(encoder, data, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out") / "ner"
-    run(encoder, data, out)
-    return out
+def test_one_seed_gives_the_same_bytes_whatever_the_hash_seed(tuned, tmp_path):
+    given = [[*arguments(tuned, task), "--out", str(tmp_path / task)] for task in TASKS]
+    code = f"import eval\nfor given in {given}: eval.main(given)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                          env={**os.environ, "PYTHONHASHSEED": "1"}, text=True)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    for task in TASKS:
+        out, want = tmp_path / task, tuned / f"tuned-{task}"
+        names = sorted(path.name for path in want.iterdir())
+        assert names == sorted(path.name for path in out.iterdir())
+        for name in set(names) - {"log.jsonl", f"{task}.json"}:
+            assert (out / name).read_bytes() == (want / name).read_bytes(), name
+        assert {**record(out, task), "seconds": 0} == {**record(want, task), "seconds": 0}
 
 
-def weights(directory):
-    return (directory / "model.safetensors").read_bytes()
+def test_two_processes_learn_what_one_learns(base, tmp_path):
+    model = make_encoder(tmp_path / "model", make_tokenizer(), dropout=0.0, attention_dropout=0.0)
+    given = [*arguments(base, "ner"), "--model", model, "--epochs", 1, "--log-every", 1]
+    evaluation.main([*map(str, given), "--out", str(tmp_path / "one")])
+    told = processes(2, ["eval.py", *given, "--out", tmp_path / "two"])
+    assert [status for status, *_ in told] == [0, 0], told
+    assert "entities by words" in told[0][1] and told[1][1] == ""
+
+    def losses(out):
+        lines = map(json.loads, (out / "log.jsonl").read_text("utf-8").splitlines())
+        return [x["loss"] for x in lines if x["event"] == "train"]
+
+    assert len(losses(tmp_path / "one")) == 10
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    one, two = (record(tmp_path / name, "ner") for name in ("one", "two"))
+    assert one["config"] == two["config"]
+    assert one["test"]["word"]["f1"] == pytest.approx(two["test"]["word"]["f1"], abs=0.05)
 
 
-# what comes out
+# seeds, folds, stages, teachers
 
 
-def test_it_learns_and_says_so(tuned, data, encoder, capsys, tmp_path):
-    record = run(encoder, data, tmp_path / "again")
+def test_seeds_and_folds_have_a_mean_and_an_interval(base, tmp_path, capsys):
+    given = ["relation", "--model", base / "random", *FAST, "--epochs", 1, "--data", base / "gad",
+             "--fold", "all", "--seeds", 3, 4, "--out", tmp_path / "out"]  # fmt: skip
+    evaluation.main(list(map(str, given)))
+    f1 = [
+        [record(tmp_path / "out" / f"fold-{f}" / f"seed-{s}", "relation")["test"]["micro"]["f1"]
+         for f in (1, 2)] for s in (3, 4)
+    ]  # fmt: skip
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
+    values = [sum(row) / 2 for row in f1]
+    assert summary["test"]["micro f1"]["values"] == pytest.approx(values)
+    assert summary["data"] == "gad" and summary["seeds"] == [3, 4]
+    assert "over 2 seeds" in capsys.readouterr().out
+    places = [tmp_path / "out" / "fold-1" / f"seed-{s}" for s in (3, 4)]
+    assert [record(place, "relation")["seed"] for place in places] == [3, 4]
+    assert len({(place / "model.safetensors").read_bytes() for place in places}) == 2
+    # one more seed: the finished ones are not done again
+    given[given.index(4) + 1 : given.index(4) + 1] = [5]
+    evaluation.main(list(map(str, given)))
+    assert capsys.readouterr().out.count("finished earlier") == 4
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text("utf-8"))
+    assert len(summary["test"]["micro f1"]["values"]) == 3
+
+
+def test_a_first_stage_on_other_questions(base, tmp_path, capsys):
+    train, _ = squad(20, 3, first=700)
+    (tmp_path / "other.json").write_text(json.dumps(train), "utf-8")
+    given = [*arguments(base, "qa"), "--epochs", 1, "--out", tmp_path / "out",
+             "--first", tmp_path / "other.json", "--first-epochs", 1]  # fmt: skip
+    evaluation.main(list(map(str, given)))
     shown = capsys.readouterr().out
-    word, piece = record["test"]["word"], record["test"]["piece"]
-    assert word["f1"] > 0.7
-    assert f"{100 * word['f1']:.2f}" in shown and f"{100 * piece['f1']:.2f}" in shown
-    test = ner.read_tsv(data / "test.tsv")
-    assert word["support"] == sum(tag == "B" for s in test for tag in s.tags)
-    assert piece["support"] > word["support"]  # every piece of a B is one more
-    assert record["labels"] == ["O", "B", "I"]
-    assert record["counts"]["test"]["sentences"] == 30 and record["config"]["epochs"] == 3
-    assert record["seconds"] > 0 and record["versions"]["torch"] == torch.__version__
-    assert sorted(p.name for p in tuned.iterdir()) == sorted(
-        p.name for p in (tmp_path / "again").iterdir()
-    )
+    assert "random: its span head is fresh" in shown and "first: its span head is kept" in shown
+    assert record(tmp_path / "out", "qa")["model"] == str(base / "random")
+    first = record(tmp_path / "out" / "first", "qa")
+    assert first["data"] == "other" and first["config"]["epochs"] == 1
 
 
-def test_the_log_has_a_line_an_epoch(tuned):
-    events = [json.loads(x) for x in (tuned / "log.jsonl").read_text("utf-8").splitlines()]
-    assert [e["event"] for e in events] == ["start", "epoch", "epoch", "epoch", "end"]
-    losses = [e["loss"] for e in events[1:4]]
-    assert losses[2] < losses[0] / 2
-    assert events[3]["step"] == 3 * math.ceil(120 / 8)
-    assert 0 <= events[1]["devel_word_f1"] <= events[3]["devel_word_f1"] <= 1
+def test_a_teacher_on_the_same_task(tuned, tmp_path, capsys):
+    student = make_encoder(tmp_path / "student", make_tokenizer(), L=1, C=40, H=5)
+    given = [*arguments(tuned, "relation"), "--model", student, "--teacher",
+             tuned / "tuned-relation", "--method", "tiny", "--epochs", 1,
+             "--out", tmp_path / "out"]  # fmt: skip
+    evaluation.main(list(map(str, given)))
+    shown = capsys.readouterr().out
+    assert "soft " in shown and "layers " in shown and "method           tiny" in shown
+    kept = record(tmp_path / "out", "relation")
+    assert kept["config"]["method"] == "tiny" and kept["teacher"].endswith("tuned-relation")
 
 
-def test_scores_are_those_of_the_directory_that_was_saved(tuned, data):
-    model, tokenizer = minibio.load(tuned, head="token")
-    sentences = ner.read_tsv(data / "test.tsv")
-    windows = ner.make_windows(sentences, tokenizer, model.config.P)
-    recipe = evaluation.Recipe()
-    scores = evaluation.score(model, windows, sentences, recipe, torch.device("cpu"))
-    assert scores == json.loads((tuned / "ner.json").read_text("utf-8"))["test"]
-    assert model.labels == ("O", "B", "I") and tokenizer.cased
+# the directories in other hands
 
 
-def test_transformers_loads_the_directory(tuned, data):
+def test_transformers_reads_the_directories_without_a_word(tuned):
     import transformers
 
-    model, info = transformers.AutoModelForTokenClassification.from_pretrained(
-        tuned, output_loading_info=True
-    )
-    assert not any(info.values()), info
-    assert model.config.id2label == {0: "O", 1: "B", 2: "I"}
-    tokens = transformers.AutoTokenizer.from_pretrained(tuned)
-    text = "The patient had Gout and Colic"
-    ours, tokenizer = minibio.load(tuned, head="token")
-    batch = minibio.Batch.from_sequences([tokenizer.encode(text)])
-    inputs = tokens(text, return_tensors="pt")
-    assert inputs["input_ids"][0].tolist() == batch.tokens.tolist()
-    with torch.no_grad():
-        want, got = model(**inputs).logits[0], ours(batch).logits
-    assert (got - want).abs().max() < 2e-5 * max(1, want.abs().max())
+    names = {"ner": "TokenClassification", "relation": "SequenceClassification",
+             "qa": "QuestionAnswering"}  # fmt: skip
+    for task, name in names.items():
+        cls = getattr(transformers, f"AutoModelFor{name}")
+        model, info = cls.from_pretrained(tuned / f"tuned-{task}", output_loading_info=True)
+        assert not any(info.values()), info
+        labels = record(tuned / f"tuned-{task}", task)["config"]["labels"]
+        if labels:
+            assert model.config.id2label == dict(enumerate(labels))
+        assert not transformers.AutoTokenizer.from_pretrained(tuned / f"tuned-{task}").do_lower_case
 
 
-def test_typed_entities(encoder, tmp_path, capsys):
-    data = write_set(tmp_path / "typed", is_typed=True)
-    record = run(encoder, data, tmp_path / "out")
-    assert record["labels"] == ["O", "B-long", "B-short", "I-long"]
-    assert set(record["test"]["word"]["per_type"]) == {"long", "short"}
-    shown = capsys.readouterr().out
-    assert re.search(r"\|   long +\|", shown) and re.search(r"\|   short +\|", shown)
+def pipeline(task, directory):
+    import transformers
+
+    return transformers.pipeline(task, str(directory), device="cpu")
 
 
-@pytest.mark.parametrize("family", ["distilbert", "mobilebert"])
-def test_other_families(family, tokenizer, data, tmp_path):
-    minibio.save(Model(tiny_config(family, V=tokenizer.V)), tokenizer, tmp_path / family)
-    record = run(tmp_path / family, data, tmp_path / "out", "--epochs", "1")
-    assert 0 <= record["test"]["word"]["f1"] <= 1
+def test_pipelines_find_the_same_names(tuned):
+    texts = ["The patient had Gout and a sign of Colic disorder", "no sign of acute Sepsis then"]
+    pipe = pipeline("token-classification", tuned / "tuned-ner")
+    predictor = Predictor(tuned / "tuned-ner")
+    n = 0
+    for text, ours in zip(texts, predictor([{"text": text} for text in texts]), strict=True):
+        theirs = pipe(text, aggregation_strategy="first")
+        want = [(x["entity_group"], x["start"], x["end"]) for x in theirs]
+        assert [(e["type"], e["start"], e["end"]) for e in ours["entities"]] == want
+        n += len(want)
+    assert n >= 3
 
 
-# how it is learnt
+def test_pipelines_give_the_same_label(tuned):
+    lines = (tuned / "chemprot" / "test.jsonl").read_text("utf-8").splitlines()[:4]
+    texts = [json.loads(line)["text"] for line in lines]
+    pipe = pipeline("text-classification", tuned / "tuned-relation")
+    items = [{"text": t, "example": x, "spans": x.spans} for t, x in map(marked, texts)]
+    for ours, theirs in zip(Predictor(tuned / "tuned-relation")(items), pipe(texts), strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours["probability"] == pytest.approx(theirs["score"], abs=1e-4)
 
 
-def test_one_seed_gives_the_same_bytes_whatever_the_hash_seed(tuned, encoder, data, tmp_path):
-    out = tmp_path / "out"
-    given = ["--model", encoder, "--data", data, "--out", out, *FAST]
-    done = subprocess.run([sys.executable, "eval.py", "ner", *map(str, given)], cwd=ROOT,
-                          env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True,
-                          text=True)  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    names = sorted(path.name for path in tuned.iterdir())
-    assert names == sorted(path.name for path in out.iterdir())
-    for name in set(names) - {"log.jsonl", "ner.json"}:
-        assert (out / name).read_bytes() == (tuned / name).read_bytes(), name
-    got, want = (json.loads((x / "ner.json").read_text("utf-8")) for x in (out, tuned))
-    assert {**got, "seconds": 0} == {**want, "seconds": 0}
+def marked(text):
+    from minibio.tasks import relation
+
+    return text, relation.marked(text)
 
 
-def test_the_recipe_by_hand(tokenizer, data, tmp_path):
-    """AdamW, cosine from the peak to 0 without warm-up, decay on matrices alone, clipped to 1."""
-    config = tiny_config("bert", V=tokenizer.V, dropout=0.0, attention_dropout=0.0)
-    source = Model(config)
-    minibio.save(source, tokenizer, tmp_path / "model")
-    run(tmp_path / "model", data, tmp_path / "out", "--epochs", "2", "--seed", "5", "--lr", "1e-2")
-    torch.manual_seed(5)
-    model = Model(config, "token", ["O", "B", "I"])
-    model.encoder = source.encoder
-    windows = ner.make_windows(ner.read_tsv(data / "train.tsv"), tokenizer, config.P)
-    steps = [
-        [windows[i] for i in part]
-        for epoch in range(2)
-        for part in np.array_split(
-            np.random.Generator(np.random.Philox(key=[5, epoch])).permutation(120), 120 / 8
-        )
+def test_question_answering_with_transformers_gives_the_same_answer(tuned):
+    """By the model alone: transformers 5 has no pipeline for it any more."""
+    import transformers
+
+    paragraphs = json.loads((tuned / "qa" / "test.json").read_text("utf-8"))["data"][0][
+        "paragraphs"
     ]
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() == 1]
-    adam = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01},
-                              {"params": others, "weight_decay": 0.0}])  # fmt: skip
-    norms = []
-    for step, chosen in enumerate(steps):
-        rows = []
-        for window in chosen:  # one after the other: pieces between [CLS] and [SEP]
-            logits = model(minibio.Batch.from_sequences([window.tokens])).logits[1:-1]
-            truth = torch.tensor(["OBI".index(tag) for tag in window.tags])
-            rows.append(-logits.log_softmax(1)[torch.arange(len(truth)), truth])
-        adam.zero_grad()
-        torch.cat(rows).mean().backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
-        for group in adam.param_groups:
-            group["lr"] = 1e-2 * (1 + math.cos(math.pi * step / len(steps))) / 2
-        adam.step()
-    assert max(norms) > 1  # something was clipped
-    got, _ = minibio.load(tmp_path / "out", head="token")
-    for (name, a), b in zip(got.named_parameters(), model.parameters(), strict=True):
-        if not name.endswith("key.bias"):  # its gradient is 0 but for rounding, which Adam blows up
-            assert_near(name, a, b, 1e-3)  # measured 6e-5 after these 30 steps
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tuned / "tuned-qa")
+    tokens = transformers.AutoTokenizer.from_pretrained(tuned / "tuned-qa")
+    predictor = Predictor(tuned / "tuned-qa")
+    for paragraph in paragraphs[:4]:
+        question, context = paragraph["qas"][0]["question"], paragraph["context"]
+        (ours,) = predictor([{"question": question, "snippets": [context]}])
+        best = ours["answers"][0]
+        inputs = tokens(question, context, return_tensors="pt", return_offsets_mapping=True)
+        spans, second = inputs.pop("offset_mapping")[0], inputs.token_type_ids[0] == 1
+        with torch.no_grad():
+            out = model(**inputs)
+        first, last = out.start_logits[0], out.end_logits[0]
+        places = [i for i in torch.nonzero(second)[:-1, 0].tolist()]
+        pairs = [(i, j) for i in places for j in places if i <= j]
+        i, j = max(pairs, key=lambda p: (first[p[0]] + last[p[1]]).item())
+        # an answer of ours ends with a word, so that it may be a few pieces longer
+        assert best["start"] <= spans[i][0] and spans[j][1] <= best["end"]
 
 
-def test_dropout_follows_from_the_seed(encoder, data):
-    recipe, device = evaluation.Recipe(epochs=1), torch.device("cpu")
-    sums = []
-    for n in (0, 1):
-        model, tokenizer = evaluation.start_from(encoder, ("O", "B", "I"), 0)
-        windows = ner.make_windows(ner.read_tsv(data / "devel.tsv"), tokenizer, 40)
-        torch.rand(n)  # whatever else was drawn meanwhile
-        with log.RunLog(os.devnull, Ranks(0, 0, 1, device)) as journal:
-            evaluation.fine_tune(model, windows, recipe, device, journal, dict)
-        sums.append([p.sum().item() for p in model.parameters()])
-    assert sums[0] == sums[1]
+def test_predictions_on_the_command_line(tuned, tmp_path, capsys):
+    (tmp_path / "text").write_text("The patient had Gout\nno sign\n", "utf-8")
+    given = ["predict", str(tuned / "tuned-ner"), str(tmp_path / "text"), "--device", "cpu"]
+    evaluation.main(given)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [x["text"] for x in lines] == ["The patient had Gout", "no sign"]
+    assert lines[0]["entities"] == [{"type": "joint", "start": 16, "end": 20, "text": "Gout"}]
+    evaluation.main([*given, "--out", str(tmp_path / "out.jsonl")])
+    assert [
+        json.loads(x) for x in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()
+    ] == lines
 
 
-def test_another_seed_gives_another_model(tuned, encoder, data, tmp_path):
-    run(encoder, data, tmp_path / "out", "--seed", "1")
-    assert weights(tmp_path / "out") != weights(tuned)
-
-
-def test_nothing_is_chosen_on_devel_or_test(tuned, encoder, data, tmp_path):
-    other = write_set(tmp_path / "other", n=(1, 3, 5), seed=9)
-    (other / "train.tsv").write_bytes((data / "train.tsv").read_bytes())
-    run(encoder, other, tmp_path / "out")
-    assert weights(tmp_path / "out") == weights(tuned)
-    (other / "devel.tsv").unlink()
-    run(encoder, other, tmp_path / "without")
-    assert weights(tmp_path / "without") == weights(tuned)
-
-
-def test_sentences_longer_than_the_windows_are_scored_whole(encoder, data, tmp_path):
-    record = run(encoder, data, tmp_path / "out", "--length", "12")
-    counts = record["counts"]["test"]
-    assert counts["windows"] > counts["sentences"] == 30
-    test = ner.read_tsv(data / "test.tsv")
-    assert record["test"]["word"]["support"] == sum(tag == "B" for s in test for tag in s.tags)
-    assert counts["words"] == sum(len(s.words) for s in test)
-    assert record["test"]["word"]["f1"] > 0.5
-
-
-def test_windows_are_no_longer_than_the_model(encoder, data, tmp_path):
-    record = run(encoder, data, tmp_path / "out", "--epochs", "1", "--length", "512")
-    assert record["config"]["length"] == 40  # its positions
-
-
-def test_half_precision(tuned, encoder, data, tmp_path):
-    record = run(encoder, data, tmp_path / "out", "--precision", "bf16")
-    assert weights(tmp_path / "out") != weights(tuned)
-    assert record["test"]["word"]["f1"] > 0.7
-
-
-def test_tags_that_training_lacks_count_as_missed(encoder, data, tmp_path, capsys):
-    other = write_set(tmp_path / "other")
-    text = "\n\n".join(f"{w}\tB" for w in FILLERS)
-    (other / "train.tsv").write_text(text, "utf-8")  # no O but the implied one, no I
-    record = run(encoder, other, tmp_path / "out", "--epochs", "1")
-    assert record["labels"] == ["O", "B"]
-    assert "test.tsv has tags that train.tsv lacks, which count as missed: ['I']" in (
-        capsys.readouterr().out
-    )
-    assert record["test"]["word"]["f1"] < 1
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["distilbert", "mobilebert"])
+def test_other_families(family, base, tmp_path):
+    for task in ("ner", "relation", "qa"):
+        model = tmp_path / f"{family}-{task}"
+        make_encoder(model, make_tokenizer(), family=family)
+        given = [*arguments(base, task), "--model", model, "--epochs", 1, "--out",
+                 tmp_path / task]  # fmt: skip
+        evaluation.main(list(map(str, given)))
+        assert minibio.load(tmp_path / task, head=record(tmp_path / task, task)["config"]["task"]
+                            .replace("ner", "token").replace("relation", "sequence")
+                            .replace("qa", "span"))  # fmt: skip
 
 
 # what is refused
 
 
-def refused(message, *arguments):
-    with pytest.raises(InputError, match=message) as error:
-        evaluation.main([*map(str, arguments), "--device", "cpu"])
-    assert "\n" not in str(error.value)
+def wrong(arguments):
+    """The command's one line and exit status."""
+    with pytest.raises(SystemExit) as leaving:
+        errors.run(partial(evaluation.main, [str(x) for x in arguments]), "eval.py")
+    return leaving.value.code
 
 
-def test_bad_sets(encoder, data, tmp_path):
-    def broken(name, text, message):
-        directory = tmp_path / str(len(list(tmp_path.iterdir())))
-        directory.mkdir()
-        for file in data.iterdir():
-            (directory / file.name).write_bytes(file.read_bytes())
-        if text is None:
-            (directory / name).unlink()
-        else:
-            (directory / name).write_text(text, "utf-8")
-        refused(message, "ner", "--model", encoder, "--data", directory, "--out", tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-
-    broken("train.tsv", None, r"train\.tsv: No such file")
-    broken("test.tsv", None, r"test\.tsv: No such file")
-    broken("test.tsv", "a\tO\nb\n", r"test\.tsv: line 2 is 'b', expected token TAB tag")
-    broken("devel.tsv", "a\tO\nb\tQ\n", r"devel\.tsv: line 2 has the tag 'Q'")
-    broken("train.tsv", "a\tO\n", r"train\.tsv tags no entity")
-    broken("test.tsv", "a\tB-x\n", r"test\.tsv has the tag 'B-x', train\.tsv 'B'")
-
-
-def test_bad_models(encoder, data, tokenizer, tmp_path):
-    out = tmp_path / "out"
-
-    def model(name, tokenizer, **changes):
-        torch.manual_seed(1)
-        built = Model(tiny_config("bert", **changes))
-        minibio.save(built, tokenizer, tmp_path / name)
-        return tmp_path / name
-
-    def broken(path, message):
-        refused(message, "ner", "--model", path, "--data", data, "--out", out)
-        assert not out.exists()
-
-    broken(tmp_path / "nowhere", "nowhere")
-    broken(model("alone", None, V=tokenizer.V), "alone has no tokenizer; put the vocab.txt")
-    other = Tokenizer.train([" ".join(FILLERS)] * 3, 80)
-    other.save(model("other", None, V=tokenizer.V))
-    broken(tmp_path / "other", "80 .* 90")
-    nan = model("nan", tokenizer, V=tokenizer.V)
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(nan / "model.safetensors")
-    next(iter(tensors.values())).flatten()[0] = float("nan")
-    save_file(tensors, nan / "model.safetensors", metadata={"format": "pt"})
-    broken(nan, "NaN|finite")
+def test_every_wrong_file_is_one_line_and_status_2(base, tuned, tmp_path, capsys):
+    sets = {"ner": "ner", "relation": "chemprot", "qa": "qa"}
+    damage = [
+        ("ner", "train.tsv", b"a\tO\n\nb\tX\n", "train.tsv: line 3"),
+        ("ner", "test.tsv", b"a\tO\nb\n", "test.tsv: line 2"),
+        ("ner", "devel.tsv", b"a\tO\n\xff\tO\n", "devel.tsv: line 2"),
+        ("relation", "train.jsonl", b'{"text": "<< a >> [[ b ]]", "label": "x"}\n{}\n',
+         "train.jsonl: line 2"),
+        ("relation", "test.jsonl", b"no marks\tx\n", "test.jsonl: line 1"),
+        ("qa", "train.json", b'{"data":\n [{"paragraphs": 3}]}', "train.json: line 2"),
+        ("qa", "test.json", b'{"data": [\n', "test.json: line 2"),
+        ("qa", "golden.json", b'{"questions": [{"id": "a",\n "type": "factoid"}]}',
+         "golden.json: line 1"),
+    ]  # fmt: skip
+    for task, name, text, place in damage:
+        path = base / sets[task] / name
+        whole = path.read_bytes()
+        path.write_bytes(text)
+        try:
+            status = wrong([*arguments(base, task), "--out", tmp_path / "out"])
+        finally:
+            path.write_bytes(whole)
+        said = capsys.readouterr().err
+        assert status == 2 and said.count("\n") == 1 and place in said, (status, said)
+        assert said.startswith("eval.py: error: ") and not (tmp_path / "out").exists()
+    (tmp_path / "text").write_bytes(b"a\n\xff\n")
+    assert wrong(["predict", tuned / "tuned-ner", tmp_path / "text", "--device", "cpu"]) == 2
+    assert "text: line 2, byte 1" in capsys.readouterr().err
 
 
-def test_bad_options(encoder, data, tuned, tmp_path):
-    given = ("ner", "--model", encoder, "--data", data)
-    refused("already holds files", *given, "--out", tuned)
+def test_bad_options(base, tuned, tmp_path, capsys):
+    ner, out = arguments(base, "ner"), ["--out", tmp_path / "out"]
+
+    def refused(message, *given):
+        assert wrong(given) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1, said
+
+    refused("name another --out or pass --overwrite", *ner, "--out", base / "random")
+    refused("is of a teacher".replace("is", "are"), *ner, *out, "--alpha", "1,2,3")
+    refused("fine-tuned for ner", *ner, *out, "--teacher", tuned / "tuned-qa")
+    refused("has no folds", *arguments(base, "relation"), *out, "--fold", "all")
+    refused("--device is 'tpu'", *ner, *out, "--device", "tpu")
     (tmp_path / "file").write_text("")
-    refused("cannot write", *given, "--out", tmp_path / "file" / "out")
-    refused("--length is 2, expected at least 3", *given, "--out", tmp_path / "out", "--length", 2)
-    refused("the loss is nan in epoch 1; lower --lr", *given, "--out", tmp_path / "out",
-            "--lr", "1e30", "--epochs", 2)  # fmt: skip
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    for option in (("--seed", "-1"), ("--epochs", "0"), ("--batch", "0"), ("--lr", "fast")):
+    refused("cannot write", *ner, "--out", tmp_path / "file" / "out")
+    refused("were skipped; lower --lr", *ner, "--out", tmp_path / "far", "--lr", "1e30",
+            "--epochs", "3")  # fmt: skip
+    assert not (tmp_path / "out").exists() and not (tmp_path / "far" / "config.json").exists()
+    for option in (("--seed", "-1"), ("--epochs", "0"), ("--batch", "0"), ("--lr", "fast"),
+                   ("--alpha", "1,x"), ("--scheme", "BIO"), ("--early-stopping", "0")):  # fmt: skip
         with pytest.raises(SystemExit) as leaving:
-            evaluation.main([*map(str, given), *option])
+            evaluation.main([*ner, *option])
         assert leaving.value.code == 2
 
 
-def test_without_seqeval_nothing_is_trained(encoder, data, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "seqeval.metrics", None)
-    monkeypatch.setattr(evaluation, "fine_tune", None)
-    given = ("--model", encoder, "--data", data, "--out", tmp_path / "out")
-    refused("needs seqeval: pip install seqeval", "ner", *given)
+def test_the_commands_of_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^python eval\.py ([^`\n#>]*)", text, re.MULTILINE)
+    seen = {evaluation.parser().parse_args(line.split()).command for line in lines}
+    assert seen == {"ner", "relation", "qa", "predict"} and len(lines) >= 9
 
 
-def test_one_line_and_status_2(tmp_path, capsys):
-    arguments = ["ner", "--model", str(tmp_path), "--data", str(tmp_path)]
-    with pytest.raises(SystemExit) as leaving:
-        errors.run(partial(evaluation.main, arguments), "eval.py")
-    assert leaving.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("eval.py: error: ") and said.count("\n") == 1
-
-
-def test_what_is_written_replaces_what_was_there_only_on_request(encoder, data, tmp_path):
-    out = tmp_path / "out"
-    run(encoder, data, out, "--epochs", "1")
-    first = weights(out)
-    (out / "old").write_text("")
-    run(encoder, data, out, "--epochs", "1", "--seed", "2", "--overwrite")
-    assert weights(out) != first and not (out / "old").exists()
-
-
-# side by side
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, tokenizer):
-    """Two runs as train.py leaves them, and the shards they name."""
-    base = tmp_path_factory.mktemp("runs")
-    rng = random.Random(0)
-    text = [" ".join(sentence(rng)[0]) for _ in range(150)]
-    (base / "text.txt").write_text("\n".join(text), "utf-8")
-    shard([base / "text.txt"], tokenizer, base / "shards", length=30, held_out=0.3, progress=False)
-    for seed, name in enumerate(("teacher", "student")):
-        torch.manual_seed(seed)
-        config = tiny_config("bert", V=tokenizer.V, L=2 - seed)
-        minibio.save(Model(config), tokenizer, base / name)
-        record = {"method": ["mlm", "tiny"][seed], "corpus": str(base / "shards"), "length": 24}
-        (base / name / "run.json").write_text(json.dumps(record), "utf-8")
-    return base
-
-
-@pytest.fixture(scope="module")
-def tuned_runs(runs, data):
-    for name in ("teacher", "student"):
-        run(runs / name, data, runs / f"{name}-ner", "--epochs", "1")
-    return runs
-
-
-def compare(base, out, *options):
-    evaluation.main(["compare", str(base / "teacher"), str(base / "student"), "--out", str(out),
-                     "--repeats", "2", "--threads", "1", "--device", "cpu", *options])  # fmt: skip
-    return json.loads((out / "compare.json").read_text("utf-8"))
-
-
-def test_the_table_of_runs(tuned_runs, tmp_path, capsys):
-    base = tuned_runs
-    got = compare(base, tmp_path, "--ner", str(base / "teacher-ner"), str(base / "student-ner"))
-    corpus = Corpus(base / "shards", "held-out", seed=3, length=24)
-    batches = corpus.held_out_batches(7)
-    for name, row in zip(("teacher", "student"), got["rows"], strict=True):
-        model, _ = minibio.load(base / name, head="mlm")
-        assert row["name"] == name and row["parameters"] == model.n_parameters
-        assert row["parameters_encoder"] == sum(p.numel() for p in model.encoder.parameters())
-        total = M = 0
-        for batch in batches:
-            logits = model(batch).logits.double()
-            loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
-            total, M = total + loss.item(), M + batch.M
-        assert row["mlm_loss"] == pytest.approx(total / M, rel=1e-5)
-        scores = json.loads((base / f"{name}-ner" / "ner.json").read_text("utf-8"))["test"]["word"]
-        assert row["ner_f1"] == scores["f1"] and row["ner_precision"] == scores["precision"]
-        assert row["tokens_per_s"] > 0
-    assert got["documents"] == len(corpus.shards)
-    text = (tmp_path / "compare.md").read_text("utf-8")
-    lines = text.splitlines()
-    assert len({len(line) for line in lines[:4]}) == 1 and lines[2].startswith("| teacher")
-    assert text.strip() in capsys.readouterr().out
-
-
-def test_a_table_without_entity_scores(runs, tmp_path):
-    got = compare(runs, tmp_path, "--documents", "5")
-    assert got["documents"] == 5 and "ner_f1" not in got["rows"][0]
-    assert "| -" in (tmp_path / "compare.md").read_text("utf-8").replace("  ", "")
-
-
-def test_tables_that_cannot_be_made(tuned_runs, encoder, tmp_path):
-    base = tuned_runs
-    pair = ("compare", base / "teacher", base / "student", "--out", tmp_path / "out")
-    refused("1 --ner directories for 2 runs", *pair, "--ner", base / "teacher-ner")
-    swapped = (base / "student-ner", base / "teacher-ner")
-    refused("fine-tuned from 'student', expected 'teacher'", *pair, "--ner", *swapped)
-    refused("ner.json", *pair, "--ner", base / "teacher", base / "student")
-    refused("no run names a corpus", "compare", encoder, "--out", tmp_path / "out")
-    refused("shards", *pair, "--corpus", tmp_path)
-    (tmp_path / "file").write_text("")
-    refused("cannot write", *pair[:3], "--out", tmp_path / "file" / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_runs_of_different_vocabularies_are_not_compared(runs, tmp_path):
-    other = Tokenizer.train([" ".join(FILLERS).lower()] * 3, 90, cased=False)
-    minibio.save(Model(tiny_config("bert", V=90)), other, tmp_path / "other")
-    refused("another vocabulary", "compare", runs / "teacher", tmp_path / "other",
-            "--out", tmp_path / "out")  # fmt: skip
+def test_the_default_place(base, monkeypatch, tmp_path):
+    """runs/TASK-DATA-MODEL."""
+    monkeypatch.chdir(tmp_path)
+    evaluation.main([*arguments(base, "ner"), "--epochs", "1"])
+    assert (tmp_path / "runs" / "ner-ner-random" / "ner.json").exists()

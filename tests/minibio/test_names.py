@@ -11,7 +11,7 @@ from helpers import FAMILIES, tiny_config
 from minibio.convert import config_to_hf
 from minibio.errors import InputError
 from minibio.heads import Model
-from minibio.names import FIELDS, HEADS, REQUIRED, TABLES, config_from_hf, their_name
+from minibio.names import FIELDS, HEADS, REQUIRED, TABLES, config_from_hf, head_of, their_name
 
 WHERE = Path("config.json")
 
@@ -154,3 +154,16 @@ def test_old_files_that_do_not_name_their_model():
         raw = raw_of(tiny_config(family))
         del raw["model_type"]
         assert config_from_hf(raw, WHERE).family == family
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_that_a_file_names(family, head):
+    labels = 3 if head in ("token", "sequence") else None
+    with torch.device("meta"):
+        model = Model(tiny_config(family), head, labels)
+    assert head_of(config_to_hf(model, torch.float32)) == head
+
+
+def test_no_head_of_ours():
+    assert head_of({}) is None and head_of({"architectures": ["GPT2ForCausalLM"]}) is None
