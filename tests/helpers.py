@@ -133,3 +133,14 @@ def random_batch(lengths=(7, 1, 13), V=101, n_segments=2, n_predicted=0, seed=0)
         predict = torch.randperm(sum(lengths), generator=rng)[:n_predicted].sort().values
         labels = torch.randint(V, (n_predicted,), generator=rng)
     return Batch.from_sequences(sequences, segments, predict, labels)
+
+
+def damaged(whole: bytes, rng) -> bytes:
+    """A file after up to three mishaps: a stretch lost, doubled, or overwritten by odd bytes."""
+    for _ in range(rng.randint(1, 3)):
+        a = rng.randint(0, len(whole))
+        b = min(len(whole), a + rng.randint(0, 12))
+        odd = rng.choice([b"", whole[a:b] * 2, b"\xff", b"-1", b"null", b"\\ud800",
+                          *(char.encode() for char in "\t\n\r\0\u200b@{]\"")])  # fmt: skip
+        whole = whole[:a] + odd + whole[b:]
+    return whole

@@ -12,8 +12,7 @@ than the model is cut between words into several windows and rejoined; of a word
 model the first pieces are read.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +21,14 @@ import torch.nn as nn
 
 from minibio.batch import Batch
 from minibio.errors import InputError
+from minibio.files import staged_file
+from minibio.tasks import tags as schemes
+from minibio.tasks.lines import read_lines
+from minibio.tasks.pieces import cut
 from minibio.tokenizer import Tokenizer
 
-# IOB2; seqeval reads an I without a B as IOB1 means it, and IOBES's E and S too
-TAG = re.compile(r"O|[BIES](-\S+)?")
+EXPECTED = "lines of token TAB tag"
+CHUNK = 8192  # words given to the tokenizer at a time
 
 
 class Sentence(NamedTuple):
@@ -44,65 +47,99 @@ class Window(NamedTuple):
     tags: list[str]  # (T-2,) the tag of that word
 
 
-def read_tsv(path: str | Path) -> list[Sentence]:
+class Mention(NamedTuple):
+    """A name found in a text: characters start .. end-1 of it."""
+
+    kind: str  # "" where the labels carry no type
+    start: int
+    end: int
+
+
+# reading
+
+
+def read_tsv(path: str | Path, scheme: str | None = None) -> list[Sentence]:
     """Sentences of a file of `token TAB tag` lines, with blank lines between sentences.
 
     Where a line has more columns the first is the token, the last the tag. `-DOCSTART-` lines are
     left out, and any number of blank lines is one; CRLF, a byte-order mark and a missing last
-    newline make no difference.
+    newline make no difference. The tags stay as they are.
 
+    Args:
+        scheme: None = IOB1, IOB2, IOBES or a mixture: an I without a B opens an entity. One of
+            these names = every tag must be as this scheme writes it.
     Raises:
         InputError: the file cannot be read, is not UTF-8, lacks a column, has a tag that is none of
-            O, B, I, E, S, mixes tags with and without a type, or holds no sentence.
+            O, B, I, E, S, mixes tags with and without a type, breaks `scheme`, or holds no
+            sentence.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, expected lines of token TAB tag") from None
-    sentences, words, tags = [], [], []
-    first = None  # the first tag that is not O
-    for number, line in enumerate([*lines, b""], start=1):  # b"" ends the last sentence
-        where = f"{path}: line {number}"
-        try:
-            text = line.decode("utf-8").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}, byte {error.start + 1} is not UTF-8") from None
+    if scheme not in (None, *schemes.SCHEMES):
+        raise InputError(f"scheme is {scheme!r}, expected one of {', '.join(schemes.SCHEMES)}")
+    sentences, current = [], Sentence([], [])
+    like = None  # the first tag that is not O
+    number = 0
+    for number, text in read_lines(path, EXPECTED):
         if text.strip() and text.split("\t")[0].split(" ")[0] != "-DOCSTART-":
-            word, tag = read_line(text, where)
-            first = first or (tag if tag != "O" else None)
-            if tag != "O" and ("-" in tag) != ("-" in first):
+            word, tag = read_line(text, path, number)
+            like = like or (tag if tag != "O" else None)
+            if tag != "O" and ("-" in tag) != ("-" in like):
                 raise InputError(
-                    f"{where} has the tag {tag!r}, expected one like {first!r} above, "
+                    f"{path}: line {number} has the tag {tag!r}, expected one like {like!r} above, "
                     "with a type everywhere or nowhere"
                 )
-            words.append(word)
-            tags.append(tag)
-        elif words:
-            sentences.append(Sentence(words, tags))
-            words, tags = [], []
+            current.words.append(word)
+            current.tags.append(tag)
+        elif current.words:
+            check_scheme(current, scheme, path, number)
+            sentences.append(current)
+            current = Sentence([], [])
+    if current.words:  # no blank line behind the last
+        check_scheme(current, scheme, path, number + 1)
+        sentences.append(current)
     if not sentences:
-        raise InputError(f"{path} holds no sentence, expected lines of token TAB tag")
+        raise InputError(f"{path} holds no sentence, expected {EXPECTED}")
     return sentences
 
 
-def read_line(text: str, where: str) -> tuple[str, str]:
+def read_line(text: str, path, number: int) -> tuple[str, str]:
     """Token and tag of one line."""
     word, *rest = text.split("\t")
     if not word or not rest:
-        raise InputError(f"{where} is {text[:40]!r}, expected token TAB tag")
+        raise InputError(f"{path}: line {number} is {text[:40]!r}, expected token TAB tag")
     tag = rest[-1].strip(" ")
-    if not TAG.fullmatch(tag):
+    if not schemes.TAG.fullmatch(tag):
         raise InputError(
-            f"{where} has the tag {tag[:40]!r}, expected O, B, I, E or S, "
+            f"{path}: line {number} has the tag {tag[:40]!r}, expected O, B, I, E or S, "
             "the last four with a type (B-protein) or without"
         )
     return word, tag
 
 
+def check_scheme(sentence: Sentence, scheme: str | None, path, behind: int) -> None:
+    """Refuse a sentence, which ends before line `behind`, that breaks the scheme."""
+    fault = scheme and schemes.fault(sentence.tags, scheme)
+    if fault:
+        i, right = fault
+        raise InputError(
+            f"{path}: line {behind - len(sentence.tags) + i} has the tag {sentence.tags[i]!r} "
+            f"where {scheme} has {right!r}; mend it, or let the scheme be detected"
+        )
+
+
+def in_scheme(sentences: Iterable[Sentence], scheme: str) -> list[Sentence]:
+    """The same entities with the tags of another scheme: what a model is to learn, or a file."""
+    return [
+        Sentence(s.words, schemes.write(schemes.entities(s.tags), len(s.tags), scheme))
+        for s in sentences
+    ]
+
+
 def label_names(sentences: Sequence[Sentence]) -> tuple[str, ...]:
     """The tags that occur, O first, then in alphabetical order: the same in every run (F50)."""
     return ("O", *sorted({tag for s in sentences for tag in s.tags} - {"O"}))
+
+
+# words to pieces
 
 
 def make_windows(sentences: Sequence[Sentence], tokenizer: Tokenizer, length: int) -> list[Window]:
@@ -112,12 +149,12 @@ def make_windows(sentences: Sequence[Sentence], tokenizer: Tokenizer, length: in
         length: tokens of the longest window, [CLS] and [SEP] included; 3 or more.
     """
     room = length - 2
-    pieces = iter(tokenizer.encode_words([word for s in sentences for word in s.words]))
+    pieces = encode_distinct((word for s in sentences for word in s.words), tokenizer)
     windows = []
     for i, sentence in enumerate(sentences):
         parts = [([], [])]  # pieces, and the word of each
-        for w in range(len(sentence.words)):
-            ids = (next(pieces) or [tokenizer.unk_id])[:room]
+        for w, word in enumerate(sentence.words):
+            ids = pieces[word][:room]
             if len(parts[-1][0]) + len(ids) > room:
                 parts.append(([], []))
             parts[-1][0].extend(ids)
@@ -128,12 +165,24 @@ def make_windows(sentences: Sequence[Sentence], tokenizer: Tokenizer, length: in
     return windows
 
 
+def encode_distinct(words: Iterable[str], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The pieces of every word, each word cut once; [UNK] for one that leaves no piece."""
+    distinct = list(dict.fromkeys(words))
+    pieces = {}
+    for first in range(0, len(distinct), CHUNK):
+        chunk = distinct[first : first + CHUNK]
+        for word, ids in zip(chunk, tokenizer.encode_words(chunk), strict=True):
+            pieces[word] = ids or [tokenizer.unk_id]
+    return pieces
+
+
 def collate(windows: Sequence[Window], labels: Sequence[str] | None = None) -> Batch:
     """Windows as one row; `predict` names the places of the M pieces, all but [CLS] and [SEP].
 
     Args:
-        labels: names of the K classes, to fill `Batch.labels` with the pieces' tags; None = leave
-            it empty, as for text whose tags nobody knows.
+        labels: names of the K classes, to fill `Batch.labels` with the pieces' tags, -100 (left
+            out of the loss) for a tag that is none of them; None = leave it empty, as for text
+            whose tags nobody knows.
     """
     places, start = [], 0
     for window in windows:
@@ -142,8 +191,11 @@ def collate(windows: Sequence[Window], labels: Sequence[str] | None = None) -> B
     ids = None
     if labels is not None:
         index = {name: k for k, name in enumerate(labels)}
-        ids = [index[tag] for window in windows for tag in window.tags]
+        ids = [index.get(tag, -100) for window in windows for tag in window.tags]
     return Batch.from_sequences([w.tokens for w in windows], predict=places, labels=ids)
+
+
+# pieces to words
 
 
 @torch.no_grad()
@@ -192,3 +244,56 @@ def rejoin(
             if word == len(words[-1]):  # its first piece
                 words[-1].append(tag)
     return words, pieces
+
+
+# out
+
+
+def write_conll(
+    path: str | Path, sentences: Sequence[Sentence], predicted: Sequence[Sequence[str]]
+) -> None:
+    """A file for conlleval: `word gold predicted` lines, a blank line behind each sentence.
+
+    conlleval splits at spaces and takes the word -X- for a boundary, so that white space within a
+    word becomes an underscore, and -X- becomes -X_.
+
+    Args:
+        predicted: the tags of the words, as `rejoin` returns them.
+    """
+    with staged_file(path) as staged, open(staged, "w", encoding="utf-8", newline="\n") as file:
+        for sentence, found in zip(sentences, predicted, strict=True):
+            for word, gold, tag in zip(sentence.words, sentence.tags, found, strict=True):
+                word = "".join("_" if char.isspace() else char for char in word)
+                file.write(f"{'-X_' if word == '-X-' else word} {gold} {tag}\n")
+            file.write("\n")
+
+
+# text that nobody has tagged
+
+
+def sentence_of(text: str, tokenizer: Tokenizer) -> tuple[Sentence, list[tuple[int, int]]]:
+    """A text as a sentence for `make_windows`, and the characters (start, end) of each word.
+
+    Words are the tokenizer's: runs of letters and digits, and single marks, as the published files
+    have them. A text of white space alone has none, and its window no piece.
+    """
+    spans = cut(text, tokenizer).word_spans
+    return Sentence([text[a:b] for a, b in spans], ["O"] * len(spans)), spans
+
+
+def mentions(tags: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[Mention]:
+    """The names in a text from the tags of its words.
+
+    Names of one type that touch, with no character between, are one: sets like JNLPBA take "IL-2"
+    for a word, and all three pieces of it learn B (F46).
+
+    Args:
+        tags, spans: of the words, one to one.
+    """
+    found = []
+    for kind, first, last in schemes.entities(tags):
+        start, end = spans[first][0], spans[last][1]
+        if found and (found[-1].kind, found[-1].end) == (kind, start):
+            start = found.pop().start
+        found.append(Mention(kind, start, end))
+    return found

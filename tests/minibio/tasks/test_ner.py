@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from helpers import real_data
+from helpers import damaged, real_data
 from minibio.errors import InputError
 from minibio.metrics import entity_scores
-from minibio.tasks import ner
-from minibio.tasks.ner import Sentence
+from minibio.tasks import ner, tags
+from minibio.tasks.ner import Mention, Sentence
 from minibio.tokenizer import Tokenizer
 
 PLAIN = "The\tO\nBRCA1\tB\ngene\tO\n\nIt\tO\n"
@@ -90,10 +92,70 @@ def test_defects_are_named_with_their_line(tsv, content, message):
     assert "\n" not in str(error.value)
 
 
+IOB1 = "In\tO\nBRCA1\tI\ngene\tI\nTP53\tB\n\nIt\tI\n"
+IOBES = "In\tO\nBRCA1\tB\ngene\tE\nTP53\tS\n\nIt\tS\n"
+IOB2 = IOB1.replace("BRCA1\tI", "BRCA1\tB").replace("It\tI", "It\tB")
+
+
+@pytest.mark.parametrize(("scheme", "content"), [("IOB1", IOB1), ("IOB2", IOB2), ("IOBES", IOBES)])
+def test_each_scheme_is_read(tsv, scheme, content):
+    for text in (content, content.replace("\tB", "\tB-x").replace("\tI", "\tI-x")
+                 .replace("\tE", "\tE-x").replace("\tS", "\tS-x")):  # fmt: skip
+        sentences = ner.read_tsv(tsv(text))
+        assert tags.detect(s.tags for s in sentences) == (scheme, 0)
+        assert ner.read_tsv(tsv(text), scheme) == sentences
+        gold = [s.tags for s in ner.read_tsv(tsv(text))]
+        for other in tags.SCHEMES:
+            rewritten = ner.in_scheme(sentences, other)
+            assert tags.detect(s.tags for s in rewritten) == (other, 0)
+            assert [s.words for s in rewritten] == [s.words for s in sentences]
+            score = entity_scores(gold, [s.tags for s in rewritten])
+            assert (score["f1"], score["support"]) == (1.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "scheme", "message"),
+    [
+        (IOB1, "IOB2", r"train\.tsv: line 2 has the tag 'I' where IOB2 has 'B'"),
+        (IOB2, "IOB1", r"train\.tsv: line 2 has the tag 'B' where IOB1 has 'I'"),
+        (IOBES.replace("E", "I"), "IOBES", r"train\.tsv: line 3 has the tag 'I' where .* 'E'"),
+        ("\n\r\n" + IOB2 + "is\tO\r\n\nso\tI", "IOB2", r"line 11 has the tag 'I' .* has 'B'"),
+        (IOB2, "BILOU", r"scheme is 'BILOU', expected one of IOB2, IOB1, IOBES"),
+    ],
+)
+def test_a_scheme_that_is_given_must_be_kept(tsv, content, scheme, message):
+    with pytest.raises(InputError, match=message) as error:
+        ner.read_tsv(tsv(content), scheme)
+    assert "\n" not in str(error.value)
+
+
+def test_an_i_without_a_b_opens_an_entity(tsv):
+    sentences = ner.read_tsv(tsv("The\tO\nBRCA1\tI\ngene\tI\n\nIt\tB\nis\tI\n"))
+    assert sentences[0].tags == ["O", "I", "I"]  # as the file has them
+    assert ner.in_scheme(sentences, "IOB2")[0].tags == ["O", "B", "I"]
+    assert entity_scores([s.tags for s in sentences], [["O", "B", "I"], ["B", "I"]])["f1"] == 1.0
+
+
 def test_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "train.tsv"):
         with pytest.raises(InputError, match=str(path)):
             ner.read_tsv(path)
+
+
+def test_whatever_befalls_a_file(tsv):
+    """It is read, or refused with one line that names it; nothing else."""
+    rng, refused = random.Random(0), 0
+    for content in (IOB1, IOB2, IOBES, PLAIN.replace("\tB", "\tB-x"), "-DOCSTART-\tO\n\n" + PLAIN):
+        for _ in range(120):
+            path = tsv(damaged(content.encode(), rng))
+            try:
+                sentences = ner.read_tsv(path, rng.choice([None, "IOB2"]))
+            except InputError as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)
+                refused += 1
+            else:
+                assert all(s.words and len(s.words) == len(s.tags) for s in sentences)
+    assert 100 < refused < 550
 
 
 # as counted in the README of the real sets: sentences, entities
@@ -163,6 +225,24 @@ def test_words_that_leave_no_piece_shift_nothing(tokenizer, word):
     ] * 2
 
 
+WORD = st.sampled_from(["The", "BRCA1", "\u200b", "", "a,b,c,d,e,f,g,h", "\x07", "é", "β-catenin"])
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(st.lists(WORD, min_size=1, max_size=12), min_size=1, max_size=5),
+       st.integers(3, 24), st.randoms(use_true_random=False))  # fmt: skip
+def test_what_is_split_is_rejoined(tokenizer, texts, length, rng):
+    sentences = [Sentence(words, rng.choices(["O", "B", "I"], k=len(words))) for words in texts]
+    check(ner.make_windows(sentences, tokenizer, length), sentences, tokenizer, length)
+
+
+def test_words_are_cut_in_chunks(tokenizer, monkeypatch):
+    sentences = [Sentence(["The", "BRCA1", "gene", "The", "p53", "\u200b"], ["O"] * 6)] * 3
+    want = ner.make_windows(sentences, tokenizer, 20)
+    monkeypatch.setattr(ner, "CHUNK", 2)
+    assert ner.make_windows(sentences, tokenizer, 20) == want
+
+
 @pytest.mark.parametrize("length", [3, 4, 5, 8, 20, 512])
 def test_long_sentences_lose_no_word(tokenizer, length):
     rng = random.Random(length)
@@ -206,6 +286,13 @@ def test_the_row_and_its_targets(tokenizer):
     assert ner.collate(windows).labels is None
 
 
+def test_a_tag_unseen_in_training_is_left_out_of_the_loss(tokenizer):
+    windows = ner.make_windows([Sentence(["It", "is"], ["B", "S"])], tokenizer, 512)
+    labels = ner.collate(windows, ("O", "B")).labels.tolist()
+    assert labels == [1 if tag == "B" else -100 for tag in windows[0].tags]
+    assert torch.nn.CrossEntropyLoss().ignore_index == -100
+
+
 # reading out
 
 
@@ -236,3 +323,125 @@ def test_predictions_come_back_in_order(tokenizer, B):
     ids = {w: tokenizer.encode_words([w])[0] or [tokenizer.unk_id] for w in vocabulary}
     assert words == [[labels[ids[w][0] % 3] for w in s.words] for s in sentences]
     assert pieces == [[labels[i % 3] for w in s.words for i in ids[w]] for s in sentences]
+
+
+# the file for conlleval
+
+
+def conlleval(text):
+    """conlleval.pl's chunk counting on its own file, line by line: precision, recall, F in %."""
+    right = guessed = gold = 0
+    in_right = False
+    last = {"g": ("O", ""), "p": ("O", "")}
+
+    def ends(a, b):
+        return (a[0] in "ES" or (a[0] in "BI" and b[0] in "BSO")
+                or (a[0] != "O" and a[1] != b[1]))  # fmt: skip
+
+    def starts(a, b):
+        return (b[0] in "BS" or (a[0] in "ESO" and b[0] in "EI")
+                or (b[0] != "O" and a[1] != b[1]))  # fmt: skip
+
+    for line in text.split("\n"):
+        features = line.split()
+        if not features or features[0] == "-X-":
+            features = ["", "O", "O"]
+        g, p = (tuple((tag.split("-", 1) + [""])[:2]) for tag in features[-2:])
+        if in_right:
+            ended = ends(last["g"], g), ends(last["p"], p)
+            if all(ended) and last["g"][1] == last["p"][1]:
+                in_right, right = False, right + 1
+            elif ended[0] != ended[1] or g[1] != p[1]:
+                in_right = False
+        begun = starts(last["g"], g), starts(last["p"], p)
+        if all(begun) and g[1] == p[1]:
+            in_right = True
+        gold, guessed = gold + begun[0], guessed + begun[1]
+        last = {"g": g, "p": p}
+    right += in_right
+    precision = 100 * right / guessed if guessed else 0.0
+    recall = 100 * right / gold if gold else 0.0
+    return precision, recall, 2 * precision * recall / (precision + recall) if right else 0.0
+
+
+FORMS = {
+    "untyped": ["O", "B", "I"],
+    "typed": "O B-a I-a B-b I-b B-c-d I-c-d".split(),
+    "iobes": "O B-a I-a E-a S-a B-b I-b E-b S-b".split(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_conlleval_reads_our_file_as_we_score(tmp_path, form):
+    rng, names, path = random.Random(form), FORMS[form], tmp_path / "out" / "test.conll"
+    words = ["The", "-X-", " ", "a b", "\u00a0", "\u2028", "x\x0cy", "#", '"']
+    for _ in range(400):
+        sentences, found = [], []
+        for _ in range(rng.randint(1, 4)):
+            gold = rng.choices(names, k=rng.randint(1, 9))
+            sentences.append(Sentence(rng.choices(words, k=len(gold)), gold))
+            found.append([tag if rng.random() < 0.6 else rng.choice(names) for tag in gold])
+        ner.write_conll(path, sentences, found)
+        text = path.read_text("utf-8")
+        assert {len(line.split()) for line in text.split("\n")} == {0, 3}
+        scores = entity_scores([s.tags for s in sentences], found)
+        want = [100 * scores[name] for name in ("precision", "recall", "f1")]
+        assert conlleval(text) == pytest.approx(want, abs=1e-9)
+
+
+def test_the_bytes_of_that_file(tmp_path):
+    ner.write_conll(tmp_path / "x", TWO, [["O", "B", "I"], ["O"]])
+    want = "The O O\nBRCA1 B B\ngene O I\n\nIt O O\n\n"
+    assert (tmp_path / "x").read_bytes() == want.encode()
+    with pytest.raises(ValueError, match="zip"):
+        ner.write_conll(tmp_path / "x", TWO, [["O", "B", "I"]])
+    assert (tmp_path / "x").read_bytes() == want.encode()  # the old file is whole
+
+
+# text that nobody has tagged
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("The BRCA1 gene.", [("BRCA1", "")]),
+        ("\u200bThe  BR\u200bCA1\u200b gene, p53", [("BR\u200bCA1", ""), ("p53", "")]),
+        ("The gene", []),
+        ("  ", []),
+        ("", []),
+    ],
+)
+def test_names_in_a_text(tokenizer, text, want):
+    sentence, spans = ner.sentence_of(text, tokenizer)
+    windows = ner.make_windows([sentence], tokenizer, 6)
+    starts = {tokenizer.encode_words([word])[0][0] for word in ("BRCA1", "p53")}
+    classes = torch.tensor([i in starts for i in range(tokenizer.V)]).long()
+    found = ner.predict(Parrot(classes, 2), windows, ("O", "B"), 2, "cpu", torch.no_grad)
+    (names,), _ = ner.rejoin(windows, found)
+    got = ner.mentions(names, spans)
+    assert [(text[m.start : m.end], m.kind) for m in got] == want
+
+
+def test_names_that_touch_are_one():
+    spans = [(0, 2), (2, 3), (3, 4), (5, 9), (10, 12), (12, 14), (14, 16)]  # IL-2 gene x y z
+    names = ["B-dna", "B-dna", "B-dna", "I-dna", "B-a", "B-b", "O"]
+    want = [Mention("dna", 0, 9), Mention("a", 10, 12), Mention("b", 12, 14)]
+    assert ner.mentions(names, spans) == want
+    assert ner.mentions(["B", "B"], [(0, 2), (3, 5)]) == [Mention("", 0, 2), Mention("", 3, 5)]
+    assert ner.mentions(["S", "O", "S"], spans[:3]) == [Mention("", 0, 2), Mention("", 3, 4)]
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.text(st.sampled_from("aB1- ,.\u200b\u0301é\n"), max_size=40), st.integers(3, 9),
+       st.randoms(use_true_random=False))  # fmt: skip
+def test_every_word_of_a_text_can_be_found(tokenizer, text, length, rng):
+    sentence, spans = ner.sentence_of(text, tokenizer)
+    sentence = sentence._replace(tags=rng.choices(["O", "B", "I"], k=len(spans)))
+    windows = ner.make_windows([sentence], tokenizer, length)
+    (words,), _ = ner.rejoin(windows, [w.tags for w in windows])
+    assert words == sentence.tags
+    found = ner.mentions(words, spans)
+    inside = [any(m.start <= a and b <= m.end for m in found) for a, b in spans]
+    assert inside == [tag != "O" for tag in words]
+    for m in found:
+        assert not text[m.start].isspace() and not text[m.end - 1].isspace()

@@ -1,0 +1,391 @@
+"""Questions (section 5.3): the passage of a text that answers, and BioASQ's way of asking.
+
+A BioASQ question comes with several snippets; each is a passage of a SQuAD-form file whose id is
+<question>_<snippet>. A passage becomes windows,
+
+    [CLS] which gene ... ? [SEP] part of the context [SEP]
+    0     0                0     1                   1        segments
+
+one window a passage where it fits, else several that begin `stride` pieces apart. The model gives
+every piece a logit for being the answer's first and one for its last. `decode` scores every span of
+words of a passage, over all its windows at once; `rank` pools the snippets of a question. The
+official scorer sees at most the first string of each list it is given; `submission` writes so.
+
+Paper/code: the released script hands in the best answer of each snippet in the snippets' order
+(F58); `rank(..., order="released")` does that. BERT's and BioBERT's stride is a step, as here; that
+of the released code, 128 pieces shared by neighbours, is a step of `length - 128` or less.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+from minibio.batch import Batch
+from minibio.errors import InputError
+from minibio.tasks.lines import Node
+from minibio.tasks.pieces import cut
+from minibio.tokenizer import Tokenizer
+
+MAX_QUESTION = 64  # pieces, as in BERT's run_squad.py; the rest of a longer one is not read
+SNIPPET = re.compile(r"(.+)_\d+")  # id of a BioASQ passage
+
+
+class Passage(NamedTuple):
+    """A question and a text that may answer it."""
+
+    id: str
+    question: str
+    context: str
+    answers: list[tuple[int, int]]  # characters (start, end) in the context; [] if nobody knows
+
+    @property
+    def group(self) -> str:
+        """The id of the question, which its snippets have in common."""
+        match = SNIPPET.fullmatch(self.id)
+        return match[1] if match else self.id
+
+
+class Window(NamedTuple):
+    """A passage as the model reads it, or a part of one too long for it."""
+
+    passage: int  # which one
+    tokens: list[int]  # (T,) [CLS] question [SEP] context [SEP]
+    first: int  # place of the first context piece; what is before is of segment 0
+    words: list[int]  # (T - first - 1,) the word of the context that each context piece belongs to
+    word_spans: list[tuple[int, int]]  # of all words of the context, in characters; shared
+    answers: list[tuple[int, int]]  # places of first and last token of each answer inside
+
+
+class Span(NamedTuple):
+    """Words first..last of a context, both included."""
+
+    first: int
+    last: int
+    score: float  # sum of two logits
+    probability: float  # among the best of its passage
+
+
+class Answer(NamedTuple):
+    """A candidate answer, with where it was found."""
+
+    text: str
+    probability: float
+    passage: str  # id of the passage it was likeliest in
+    start: int  # characters of that context
+    end: int
+
+
+# reading
+
+
+def read_squad(path: str | Path) -> list[Passage]:
+    """The passages of a file in SQuAD's form (1.1 or 2.0), answers in it or not.
+
+    Raises:
+        InputError: the file is no JSON, lacks a part, an answer does not stand where the file says
+            (letter case aside), or there is no question. File and line are named.
+    """
+    passages = []
+    for article in Node.read(path).children("data"):
+        for paragraph in article.children("paragraphs"):
+            context = paragraph.get("context", str)
+            for qa in paragraph.children("qas"):
+                answers = [read_answer(node, context) for node in qa.children("answers", [])]
+                passages.append(
+                    Passage(qa.get("id", str), qa.get("question", str), context,
+                            sorted(set(answers)))
+                )  # fmt: skip
+    if not passages:
+        raise InputError(f"{path} holds no question, expected SQuAD's form: data, paragraphs, qas")
+    return passages
+
+
+def read_answer(node: Node, context: str) -> tuple[int, int]:
+    """Characters (start, end) of one answer."""
+    text, start = node.get("text", str), node.get("answer_start", int)
+    end = start + len(text)
+    if not text.strip() or start < 0 or context[start:end].lower() != text.lower():
+        raise node.error(
+            f"the answer is {text[:40]!r}, but {context[max(0, start) : end][:40]!r} stands at "
+            f"character {start} of the context; mend answer_start or remove the answer"
+        )
+    return start, end
+
+
+def passages_of(question: str, contexts: Iterable[str], id: str = "question") -> list[Passage]:
+    """A question and its snippets, as somebody asks it who has no file."""
+    return [Passage(f"{id}_{i:03d}", question, text, []) for i, text in enumerate(contexts)]
+
+
+def read_golden(path: str | Path) -> dict[str, list[str]]:
+    """Question -> every golden string, synonyms included, for the factoid questions of a file.
+
+    Raises:
+        InputError: the file is no JSON, lacks a part, or has no factoid question.
+    """
+    golden = {
+        node.get("id", str): [text for texts in read_exact(node) for text in texts]
+        for node in Node.read(path).children("questions")
+        if node.value.get("type") == "factoid"
+    }
+    if not golden:
+        raise InputError(f"{path} holds no factoid question, expected BioASQ's form: questions")
+    return golden
+
+
+def read_submission(path: str | Path) -> dict[str, list[str]]:
+    """Question -> answers, the best first: the first string of each list, as BioASQ's scorer reads.
+
+    Raises:
+        InputError: the file is no JSON or lacks a part.
+    """
+    return {
+        node.get("id", str): [texts[0] if texts else "" for texts in read_exact(node)]
+        for node in Node.read(path).children("questions")
+        if node.value.get("type", "factoid") == "factoid"
+    }
+
+
+def read_exact(node: Node) -> list[list[str]]:
+    """exact_answer: a list of lists of synonyms; in old files a list of strings, or one string."""
+    value = node.value.get("exact_answer")
+    value = [value] if isinstance(value, str) else value
+    if isinstance(value, list):
+        value = [[x] if isinstance(x, str) else x for x in value]
+        if all(isinstance(x, list) and all(isinstance(y, str) for y in x) for x in value):
+            return value
+    raise node.error("'exact_answer' is missing or wrong, expected lists of strings")
+
+
+# what train and test share
+
+
+def normalised(question: str) -> str:
+    """A question's letters and digits: case, accents' encoding, spaces and marks do not count."""
+    text = unicodedata.normalize("NFKC", question).casefold()
+    return " ".join("".join(c if c.isalnum() else " " for c in text).split())
+
+
+def without_overlap(
+    train: Sequence[Passage], test: Sequence[Passage]
+) -> tuple[list[Passage], int, int]:
+    """The passages of train whose question is not in test, by id or by normalised text.
+
+    Returns:
+        the passages that stay, how many questions went, how many passages went.
+    """
+    ids, texts = {p.group for p in test}, {normalised(p.question) for p in test}
+    kept, gone = [], []
+    for p in train:
+        (gone if p.group in ids or normalised(p.question) in texts else kept).append(p)
+    return kept, len({p.group for p in gone}), len(gone)
+
+
+# to pieces
+
+
+def make_windows(
+    passages: Sequence[Passage], tokenizer: Tokenizer, length: int = 384, stride: int = 128
+) -> list[Window]:
+    """Passages as token ids, in order; every piece of a context is in some window.
+
+    Args:
+        length: tokens of the longest window; 5 or more. Of a question the first 64 pieces are read,
+            and at most half of what [CLS] and both [SEP] leave.
+        stride: context pieces from the beginning of one window to that of the next.
+    Raises:
+        ValueError: a number is too small.
+    """
+    if length < 5 or stride < 1:
+        raise ValueError(
+            f"make_windows: length {length} and stride {stride}, expected at least 5 and 1"
+        )
+    windows = []
+    for i, passage in enumerate(passages):
+        question = cut(passage.question, tokenizer).ids[: min(MAX_QUESTION, (length - 3) // 2)]
+        head = [tokenizer.cls_id, *question, tokenizer.sep_id]
+        pieces = cut(passage.context, tokenizer)
+        inside = [pieces.inside(*answer) for answer in passage.answers]
+        room = length - len(head) - 1
+        for a, b in cuts(len(pieces.ids), room, min(stride, room)):
+            move = len(head) - a
+            answers = [
+                (x.start + move, x.stop - 1 + move)
+                for x in inside if x and a <= x.start and x.stop <= b
+            ]  # fmt: skip
+            tokens = [*head, *pieces.ids[a:b], tokenizer.sep_id]
+            windows.append(
+                Window(i, tokens, len(head), pieces.words[a:b], pieces.word_spans, answers)
+            )
+    return windows
+
+
+def cuts(n: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """(first, one behind the last) of each window over n pieces; none over no pieces."""
+    n_steps = max(0, -(-(n - room) // stride))  # until the end is reached
+    starts = [i * stride for i in range(n_steps + 1)] if n else []
+    return [(a, min(n, a + room)) for a in starts]
+
+
+def training_pairs(windows: Sequence[Window]) -> list[tuple[Window, tuple[int, int]]]:
+    """Each window with each of its answers; with (0, 0), [CLS], where it has none (F61)."""
+    return [(window, answer) for window in windows for answer in window.answers or [(0, 0)]]
+
+
+def collate(windows: Sequence[Window], answers: Sequence[tuple[int, int]] | None = None) -> Batch:
+    """Windows as one row.
+
+    Args:
+        answers: places (first, last) in each window, to fill `Batch.labels` (B, 2) with them; None
+            = leave it empty.
+    """
+    segments = [[0] * w.first + [1] * (len(w.tokens) - w.first) for w in windows]
+    return Batch.from_sequences([w.tokens for w in windows], segments, labels=answers)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, windows: Sequence[Window], B: int, device, autocast
+) -> list[np.ndarray]:
+    """(P, 2) float32 a window: the logits of its P context pieces, for first and for last.
+
+    Args:
+        B:        windows a batch.
+        autocast: makes the context the model runs in.
+    """
+    model.eval()
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i].tokens))
+    found = [None] * len(windows)
+    for begin in range(0, len(order), B):
+        chosen = order[begin : begin + B]
+        batch = collate([windows[i] for i in chosen]).to(device)
+        with autocast():
+            logits = model(batch).logits  # (N, 2)
+        for i, rows in zip(chosen, logits.float().cpu().split(batch.lengths), strict=True):
+            found[i] = rows[windows[i].first : -1].numpy()
+    return found
+
+
+# pieces to answers
+
+
+def decode(
+    windows: Sequence[Window], logits: Sequence[np.ndarray], n: int = 20, longest: int = 30
+) -> list[Span]:
+    """The n best spans of words of one passage, the best first.
+
+    A word's logits are the highest of its pieces', so that an answer never ends within a word. The
+    score of a span is its first word's first logit plus its last word's last, the highest over the
+    windows that hold both. Among equal scores the earlier and shorter span is the better.
+
+    Args:
+        windows: all of one passage.
+        logits:  (P, 2) for each.
+        longest: words of an answer. A word is a run of letters and digits, or a single mark.
+    Returns:
+        at most n spans; probabilities are the softmax over these, as in BERT's run_squad.py.
+    """
+    W = len(windows[0].word_spans)
+    longest = min(longest, W)
+    scores = np.full((W, longest), -np.inf)  # [a, j]: words a .. a + j
+    for window, rows in zip(windows, logits, strict=True):
+        words = np.asarray(window.words)
+        begins = np.flatnonzero(np.diff(words, prepend=-1))  # (w,) first piece of each word
+        first, last = np.maximum.reduceat(rows.astype(np.float64), begins).T  # (w,) each
+        behind = np.concatenate([last, np.full(longest - 1, -np.inf)])
+        ends = np.lib.stride_tricks.sliding_window_view(behind, longest)  # (w, longest)
+        held = scores[words[0] : words[0] + len(first)]
+        np.maximum(held, first[:, None] + ends, out=held)
+    flat = scores.ravel()
+    n = min(n, int(np.isfinite(flat).sum()))
+    if not n:
+        return []
+    limit = np.partition(flat, -n)[-n]  # the n-th best
+    places = np.flatnonzero(flat >= limit)
+    places = places[np.argsort(-flat[places], kind="stable")][:n]
+    best = flat[places]
+    weights = np.exp(best - best[0])
+    return [
+        Span(int(i // longest), int(i // longest + i % longest), float(score), float(p))
+        for i, score, p in zip(places, best, weights / weights.sum(), strict=True)
+    ]
+
+
+def rank(
+    passages: Sequence[Passage],
+    windows: Sequence[Window],
+    logits: Sequence[np.ndarray],
+    order: str = "pooled",
+    n: int = 5,
+    n_best: int = 20,
+    longest: int = 30,
+) -> dict[str, list[Answer]]:
+    """Question -> answers, the best first; [] for a question whose snippets hold no word.
+
+    Args:
+        windows: of all passages, in order, with their logits.
+        order: "pooled" = the answers of all snippets together, each with the mean over the snippets
+            of its probability; the n best. "released" = the best answer of each snippet, in the
+            snippets' order, as many as there are snippets (F58).
+        n_best, longest: of each passage, as in `decode`.
+    """
+    if order not in ("pooled", "released"):
+        raise ValueError(f"rank: order is {order!r}, expected 'pooled' or 'released'")
+    found: dict[str, list[list[Answer]]] = {p.group: [] for p in passages}
+    pairs = zip(windows, logits, strict=True)
+    for i, group in groupby(pairs, key=lambda pair: pair[0].passage):
+        mine, rows = zip(*group, strict=True)
+        spans = decode(mine, rows, n_best, longest)
+        answers = [answer_of(passages[i], mine[0].word_spans, span) for span in spans]
+        found[passages[i].group].append(answers)
+    if order == "released":
+        return {question: [best[0] for best in lists if best] for question, lists in found.items()}
+    return {question: pool(lists)[:n] for question, lists in found.items()}
+
+
+def answer_of(passage: Passage, word_spans: list[tuple[int, int]], span: Span) -> Answer:
+    """The text of a span, as the context has it."""
+    start, end = word_spans[span.first][0], word_spans[span.last][1]
+    return Answer(passage.context[start:end], span.probability, passage.id, start, end)
+
+
+def pool(lists: Sequence[Sequence[Answer]]) -> list[Answer]:
+    """The answers of several snippets as one list, the likeliest first.
+
+    Answers that differ in letter case or spacing alone are one, written as where it was likeliest.
+    """
+    best, total = {}, {}
+    for answer in (answer for answers in lists for answer in answers):
+        key = " ".join(answer.text.lower().split())
+        total[key] = total.get(key, 0.0) + answer.probability / len(lists)
+        if key not in best or answer.probability > best[key].probability:
+            best[key] = answer
+    order = sorted(total, key=total.get, reverse=True)  # stable: the first found leads
+    return [best[key]._replace(probability=total[key]) for key in order]
+
+
+# out
+
+
+def submission(passages: Sequence[Passage], answers: dict[str, list[Answer]]) -> dict:
+    """BioASQ's form (phase B, exact answers): one list of one string for each answer."""
+    bodies = {p.group: p.question for p in reversed(passages)}
+    return {
+        "questions": [
+            {"id": question, "type": "factoid", "body": bodies[question],
+             "exact_answer": [[answer.text] for answer in ranked], "ideal_answer": ""}
+            for question, ranked in answers.items()
+        ]
+    }  # fmt: skip
+
+
+def n_best(answers: dict[str, list[Answer]]) -> dict:
+    """Question -> its answers with probability, passage and characters: where each comes from."""
+    return {question: [a._asdict() for a in ranked] for question, ranked in answers.items()}

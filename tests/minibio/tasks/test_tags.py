@@ -1,0 +1,140 @@
+"""Every scheme reads back what it wrote; seqeval agrees on tags that keep no scheme at all."""
+
+import random
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minibio.tasks import tags
+from minibio.tasks.tags import Entity
+
+WORDS = 6  # Down syndrome and breast cancer carcinoma
+DISEASES = [Entity("D", 0, 1), Entity("D", 3, 4), Entity("D", 5, 5)]
+WRITTEN = {
+    "IOB2": ["B-D", "I-D", "O", "B-D", "I-D", "B-D"],
+    "IOB1": ["I-D", "I-D", "O", "I-D", "I-D", "B-D"],
+    "IOBES": ["B-D", "E-D", "O", "B-D", "E-D", "S-D"],
+}
+
+
+def untyped(names):
+    return [tag.removesuffix("-D") for tag in names]
+
+
+@pytest.mark.parametrize("scheme", tags.SCHEMES)
+def test_one_sentence_in_each_scheme(scheme):
+    assert tags.write(DISEASES, WORDS, scheme) == WRITTEN[scheme]
+    assert tags.entities(WRITTEN[scheme]) == DISEASES
+    assert tags.strict_entities(WRITTEN[scheme], scheme) == DISEASES
+    nameless = [entity._replace(kind="") for entity in DISEASES]
+    assert tags.write(nameless, WORDS, scheme) == untyped(WRITTEN[scheme])
+    assert tags.entities(untyped(WRITTEN[scheme])) == nameless
+
+
+@st.composite
+def marked_sentences(draw):
+    """Entities in order, none within another, and the length of their sentence."""
+    found, n = [], 0
+    for _ in range(draw(st.integers(0, 6))):
+        first = n + draw(st.integers(0, 2))
+        n = first + draw(st.integers(1, 3))
+        found.append(Entity(draw(st.sampled_from(["", "a", "b", "b-c"])), first, n - 1))
+    return found, n + draw(st.integers(0, 2))
+
+
+@settings(derandomize=True, deadline=None)
+@given(marked_sentences(), st.sampled_from(tags.SCHEMES))
+def test_what_is_written_is_read_back(marked, scheme):
+    found, n = marked
+    written = tags.write(found, n, scheme)
+    assert len(written) == n
+    assert tags.entities(written) == found
+    assert tags.strict_entities(written, scheme) == found
+    assert tags.fault(written, scheme) is None
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.sampled_from("O B-a I-a E-a S-a B-b I-b E-b S-b".split()), max_size=9),
+       st.sampled_from(tags.SCHEMES))  # fmt: skip
+def test_another_scheme_keeps_the_entities(names, scheme):
+    written = tags.write(tags.entities(names), len(names), scheme)
+    assert tags.entities(written) == tags.entities(names)
+    assert (tags.fault(names, scheme) is None) == (written == names)
+
+
+ODD = {
+    "I without B": (["O", "I-a", "I-a"], [Entity("a", 1, 2)]),
+    "I of another type": (["B-a", "I-b"], [Entity("a", 0, 0), Entity("b", 1, 1)]),
+    "E alone": (["E-a", "E-a"], [Entity("a", 0, 0), Entity("a", 1, 1)]),
+    "I after S": (["S-a", "I-a"], [Entity("a", 0, 0), Entity("a", 1, 1)]),
+    "B unclosed": (["B-a", "O"], [Entity("a", 0, 0)]),
+    "at the end": (["O", "B-a"], [Entity("a", 1, 1)]),
+    "types with hyphens": (["B-a-b", "I-a-b", "I-a"], [Entity("a-b", 0, 1), Entity("a", 2, 2)]),
+    "nothing": ([], []),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_tags_that_break_the_rules(name):
+    names, want = ODD[name]
+    assert tags.entities(names) == want
+
+
+@pytest.mark.parametrize(
+    ("names", "scheme", "want"),
+    [
+        (["O", "I-a"], "IOB2", (1, "B-a")),
+        (["O", "B-a"], "IOB1", (1, "I-a")),
+        (["I", "I", "B", "I"], "IOB1", None),
+        (["B-a", "O"], "IOBES", (0, "S-a")),
+        (["B-a", "I-a", "O"], "IOBES", (1, "E-a")),
+        (["O", "S-a"], "IOB2", (1, "B-a")),
+    ],
+)
+def test_the_first_tag_that_breaks_a_scheme(names, scheme, want):
+    assert tags.fault(names, scheme) == want
+
+
+@pytest.mark.parametrize("scheme", tags.SCHEMES)
+def test_schemes_are_told_apart(scheme):
+    assert tags.detect([WRITTEN[scheme]]) == (scheme, 0)
+    assert tags.detect([["O"], untyped(WRITTEN[scheme]), ["O", "O"]]) == (scheme, 0)
+    wrong = {"IOB2": ["O", "I-D"], "IOB1": ["O", "B-D"], "IOBES": ["O", "I-D"]}[scheme]
+    assert tags.detect([WRITTEN[scheme]] * 3 + [wrong]) == (scheme, 1)
+
+
+def test_nothing_tagged_is_iob2():
+    assert tags.detect([["O", "O"]]) == tags.detect([]) == ("IOB2", 0)
+
+
+def random_tags(rng, letters, n):
+    kinds = ["a", "b", "b-c"]
+    names = ["O"] + [f"{letter}-{kind}" for letter in letters for kind in kinds]
+    return [rng.choices(names, k=rng.randint(1, 10)) for _ in range(n)]
+
+
+def test_equal_to_seqeval_on_tags_of_any_kind():
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for names in random_tags(random.Random(0), "BIES", 4000):
+            assert tags.entities(names) == [Entity(*entity) for entity in get_entities(names)]
+
+
+@pytest.mark.parametrize("scheme", tags.SCHEMES)
+def test_equal_to_seqeval_where_one_scheme_is_asked_for(scheme):
+    from seqeval import scheme as oracle
+
+    letters = tags.LETTERS[scheme].replace("O", "")
+    for names in random_tags(random.Random(1), letters, 4000):
+        found = oracle.Tokens(names, getattr(oracle, scheme)).entities
+        want = [Entity(entity.tag, entity.start, entity.end - 1) for entity in found]
+        assert tags.strict_entities(names, scheme) == want, names
+
+
+def test_strict_reading_refuses_other_letters():
+    with pytest.raises(ValueError, match="tag is 'E-a', expected one of IOB2"):
+        tags.strict_entities(["B-a", "E-a"], "IOB2")
