@@ -48,7 +48,7 @@ attention = torch.library.custom_op("minibio::attention", compute, mutates_args=
 
 
 def pick(*inputs: Tensor):
-    """The operator, or where nobody would see it, the function within: a call is some microseconds cheaper.
+    """The operator or, where nobody would see it, the function within: a call costs less.
 
     Args:
         inputs: what may require a gradient.

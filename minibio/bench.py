@@ -4,12 +4,12 @@
     python -m minibio.bench step       one training step: forward, backward, clip, AdamW
 
 Weights and tokens are random, shapes are real: lengths as PubMed citations have them, a third bare
-titles, the rest abstracts up to the limit. transformers pads them to a rectangle and uses PyTorch's
-scaled_dot_product_attention; we work on the row of real tokens, with the same weights, and both
-results are compared first. A batch of one is one text of just `--length` tokens. Times are medians with their 20th
-and 80th percentile, the two sides taking turns; the memory of a call is what it needs at its peak
-above the weights. kernels/timing.py says how both are measured. Every row is printed and appended
-to the CSV as soon as it is known.
+titles, the rest abstracts up to the limit; a batch of one is one text of just `--length` tokens.
+transformers pads to a rectangle and uses PyTorch's scaled_dot_product_attention; we work on the row
+of real tokens, with the same weights, and both results are compared before they are timed. Times
+are medians with their 20th and 80th percentile, the two sides taking turns; the memory of a call is
+what it needs at its peak above the weights. kernels/timing.py says how both are measured. Every row
+is printed and appended to the CSV as soon as it is known.
 """
 
 import argparse
