@@ -29,6 +29,7 @@ from minibio.errors import InputError
 from minibio.heads import Model
 from minibio.measure import autocast, held_out
 from minibio.metrics import entity_scores, seqeval
+from minibio.speed import add_arguments as add_speed
 from minibio.tasks import ner
 
 
@@ -390,6 +391,9 @@ def parser() -> argparse.ArgumentParser:
     )
     g.add_argument("--out", type=Path, default=Path("runs/compare"),
                    help="directory for compare.json and compare.md")  # fmt: skip
+    g = commands.add_parser("speed", help="Figure 2: latency, throughput, memory, size on disk")
+    add_speed(g)
+
     for g in commands.choices.values():
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
         g.add_argument("--threads", type=positive, help="of the CPU (default: torch's own choice)")

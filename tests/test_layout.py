@@ -41,7 +41,9 @@ LEVELS = (
     ("minibio.convert",),
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu", "minibio.report"),
-    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students"),
+    ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students",
+     "minibio.charts"),
+    ("minibio.speed", "minibio.tables"),
     ("train", "eval"),
 )  # fmt: skip
 
