@@ -30,6 +30,7 @@ from minibio.heads import Model
 from minibio.measure import autocast, held_out
 from minibio.metrics import entity_scores, seqeval
 from minibio.speed import add_arguments as add_speed
+from minibio.tables import add_arguments as add_table
 from minibio.tasks import ner
 
 
@@ -393,6 +394,9 @@ def parser() -> argparse.ArgumentParser:
                    help="directory for compare.json and compare.md")  # fmt: skip
     g = commands.add_parser("speed", help="Figure 2: latency, throughput, memory, size on disk")
     add_speed(g)
+
+    g = commands.add_parser("table", help="Tables 1 to 6, from runs of ner, relation and qa")
+    add_table(g)
 
     for g in commands.choices.values():
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")

@@ -42,7 +42,7 @@ LEVELS = (
     ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
      "minibio.gpu", "minibio.report"),
     ("minibio.estimate", "minibio.bench", "minibio.engine", "minibio.students",
-     "minibio.charts"),
+     "minibio.charts", "minibio.records"),
     ("minibio.speed", "minibio.tables"),
     ("train", "eval"),
 )  # fmt: skip
