@@ -5,6 +5,7 @@ A run that is killed, or a disk that fills up, leaves the old file or none, neve
 place that cannot be written, a directory already in use, a damaged JSON file, is one `InputError`.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -40,6 +41,47 @@ def check_writable(path) -> Path:
     return path
 
 
+def check_dir(path, overwrite: bool = False) -> Path:
+    """Refuse a directory that `staged_dir` would refuse, before the work of filling it.
+
+    Returns:
+        `path` with its links followed: what is replaced, while the links keep pointing there.
+    Raises:
+        InputError: as `staged_dir`.
+    """
+    path = Path(os.path.realpath(path))
+    if os.path.lexists(path) and not path.is_dir():
+        raise InputError(f"{path} is a file, expected a directory to write; choose another path")
+    is_used = path.is_dir() and any(path.iterdir())
+    if is_used and not overwrite:
+        raise InputError(f"{path} already holds files; remove it or choose another path")
+    if is_used and Path.cwd().is_relative_to(path):
+        raise InputError(f"{path} contains the working directory and is not replaced")
+    check_writable(path)
+    check_writable(path.parent)
+    return path
+
+
+def remove_leftovers(path) -> None:
+    """Remove what a process that was killed left beside `path`: never that of a living one."""
+    path = Path(os.path.realpath(path))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdecimal() and not is_alive(int(number)):
+            _remove(left)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no number a process can have
+        pass
+    return True
+
+
 def _beside(path: Path, what: str) -> Path:
     """A hidden name in the same directory, so that a rename moves no data."""
     return path.parent / f".{path.name}.{what}-{os.getpid()}"
@@ -66,16 +108,8 @@ def staged_dir(path, overwrite: bool = False):
         InputError: `path` is a file, holds files and `overwrite` is False, contains the working
             directory, or cannot be written. All before the block runs.
     """
-    path = Path(os.path.realpath(path))  # a link keeps pointing at what is replaced
-    if os.path.lexists(path) and not path.is_dir():
-        raise InputError(f"{path} is a file, expected a directory to write; choose another path")
+    path = check_dir(path, overwrite)
     is_used = path.is_dir() and any(path.iterdir())
-    if is_used and not overwrite:
-        raise InputError(f"{path} already holds files; remove it or choose another path")
-    if is_used and Path.cwd().is_relative_to(path):
-        raise InputError(f"{path} contains the working directory and is not replaced")
-    check_writable(path)
-    check_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged, old = _beside(path, "new"), _beside(path, "old")
     _remove(staged)

@@ -51,14 +51,16 @@ class Prefetch:
         return self
 
     def __iter__(self) -> Iterator:
-        """The results. What `make` raised is raised here, in the place of its result."""
-        while True:
+        """The results, once. What `make` raised is raised here, in the place of its result."""
+        assert self.thread.ident is not None, "outside of the with block there is no thread"
+        while not self.is_closed.is_set():
             result, error = self.ready.get()
+            if result is END:
+                self.is_closed.set()  # nothing more will come, whoever asks
             if error is not None:
                 raise error
-            if result is END:
-                return
-            yield result
+            if result is not END:
+                yield result
 
     def __exit__(self, *error) -> None:
         self.is_closed.set()

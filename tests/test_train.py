@@ -130,12 +130,11 @@ def test_bf16_follows_fp32(corpus, teacher, tmp_path):
 
 
 def test_two_processes_agree_with_one(corpus, teacher, tmp_path):
-    one = run(corpus, tmp_path / "one", "--teacher", teacher)
+    one = run(corpus, tmp_path / "one", "--teacher", teacher, "--device", "cpu")
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr",
-        "127.0.0.1", "--master-port", "29517", "train.py", "--method", "tiny", "--model",
-        "sample-tiny", "--corpus", corpus, "--teacher", teacher, "--out", tmp_path / "two",
-        *SMALL, *SHORT,
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "train.py", "--method", "tiny", "--model", "sample-tiny", "--corpus", corpus,
+        "--teacher", teacher, "--out", tmp_path / "two", *SMALL, *SHORT, "--device", "cpu",
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, env=env, capture_output=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+from helpers import DEVICE
 from minibio import dist, engine, log
 from minibio.batch import Batch
 from minibio.checkpoint import Checkpoints, newest
@@ -18,7 +19,7 @@ from minibio.engine import Plan, fit
 from minibio.errors import InputError
 from minibio.optim import lr_at, make_optimizer
 
-ALONE = dist.Ranks(0, 0, 1, torch.device("cpu"))
+ALONE = dist.Ranks(0, 0, 1, torch.device(DEVICE))
 PLAN = Plan(steps=12, lr=1e-2, warmup=3, weight_decay=0.1, clip=0.05, log_every=3, seed=1)
 
 
@@ -64,7 +65,7 @@ class Objective(nn.Module):
 
 
 def train(tmp_path, objective=None, plan=PLAN, feed=None, checkpoints=None, resume=None, **more):
-    objective = objective or Objective()
+    objective = (objective or Objective()).to(DEVICE)
     with log.RunLog(tmp_path / "log.jsonl", ALONE, goes_on=resume is not None) as journal:
         progress = fit(objective, feed or Line(), plan, ALONE, journal, checkpoints=checkpoints,
                        resume=resume, **more)  # fmt: skip
@@ -83,11 +84,11 @@ def figures(lines):
 
 def by_hand(plan=PLAN, bad=()):
     """The same run, written out."""
-    objective, feed, lines, sums = Objective(bad=bad), Line(), [], {}
+    objective, feed, lines, sums = Objective(bad=bad).to(DEVICE), Line(), [], {}
     optimizer = make_optimizer(objective, 0.0, plan.weight_decay)
     tokens = skipped = 0
     for step in range(plan.steps):
-        (batch,) = feed.make(range(2 * step, 2 * step + 2))
+        batch = feed.make(range(2 * step, 2 * step + 2))[0].to(DEVICE)
         objective.at(step)
         lr = lr_at(step, peak=plan.lr, warmup=plan.warmup, total=plan.steps)
         optimizer.zero_grad()
@@ -168,7 +169,7 @@ def test_one_infinite_gradient_is_enough(tmp_path):
     end = Root()
     with pytest.raises(InputError, match="grad_norm nan"):
         train(tmp_path, end)
-    assert all(map(torch.equal, Root().parameters(), end.parameters()))
+    assert all(map(torch.equal, Root().parameters(), end.cpu().parameters()))
 
 
 def test_measures_at_both_ends_and_at_intervals(tmp_path):

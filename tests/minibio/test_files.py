@@ -2,12 +2,22 @@
 
 import errno
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
 from minibio.errors import InputError
-from minibio.files import check_writable, read_json, staged_dir, staged_file, write_json
+from minibio.files import (
+    check_dir,
+    check_writable,
+    read_json,
+    remove_leftovers,
+    staged_dir,
+    staged_file,
+    write_json,
+)
 
 
 def tree(path):
@@ -154,3 +164,31 @@ def test_a_file_system_that_takes_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match="Read-only file system; choose another path"):
         check_writable(tmp_path / "out")
+
+
+# what a killed run leaves
+
+
+def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f".out.new-{dead.pid}", f".out.new-{os.getpid()}", ".out.new-x", f".o.new-{dead.pid}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "out").mkdir()
+    remove_leftovers(tmp_path / "out")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([*names[1:], "out"])
+
+
+def test_check_dir_refuses_what_staged_dir_would(tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "used")
+    with pytest.raises(InputError, match="already holds files"):
+        check_dir(tmp_path / "used")
+    assert check_dir(tmp_path / "link", overwrite=True) == (tmp_path / "used").resolve()
+    with pytest.raises(InputError, match="is a file"):
+        check_dir(tmp_path / "used" / "file")
+    assert check_dir(tmp_path / "new") == (tmp_path / "new").resolve()
+    assert not (tmp_path / "new").exists()

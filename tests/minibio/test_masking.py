@@ -38,6 +38,23 @@ def test_shares_over_100_000_tokens():
     assert got[is_random].min() < 20 and got[is_random].max() >= V - 20
 
 
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    size=st.integers(20, 60_000),
+    probability=st.sampled_from([0.15, 0.4, 0.9]),
+)
+def test_shares_whatever_seed_vocabulary_and_chance(seed, size, probability):
+    n = 20_000
+    ids = rng(seed, 1).integers(5, size, n)
+    input_ids, predict, labels = Masking(size, MASK, SPECIAL, probability)(ids, rng(seed))
+    M, got = len(predict), input_ids[predict]
+    assert_share("predicted", M, n, probability)
+    assert_share("[MASK]", (got == MASK).sum(), M, 0.8 + 0.1 / size)
+    assert_share("unchanged", (got == labels).sum(), M, 0.1 + 0.1 / size)
+    assert_share("random", ((got != MASK) & (got != labels)).sum(), M, 0.1 * (1 - 2 / size))
+
+
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(
     ids=st.lists(st.integers(0, V - 1), max_size=60),

@@ -1,10 +1,13 @@
 """Ahead of time, in order, never too far; errors arrive, and nothing is left running."""
 
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
+from helpers import ROOT
 from minibio.prefetch import Prefetch
 
 
@@ -22,6 +25,41 @@ def test_results_are_those_of_the_tasks_in_order(depth):
 def test_none_is_a_result():
     with Prefetch(lambda i: None, range(3)) as results:
         assert list(results) == [None] * 3
+
+
+def test_asking_again_when_all_is_over_gives_nothing_and_does_not_wait():
+    with Prefetch(lambda i: 1 // (2 - i), range(9)) as results:
+        with pytest.raises(ZeroDivisionError):
+            list(results)
+        assert list(results) == []
+    with Prefetch(lambda i: i, range(3)) as results:
+        assert list(results) == [0, 1, 2] and list(results) == []
+    assert list(results) == []
+
+
+def test_the_thread_lives_in_the_block_alone():
+    with pytest.raises(AssertionError, match="no thread"):
+        list(Prefetch(str, range(3)))
+
+
+INTERRUPTED = """
+import os, signal, threading
+from minibio.prefetch import Prefetch
+try:
+    with Prefetch(lambda i: i if i < 3 else threading.Event().wait(0.2), range(10**9)) as results:
+        for result in results:
+            if result == 2:
+                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+except KeyboardInterrupt:
+    print([t.name for t in threading.enumerate() if t.name == "prefetch"])
+"""
+
+
+def test_an_interrupt_while_it_waits_ends_the_thread():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 def wait_until(condition):
