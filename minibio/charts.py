@@ -13,6 +13,12 @@ from minibio.plot import COLOURS, new_figure, save_figure
 Bars = Mapping[str, Sequence[float | None]]  # name of a series -> one value a group; None: no bar
 
 
+DIAMOND = {
+    "marker": "D", "linestyle": "", "color": "white", "markeredgecolor": "black", "markersize": 4,
+    "zorder": 3, "label": "the paper",
+}  # fmt: skip
+
+
 class Panel(NamedTuple):
     """Groups of bars side by side, a colour for each series."""
 
@@ -39,8 +45,7 @@ def draw(ax, panel: Panel) -> None:
                 ax.errorbar(places[j], values[j], [[down], [up]], color="black", linewidth=0.8,
                             capsize=2)  # fmt: skip
             if marks.get(name) and marks[name][j] is not None:
-                ax.plot(places[j], marks[name][j], "D", color="white", markeredgecolor="black",
-                        markersize=4, zorder=3)  # fmt: skip
+                ax.plot(places[j], marks[name][j], **DIAMOND)
     ax.set_title(panel.title, fontsize=10)
     ax.set_xticks(range(len(groups)), groups, rotation=20, ha="right", fontsize=8)
     ax.grid(axis="y", alpha=0.25, linewidth=0.6)

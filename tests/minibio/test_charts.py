@@ -28,6 +28,7 @@ def test_whiskers_and_marks_stand_at_their_bars():
     (segment,) = ax.collections[0].get_segments()
     assert segment.tolist() == [[1, 4], [1, 7]]  # one down, two up
     marks = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "D"]
+    assert ax.get_legend_handles_labels()[1].count("the paper") == 1
     assert marks == [[[0, 3]]]
 
 
