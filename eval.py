@@ -27,6 +27,8 @@ from minibio.errors import InputError
 from minibio.experiments import ner_task, qa_task, relation_task
 from minibio.finetune import RECIPES, MakeTask, Recipe, Way, fine_tune
 from minibio.predict import Predictor, predict
+from minibio.speed import add_arguments as add_speed
+from minibio.tables import add_arguments as add_table
 from minibio.task_objective import ALPHA
 from minibio.tasks import relation
 from minibio.tasks.tags import SCHEMES
@@ -220,6 +222,12 @@ def parser() -> argparse.ArgumentParser:
                    help="timed passes of each model, in turns")  # fmt: skip
     g.add_argument("--out", type=Path, default=Path("runs/compare"),
                    help="directory for compare.json and compare.md")  # fmt: skip
+
+    g = commands.add_parser("speed", help="Figure 2: latency, throughput, memory, size on disk")
+    add_speed(g)
+
+    g = commands.add_parser("table", help="Tables 1 to 6, from runs of ner, relation and qa")
+    add_table(g)
 
     for g in commands.choices.values():
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")

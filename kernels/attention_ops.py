@@ -29,8 +29,7 @@ def call(q, k, v, q_t, k_t, *rest) -> Call:
     return Call(*(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors), *rest)
 
 
-@torch.library.custom_op("minibio::attention", mutates_args=())
-def attention(
+def compute(
     q: Tensor, k: Tensor, v: Tensor, q_t: Tensor | None, k_t: Tensor | None, lse_t: Tensor | None,
     keep: Tensor | None, seed: Tensor | None, cu_seqlens: Tensor, max_len: int, divergence: str,
     dropout: float, scale: float, scale_t: float, impl: str,
@@ -39,8 +38,23 @@ def attention(
     x = call(
         q, k, v, q_t, k_t, keep, seed, cu_seqlens, max_len, divergence, dropout, scale, scale_t
     )
+    if not torch.is_autocast_enabled(q.device.type):  # entering the context takes a while itself
+        return tuple(implementation(impl).forward(x, lse_t))
     with torch.autocast(q.device.type, enabled=False):
         return tuple(implementation(impl).forward(x, lse_t))
+
+
+attention = torch.library.custom_op("minibio::attention", compute, mutates_args=())
+
+
+def pick(*inputs: Tensor):
+    """The operator or, where nobody would see it, the function within: a call costs less.
+
+    Args:
+        inputs: what may require a gradient.
+    """
+    is_seen = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return attention if is_seen or torch.compiler.is_compiling() else compute
 
 
 @attention.register_fake

@@ -147,7 +147,7 @@ def attention(
                 q, k, v, cu_seqlens, scale=scale, dropout=dropout, keep=keep
             )
         return out, lse.detach()
-    out, _, lse, _, _ = attention_ops.attention(
+    out, _, lse, _, _ = attention_ops.pick(q, k, v)(
         q, k, v, None, None, None, keep, seed, cu_seqlens, max_len, "none", dropout, scale, 1.0,
         impl,
     )  # fmt: skip
@@ -213,7 +213,7 @@ def attention_kl(
                 scale_t=scale_t, dropout=dropout, keep=keep,
             )  # fmt: skip
         return out, rows, lse.detach()
-    out, rows, lse, _, _ = attention_ops.attention(
+    out, rows, lse, _, _ = attention_ops.pick(q_s, k_s, v_s)(
         q_s, k_s, v_s, q_t, k_t, lse_t, keep, seed, cu_seqlens, max_len, divergence, dropout,
         scale_s, scale_t, impl,
     )  # fmt: skip

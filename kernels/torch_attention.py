@@ -13,7 +13,7 @@ kernels/README.md.
 """
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def parts_of(x: Call) -> list[tuple[slice, int, slice]]:
 
 def lengths_of(x: Call) -> list[int]:
     """Tokens of each sequence, on the host."""
-    return x.cu_seqlens.diff().tolist()
+    return [end - first for first, end in pairwise(x.cu_seqlens.tolist())]
 
 
 def needs_a_t(x: Call, lse_t: Tensor | None = None) -> bool:
@@ -122,10 +122,9 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 def forward(x: Call, lse_t: Tensor | None) -> Forward:
     """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = worked out on the way."""
-    y = Forward.blank(x, lse_t)
     if is_plain(x):
-        plain_forward(x, y)
-        return y
+        return plain_forward(x)
+    y = Forward.blank(x, lse_t)
     parts = parts_of(x)
     buffers = Buffers(x, parts, 4 if needs_a_t(x, lse_t) else 2)
     for tokens, T, heads in parts:
@@ -260,13 +259,24 @@ def views(x: Tensor, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
     return (y.unflatten(0, part).transpose(1, 2) for y, part in zip(pieces, parts, strict=True))
 
 
-def plain_forward(x: Call, y: Forward) -> None:
-    """`forward` by the kernel behind `scaled_dot_product_attention`, which also gives lse."""
+def plain_forward(x: Call) -> Forward:
+    """`forward` by the kernel behind `scaled_dot_product_attention`, which also gives lse.
+
+    The kernel's results lie in memory as the row does: of a single run nothing is copied.
+    """
     parts = runs(lengths_of(x))
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if len(parts) == 1:
+        q, k, v = (next(views(p, parts)) for p in (x.q, x.k, x.v))
+        out, lse = (y.transpose(1, 2).flatten(0, 1) for y in flash(q, k, v, scale=x.scale))
+        row_loss, lse_t, stat = (torch.empty(0, dtype=lse.dtype) for _ in range(3))
+        return Forward(out, row_loss, lse, lse_t, stat)
+    y = Forward.blank(x, None)
     for q, k, v, out, lse in zip(*(views(p, parts) for p in (x.q, x.k, x.v, y.out, y.lse))):  # noqa: B905
-        o, l = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=x.scale)
+        o, l = flash(q, k, v, scale=x.scale)
         out.copy_(o)
         lse.copy_(l)
+    return y
 
 
 def plain_backward(x: Call, out: Tensor, lse: Tensor, dout: Tensor, grads) -> None:

@@ -4,11 +4,12 @@
     python -m minibio.bench step       one training step, the authors' way and ours (bench_step.py)
 
 Weights and tokens are random, shapes are real: lengths as PubMed citations have them, a third bare
-titles, the rest abstracts up to the limit. transformers pads them to a rectangle and uses PyTorch's
-scaled_dot_product_attention; we work on the row of real tokens. Times are medians with their 20th
-and 80th percentile, the two sides taking turns; the memory of a call is what it needs at its peak
-above the weights. kernels/timing.py says how both are measured. Every row is printed and appended
-to the CSV as soon as it is known.
+titles, the rest abstracts up to the limit; a batch of one is one text of just `--length` tokens.
+transformers pads to a rectangle and uses PyTorch's scaled_dot_product_attention; we work on the row
+of real tokens, with the same weights, and both results are compared before they are timed. Times
+are medians with their 20th and 80th percentile, the two sides taking turns; the memory of a call is
+what it needs at its peak above the weights. kernels/timing.py says how both are measured. Every row
+is printed and appended to the CSV as soon as it is known.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from minibio.distil import OBJECTIVES, TEACHER_PRECISIONS
 from minibio.errors import InputError
 from minibio.files import check_writable
 from minibio.heads import Model
+from minibio.names import PREFIX, their_name
 
 # What is measured where nothing else is asked for.
 DEFAULTS = {
@@ -80,7 +82,7 @@ def add_row(table: Table, what: dict, batch: Batch, call, times: np.ndarray, bas
 
 
 def padded_call(ours: Model, batch: Batch, device: torch.device, dtype: torch.dtype):
-    """The same encoder in transformers on the padded rectangle, as a call; None without it."""
+    """The same encoder in transformers, on the padded rectangle, as a call; None without it."""
     if ours.config.family == "ib-bert" or version("transformers") == "none":
         return None
     from transformers import AutoConfig, AutoModel, logging
@@ -90,11 +92,25 @@ def padded_call(ours: Model, batch: Batch, device: torch.device, dtype: torch.dt
     theirs = AutoModel.from_config(
         AutoConfig.for_model(fields.pop("model_type"), **fields), attn_implementation="sdpa"
     )
+    prefix = PREFIX[ours.config.family] + "."
+    weights = {
+        their_name(name, ours.config, "encoder").removeprefix(prefix): x
+        for name, x in ours.state_dict().items()
+    }
+    lacks = theirs.load_state_dict(weights, strict=False)  # a pooler of theirs stays as it is
+    assert not lacks.unexpected_keys and all("pooler" in name for name in lacks.missing_keys)
     inputs = {
         "input_ids": batch.pad(batch.tokens),  # (B, T)
         "attention_mask": batch.pad(torch.ones_like(batch.tokens)),  # (B, T)
     }
     return partial(theirs.to(device, dtype).eval(), **inputs)
+
+
+def difference(ours, theirs) -> float:
+    """The largest |a - b| / max(1, |b|) of two calls' hidden states, over all real tokens."""
+    is_token = theirs.keywords["attention_mask"].bool()  # (B, T)
+    a, b = ours().last.double(), theirs().last_hidden_state[is_token].double()  # (N, C)
+    return float(((a - b).abs() / b.abs().clamp(min=1)).max())
 
 
 @torch.inference_mode()
@@ -103,9 +119,10 @@ def encoder(args, device: torch.device) -> None:
     with open_table(args.out, device) as table:
         for name in args.models:
             config = MODELS[name]
-            batch = random_batch(
-                ragged_lengths(args.batch, args.length, args.seed), config.V, args.seed, device
-            )
+            lengths = ragged_lengths(args.batch, args.length, args.seed)
+            if args.batch == 1:
+                lengths = [args.length]
+            batch = random_batch(lengths, config.V, args.seed, device)
             for precision in args.precision:
                 dtype = torch.bfloat16 if precision == "bf16" else torch.float32
                 torch.manual_seed(args.seed)
@@ -115,6 +132,7 @@ def encoder(args, device: torch.device) -> None:
                 times, *baseline = milliseconds(calls, device, args.repeats)
                 what = {"model": name, "precision": precision}
                 if theirs is not None:
+                    print(f"{name} {precision}: results differ by {difference(ours, theirs):.1e}")
                     add_row(table, {**what, "by": "transformers"}, batch, theirs, *baseline)
                 add_row(table, {**what, "by": "minibio"}, batch, ours, times, *baseline)
     print(

@@ -88,6 +88,28 @@ def draw_held_out(ax, curve: Curve, colour: str, label: str) -> None:
     )  # fmt: skip
 
 
+def new_figure(out: Path, width: float, height: float):
+    """An empty matplotlib figure for the file `out`, in inches; without pyplot: no display, no
+    global state.
+
+    Raises:
+        InputError: matplotlib is not installed, or `out` is another kind of picture.
+    """
+    if out.suffix.lstrip(".").lower() not in FORMATS:
+        raise InputError(f"{out}: expected a name that ends in .{', .'.join(FORMATS)}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("drawing needs matplotlib: pip install minibio[plot]") from None
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def save_figure(figure, out: Path) -> None:
+    """Write it; a file that was there is replaced in one move."""
+    with staged_file(out) as staged:
+        figure.savefig(staged, format=out.suffix.lstrip(".").lower())
+
+
 def loss_curves(runs: dict[str, str | Path], out: str | Path) -> None:
     """Draw the runs' training loss and held-out masked-LM loss side by side.
 
@@ -98,16 +120,10 @@ def loss_curves(runs: dict[str, str | Path], out: str | Path) -> None:
         InputError: matplotlib is not installed, a log cannot be read, another kind of picture.
     """
     out = Path(out)
-    kind = out.suffix.lstrip(".").lower()
-    if kind not in FORMATS:
-        raise InputError(f"{out}: expected a name that ends in .{', .'.join(FORMATS)}")
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no display, no global state
-        from matplotlib.ticker import LogLocator, NullFormatter
-    except ImportError:
-        raise InputError("drawing needs matplotlib: pip install minibio[plot]") from None
+    figure = new_figure(out, 10, 4)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     curves = {label: read_curves(path) for label, path in runs.items()}
-    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, (label, (train, held_out)) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
@@ -129,8 +145,7 @@ def loss_curves(runs: dict[str, str | Path], out: str | Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         if ax.lines:
             ax.legend(frameon=False)
-    with staged_file(out) as staged:
-        figure.savefig(staged, format=kind)
+    save_figure(figure, out)
 
 
 def labels(paths: list[Path]) -> list[str]:

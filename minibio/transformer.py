@@ -26,6 +26,11 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+IN_PLACE = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "relu": F.relu_,
+}
 
 
 @dataclass
@@ -63,10 +68,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(C, width)
         self.down = nn.Linear(width, C)
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.activation_ = ACTIVATIONS[activation], IN_PLACE[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))  # (N, C) -> (N, F) -> (N, C)
+        h = self.up(x)  # (N, F)
+        if h.requires_grad:
+            return self.down(self.activation(h))
+        return self.down(self.activation_(h))  # nobody else sees h: no second (N, F)
 
 
 class Layer(nn.Module):

@@ -179,3 +179,44 @@ def test_registered_as_pytorch_wants_it(divergence, impl):
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     found = torch.library.opcheck(attention_ops.attention, args, test_utils=checks)
     assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("divergence", ["none", "kl_st"])
+def test_the_operator_is_passed_over_only_where_nobody_sees_it(divergence, monkeypatch):
+    seen, operator = [], attention_ops.attention
+
+    def watched(*args):
+        seen.append(args)
+        return operator(*args)
+
+    monkeypatch.setattr(attention_ops, "attention", watched)
+    q, k, v = student().values()
+
+    def run():
+        if divergence == "none":
+            return kernels.attention(q, k, v, CU_SEQLENS, MAX_LEN)
+        taught = teacher().values()
+        return kernels.attention_kl(q, k, v, *taught, CU_SEQLENS, MAX_LEN, divergence=divergence)
+
+    run()
+    with torch.inference_mode():
+        run()
+    v.requires_grad_()
+    with torch.no_grad():
+        run()
+    assert not seen
+    run()
+    assert len(seen) == 1
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with torch.no_grad():
+        run()
+    assert len(seen) == 2
+
+
+def test_without_the_operator_autocast_stays_outside():
+    q, k, v = student().values()
+    out, _ = kernels.attention(q, k, v, CU_SEQLENS, MAX_LEN, impl="torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        again, _ = kernels.attention(q, k, v, CU_SEQLENS, MAX_LEN, dropout=0.0, impl="torch")
+        rows = call(**student())[1]
+    assert torch.equal(out, again) and rows.dtype == torch.float32

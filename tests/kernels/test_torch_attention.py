@@ -118,3 +118,21 @@ def test_dropout_of_a_block_is_its_own_and_repeats():
     ]
     assert not any(torch.equal(one, x) for x in others)
     assert set(one.unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("lengths", [(7,), (5, 5, 5), (1,), (4, 0, 4)])
+@pytest.mark.parametrize("dtype", [F32, F64, B16])
+def test_a_single_run_gives_what_its_sequences_give_apart(lengths, dtype):
+    q, k, v = torch.randn(3, sum(lengths), 2, 8).to(dtype)
+    out, lse = kernels.attention(q, k, v, boundaries(lengths), max(lengths), impl="torch")
+    assert out.is_contiguous() and out.shape == q.shape and lse.shape == q.shape[:2]
+    first = 0
+    for T in lengths:
+        part = slice(first, first + T)
+        one = kernels.reference.attention(
+            *(x[part].double() for x in (q, k, v)), boundaries([T]), scale=8**-0.5
+        )
+        limit = 2e-2 if dtype == B16 else 1e-5
+        assert_near("out", out[part], one[0], limit) if T else None
+        assert_near("lse", lse[part], one[1], limit) if T else None
+        first += T

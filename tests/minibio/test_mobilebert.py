@@ -144,3 +144,18 @@ def test_mobilebert_trains_in_bf16_as_in_fp32(fidelity, stages):
 def test_mobilebert_s_masked_lm_trains_in_bf16():
     narrow, wide = (losses_of("mlm", p) for p in ("bf16", "fp32"))
     assert narrow == pytest.approx(wide, rel=0.02) and narrow[-1] < 0.8 * narrow[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_norm_in_one_pass_is_the_same(dtype):
+    norm = NoNorm(6).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(5, 6, dtype=dtype)
+    truth = norm(x)
+    with torch.no_grad():
+        got = norm(x)
+    limit = 1e-2 if dtype == torch.bfloat16 else 1e-6
+    assert got.dtype == truth.dtype and got.isclose(truth, rtol=limit, atol=limit).all()
+    with torch.no_grad():  # under autocast: a bf16 product, fp32 weights
+        assert NoNorm(6)(x.bfloat16()).dtype == torch.float32

@@ -9,7 +9,7 @@ from minibio.attention import Match
 from minibio.batch import Batch
 from minibio.config import ModelConfig
 from minibio.heads import Model
-from minibio.transformer import Encoder, compile_layers, initialise
+from minibio.transformer import ACTIVATIONS, Encoder, FeedForward, compile_layers, initialise
 
 CONFIG = ModelConfig(V=31, L=3, C=20, H=2, F=24, P=12)
 
@@ -171,3 +171,19 @@ def test_compiled_layers_are_the_layers(family, backend):
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"], counters["graph_break"]
     assert counters["stats"]["unique_graphs"] <= 2, "compiled anew for every length"
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_activations_in_place_are_the_same_bits_and_touch_no_input(activation):
+    ffn = FeedForward(8, 12, activation)
+    x = torch.randn(5, 8)
+    kept, truth = x.clone(), ffn(x)
+    assert truth.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(ffn(x), truth)
+    frozen = FeedForward(8, 12, activation).requires_grad_(False)
+    frozen.load_state_dict(ffn.state_dict())
+    assert torch.equal(frozen(x), truth) and torch.equal(x, kept)
+    (dx,) = torch.autograd.grad(frozen(x.requires_grad_()).sum(), x)  # its input is trained
+    (dx_truth,) = torch.autograd.grad(ffn(x).sum(), x)
+    assert torch.equal(dx, dx_truth)
