@@ -433,6 +433,7 @@ def teach(teacher: Model, batch: Batch, objective: Objective) -> Output:
             batch, keep=objective.keep, hidden=objective.hidden_t, depth=objective.depth,
             predict=False,
         )  # fmt: skip
-    if objective.needs_head:
-        taught.decoder = teacher.decoder(wide(taught.last), batch)
-    return taught
+    if not objective.needs_head:
+        return taught
+    taught.last = wide(taught.last)
+    return teacher.with_head(taught, batch, multiply=False)

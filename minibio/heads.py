@@ -216,15 +216,18 @@ class Model(nn.Module):
             step, and hands out what `kernels.masked_mlm` makes its losses of.
         predict:  False = the head is not run at all.
         """
-        encoded = self.encoder(batch, match, keep, hidden, depth, frozen)
-        if not predict:
-            return Output(**vars(encoded))
-        if self.head_name == "mlm":
-            decoder = self.decoder(encoded.last, batch)
-            if multiply:
-                return Output(**vars(encoded), logits=decoder.logits())
-            return Output(**vars(encoded), decoder=decoder)
-        return Output(**vars(encoded), logits=self.logits(encoded.last, batch))
+        encoded = Output(**vars(self.encoder(batch, match, keep, hidden, depth, frozen)))
+        return self.with_head(encoded, batch, multiply) if predict else encoded
+
+    def with_head(self, encoded: Output, batch: Batch, multiply: bool = True) -> Output:
+        """`encoded`, with what the head makes of its last hidden state."""
+        if self.head_name != "mlm":
+            encoded.logits = self.logits(encoded.last, batch)
+            return encoded
+        encoded.decoder = self.decoder(encoded.last, batch)
+        if multiply:
+            encoded.logits, encoded.decoder = encoded.decoder.logits(), None
+        return encoded
 
     def decoder(self, h: Tensor, batch: Batch) -> Decoder:
         """The masked-LM head on the predicted tokens, all of them if the batch names none."""
