@@ -38,10 +38,10 @@ RECIPE = """\
 {folder} has its weights as a pickle alone, which can run code when it is read; this project reads
 none. To convert it in an environment that is thrown away afterwards:
 
-  python3 -m venv /tmp/convert
-  /tmp/convert/bin/pip install torch "transformers>=5" safetensors
-  HF_HUB_OFFLINE=1 /tmp/convert/bin/python -c '{code}' {folder}
-  rm -r /tmp/convert
+  python3 -m venv convert-env
+  convert-env/bin/pip install torch "transformers>=5" safetensors
+  HF_HUB_OFFLINE=1 convert-env/bin/python -c '{code}' {folder}
+  rm -r convert-env
 """
 # one line, no single quote; only the weights go in, since config.json would be rewritten too
 CONVERT = (

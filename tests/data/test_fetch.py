@@ -376,7 +376,7 @@ def test_the_recipe_converts(tmp_path, capsys, name, family):
     data.fetch.say_recipes(there)
     line = next(x for x in capsys.readouterr().out.splitlines() if "HF_HUB_OFFLINE" in x)
     command = shlex.split(line)[1:]
-    assert command[0] == "/tmp/convert/bin/python" and command[-1] == str(folder)
+    assert command[0] == "convert-env/bin/python" and command[-1] == str(folder)
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in folder.iterdir() if path.name != "fetched.json") == [

@@ -1,4 +1,4 @@
-"""The dry run's arithmetic: operations against torch's own count, and readable durations."""
+"""The dry run's arithmetic: operations against torch's own count."""
 
 from dataclasses import replace
 
@@ -12,7 +12,6 @@ from minibio.config import METHODS
 from minibio.distil import OBJECTIVES
 from minibio.estimate import (
     activation_bytes,
-    duration,
     forward_flops,
     products_per_second,
     step_flops,
@@ -72,11 +71,3 @@ def test_activations_grow_with_tokens_and_predictions():
 
 def test_speed_is_measured():
     assert products_per_second(torch.device("cpu"), torch.float32, n=64) > 1e6
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.0123, "12.3 ms"), (3.4, "3.4 s"), (300, "5 min"), (36000, "10 h"), (864000, "10 days")],
-)
-def test_durations_have_a_unit(seconds, text):
-    assert duration(seconds) == text

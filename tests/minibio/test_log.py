@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minibio.dist import Ranks
-from minibio.log import RunLog, progress
+from minibio.log import RunLog, duration, progress
 
 FIRST, SECOND = (Ranks(rank, rank, 2, torch.device("cpu")) for rank in range(2))
 
@@ -39,3 +39,11 @@ def test_no_bar_off_the_terminal(capsys):
         bar.set_postfix_str("loss 1")
         bar.close()
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0123, "12.3 ms"), (3.4, "3.4 s"), (300, "5 min"), (36000, "10 h"), (864000, "10 days")],
+)
+def test_durations_have_a_unit(seconds, text):
+    assert duration(seconds) == text
