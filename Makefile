@@ -4,12 +4,15 @@
 #   PYTHON  the Python to start from         make test PYTHON=python3.12
 #   TORCH   the build of PyTorch             make demo TORCH="torch==2.13.0 --index-url https://..."
 #   DEMO    where the demo writes            SEED  its seed
+#   STUDY   where the study writes           SEEDS its seeds
 #   OUT     where the benchmarks write       PART  one part of `make gpu` alone
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO ?= runs/demo
 SEED ?= 0
+STUDY ?= runs/study
+SEEDS ?= 0 1 2
 OUT ?= bench-results
 PART ?=
 
@@ -18,13 +21,26 @@ SANITIZER ?= $(firstword $(wildcard /usr/local/cuda/bin/compute-sanitizer) compu
 # the same student twice, with the teacher and without, from the same weights and in the same order
 DEMO_RUN = --seed $(SEED) --sample $(DEMO)/sample --overwrite
 DEMO_MODELS = sample/teacher-$(SEED) tiny scratch
+# the same for every method: a student, and -alone the same student without its teacher
+METHOD_tiny = --method tiny
+METHOD_tiny-alone = --method mlm
+METHOD_distil = --method distil
+METHOD_distil-alone = --method distil --alpha 1,0,0
+METHOD_compact = --method compact
+METHOD_compact-alone = --method compact --alpha 1,0,0
+METHOD_mobile = --method mobile
+METHOD_mobile-alone = --method mobile --alpha 1
+METHOD_staged = --method mobile --stages
+METHOD_staged-alone = --method mobile --alpha 1 --init-head copy
+STUDENTS = $(foreach m,tiny distil compact mobile staged,$(m) $(m)-alone)
+STUDY_MODELS = $(STUDENTS:%=$$seed/%) sample/teacher-$$seed sample/ib-teacher-$$seed
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
 # Idle threads sleep: where another process wants the cores too, spinning ones cost tenfold.
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench gpu sanitize clean
+.PHONY: help demo study test test-all lint bench gpu sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,6 +55,21 @@ demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 co
 	@$(PY) eval.py compare $(DEMO_MODELS:%=$(DEMO)/%) --ner $(DEMO_MODELS:%=$(DEMO)/ner/%) \
 		--out $(DEMO)/table
 	@$(PY) -m minibio.plot $(DEMO_MODELS:%=$(DEMO)/%) --out $(DEMO)/loss.png
+
+study: .venv/.plot  ## every method with its teacher and without, seeds SEEDS: 45 minutes a seed
+	@for seed in $(SEEDS); do \
+		$(foreach m,$(STUDENTS),[ -e $(STUDY)/$$seed/$(m)/model.safetensors ] \
+			|| $(PY) train.py $(METHOD_$(m)) --seed $$seed --sample $(STUDY)/sample \
+				--out $(STUDY)/$$seed/$(m) || exit;) \
+		for model in $(STUDY_MODELS); do [ -e $(STUDY)/ner/$$model/ner.json ] \
+			|| $(PY) eval.py ner --model $(STUDY)/$$model --data $(STUDY)/sample/text/ner \
+				--seed $$seed --epochs 20 --lr 1e-3 --out $(STUDY)/ner/$$model || exit; \
+		done; \
+		$(PY) eval.py compare $(STUDY_MODELS:%=$(STUDY)/%) --ner $(STUDY_MODELS:%=$(STUDY)/ner/%) \
+			--out $(STUDY)/$$seed || exit; \
+	done
+	@$(PY) eval.py table $(STUDY)/ner --teacher teacher --out $(STUDY) \
+		--as $(foreach s,$(SEEDS),teacher-$(s)=teacher ib-teacher-$(s)=ib-teacher)
 
 test: .venv/.test  ## every test but the slow ones; GPU tests are skipped without a GPU
 	@$(PY) -m pytest -q
