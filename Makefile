@@ -34,6 +34,7 @@ METHOD_staged = --method mobile --stages
 METHOD_staged-alone = --method mobile --alpha 1 --init-head copy
 STUDENTS = $(foreach m,tiny distil compact mobile staged,$(m) $(m)-alone)
 STUDY_MODELS = $(STUDENTS:%=$$seed/%) sample/teacher-$$seed sample/ib-teacher-$$seed
+ENCODERS = distil-biobert tiny-biobert bio-mobilebert
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
 # Idle threads sleep: where another process wants the cores too, spinning ones cost tenfold.
@@ -81,9 +82,13 @@ lint: .venv/.test  ## ruff: rules and layout of the code
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check .
 
-bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT
-	@$(PY) -m minibio.bench encoder --device cpu --out $(OUT)/encoder-cpu.csv
-	@$(PY) -m minibio.bench step --device cpu --out $(OUT)/step-cpu.csv
+bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT: half an hour on 2 cores
+	@$(PY) -m minibio.bench encoder --device cpu --models $(ENCODERS) --batch 32 \
+		--precision fp32 --out $(OUT)/encoder-cpu.csv
+	@$(PY) -m minibio.bench encoder --device cpu --models $(ENCODERS) --batch 1 --length 128 \
+		--precision fp32 --repeats 41 --out $(OUT)/encoder-one-cpu.csv
+	@$(PY) -m minibio.bench step --device cpu --methods compact tiny --lengths pubmed full \
+		--fidelity released paper --teacher-precision fp32 auto --out $(OUT)/step-cpu.csv
 	@$(PY) -m kernels.bench attention-kl --device cpu --out $(OUT)/attention-kl-cpu.csv
 	@$(PY) -m kernels.bench masked-mlm --device cpu --out $(OUT)/masked-mlm-cpu.csv
 

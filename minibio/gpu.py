@@ -39,7 +39,7 @@ class Part(NamedTuple):
     """One thing to run."""
 
     name: str
-    command: tuple[str, ...]  # {python} and {file} are filled in
+    command: tuple[str, ...]  # {python}, {file} and its {folder} are filled in
     budget_s: int
     file: str  # .csv: written by the command; .txt: what the command prints
     needs: tuple[str, ...] = ()  # packages it cannot do without
@@ -60,6 +60,8 @@ PARTS = (
          uses=("transformers",)),
     Part("encoder", ("{python}", "-m", "minibio.bench", "encoder", "--device", "cuda",
                      "--out", "{file}"), 150, "encoder.csv", uses=("transformers",)),
+    Part("speed", ("{python}", "eval.py", "speed", "--device", "cuda", "--precision", "fp32", "bf16",
+                   "--seconds", "3", "--no-picture", "--out", "{folder}"), 90, "speed.csv"),
     Part("sanitizer", ("make", "--no-print-directory", "sanitize", "PYTHON={python}"), 200,
          "sanitizer.txt", needs=("pytest", "triton"), programs=("make", "compute-sanitizer")),
 )  # fmt: skip
@@ -85,7 +87,8 @@ def fill_in(command: tuple[str, ...], file: Path) -> list[str]:
     words = []
     for word in command:
         words += gpu_tests() if word == "{gpu_tests}" else [word]
-    return [word.format(python=sys.executable, file=file) for word in words]
+    names = {"python": sys.executable, "file": file, "folder": file.parent}
+    return [word.format(**names) for word in words]
 
 
 def stop(process: subprocess.Popen) -> None:
