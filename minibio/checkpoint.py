@@ -3,7 +3,7 @@
     out/checkpoints/step-00001234/
         weights.safetensors     the objective: student and projections
         optimizer.safetensors   AdamW's moments and counts
-        ranks.safetensors       (world, ...): each process's random state, and sums of its own
+        ranks.safetensors       (world, ...): each process's random state
         state.json              step, samples, counters, configuration, length of the log, versions
         manifest.json           size and sha256 of the others
 
@@ -71,20 +71,18 @@ class Checkpoint:
         return state.changes(self.config, config, self.path) + around
 
     def restore(self, objective: nn.Module, optimizer: Optimizer, ranks: dist.Ranks, *,
-                seed: int) -> dict[str, Tensor]:  # fmt: skip
+                seed: int) -> None:  # fmt: skip
         """Put everything back. All ranks call it, after whatever else draws random numbers.
 
         Random states are the checkpoint's where number of processes and kind of device are the
         same; otherwise they start anew as a function of (seed, step, rank), and a line says so.
 
-        Returns:
-            `local` as `Checkpoints.save` was given it by every rank, (world then, ...) each.
         Raises:
             InputError: names or shapes are not those here; nothing is changed then.
         """
         stored = {}
         dist.from_rank0(lambda: stored.update(store.read(self.path, PARTS)), ranks)
-        parts = {part: {} for part in (*PARTS, "random", "local")}
+        parts = {part: {} for part in ("weights", "optimizer", "random")}
         for name, x in dist.tensors_from_rank0(stored, ranks).items():
             part, name = name.removeprefix("ranks/").split("/", 1)
             parts[part][name] = x
@@ -108,7 +106,6 @@ class Checkpoint:
                 f"random states start anew from (seed, step, rank): the checkpoint is of "
                 f"{self.world} x {self.device}, this run of {ranks.world} x {ranks.device.type}"
             )
-        return {name: x.clone() for name, x in parts["local"].items()}
 
     def cut_log(self, ranks: dist.Ranks) -> None:
         """Drop the log's lines of later steps: the run that goes on writes them again."""
@@ -175,24 +172,20 @@ class Checkpoints:
         dist.from_rank0(lambda: str(check_writable(self.folder)), ranks)
 
     def save(self, step: int, objective: nn.Module, optimizer: Optimizer, *, samples: int,
-             config: dict, counters: dict | None = None,
-             local: dict[str, Tensor] | None = None) -> None:  # fmt: skip
+             config: dict, counters: dict | None = None) -> None:  # fmt: skip
         """Write the run as it stands after `step` optimiser steps.
 
         Args:
             samples:  read so far by all processes together.
             config:   the resolved configuration; fits JSON.
             counters: whatever else the loop counts; fits JSON. Rank 0's is kept.
-            local:    tensors of which each rank has its own, alike in shape: running sums.
         Raises:
             InputError: it cannot be written (the disk is full), and the checkpoints before it
                 stand. In the background: the save before this one could not.
         """
         self.wait()
         random = state.random_state(self.ranks.device)
-        own = {f"random/{name}": x for name, x in random.items()}
-        own |= {f"local/{name}": x.detach() for name, x in (local or {}).items()}
-        own = {name: dist.all_gather(x, self.ranks) for name, x in own.items()}
+        own = {f"random/{name}": dist.all_gather(x, self.ranks) for name, x in random.items()}
         # as the interpreter exits, it has stopped waiting for threads
         background = self.background and threading.main_thread().is_alive()
         if self.ranks.rank == 0:

@@ -60,8 +60,9 @@ PARTS = (
          uses=("transformers",)),
     Part("encoder", ("{python}", "-m", "minibio.bench", "encoder", "--device", "cuda",
                      "--out", "{file}"), 150, "encoder.csv", uses=("transformers",)),
-    Part("speed", ("{python}", "eval.py", "speed", "--device", "cuda", "--precision", "fp32", "bf16",
-                   "--seconds", "3", "--no-picture", "--out", "{folder}"), 90, "speed.csv"),
+    Part("speed", ("{python}", "eval.py", "speed", "--device", "cuda", "--precision", "fp32",
+                   "bf16", "--seconds", "3", "--no-picture", "--out", "{folder}"), 90,
+         "speed.csv"),
     Part("sanitizer", ("make", "--no-print-directory", "sanitize", "PYTHON={python}"), 200,
          "sanitizer.txt", needs=("pytest", "triton"), programs=("make", "compute-sanitizer")),
 )  # fmt: skip

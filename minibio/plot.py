@@ -44,7 +44,7 @@ def read_curves(path) -> tuple[Curve, Curve]:
             # an interval whose steps were all skipped has no loss
             if kind == "train" and ("loss" in event or not event.get("skipped")):
                 train.append((int(event["step"]), float(event["loss"])))
-            elif kind == "held_out":
+            elif kind == "held_out" and "devel" not in event:  # a fine-tuning's is a score
                 held_out.append((int(event["step"]), float(event["mlm_loss"])))
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: line {number} is no event of a training log") from None

@@ -3,7 +3,7 @@
 with StopRequest() as stop:
     for step in range(run.steps):
         ...
-        if stop.agreed(ranks):
+        if dist.all_sum([float(stop.name is not None)], ranks)[0]:  # any process was asked
             break  # save, say how to go on, exit 0
 
 A second SIGINT stops at once, with the usual KeyboardInterrupt. Outside the block signals do what
@@ -13,8 +13,6 @@ later.)
 
 import os
 import signal
-
-from minibio import dist
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
@@ -42,11 +40,3 @@ class StopRequest:
             text += "; once more to stop at once"
         if int(os.environ.get("RANK", 0)) == 0:
             os.write(2, f"{text}\n".encode())  # print may be what the signal interrupted
-
-    def agreed(self, ranks: dist.Ranks) -> bool:
-        """Whether any process was asked: a collective, the same answer on every rank.
-
-        A loop that sums over the ranks anyway can add `float(stop.name is not None)` to that sum,
-        and so wait for the device once rather than twice.
-        """
-        return dist.all_sum([float(self.name is not None)], ranks)[0] > 0

@@ -90,9 +90,9 @@ class Run:
 
     def resume(self, out):
         found = newest(out, self.ranks)
-        local = found.restore(self.objective, self.optimizer, self.ranks, seed=SEED)
+        found.restore(self.objective, self.optimizer, self.ranks, seed=SEED)
         self.done = found.step
-        return found, local
+        return found
 
 
 def names(out):
@@ -135,16 +135,14 @@ def two_processes(out):
     run = Run(ranks)
     checkpoints = Checkpoints(out, ranks, background=True)
     run.train(2)
-    sums = torch.tensor([1.0, 2.0]) + ranks.rank
-    run.save(checkpoints, local={"sums": sums}, counters={"tokens": 7})
+    run.save(checkpoints, counters={"tokens": 7})
     first = run.train(2)
     checkpoints.wait()
     other = Run(ranks)
     with torch.no_grad():
         next(other.objective.parameters()).fill_(9)
-    found, local = other.resume(out)
+    found = other.resume(out)
     assert (found.step, found.samples, found.world) == (2, 2 * B, 2)
-    assert local["sums"].tolist() == [[1, 2], [2, 3]]
     again = other.train(2)
     states = dist.all_gather(state.random_state(ranks.device)["cpu"], ranks)
     assert not torch.equal(*states)  # each rank's own
@@ -184,7 +182,7 @@ def two_processes(out):
         assert "every checkpoint is damaged" in str(error), error
     checkpoints.clear()
     assert newest(out, ranks) is None
-    other.save(checkpoints, local={"sums": sums})
+    other.save(checkpoints)
     dist.barrier(ranks)
     print(json.dumps(f"rank {ranks.rank}: ok"))
     del run.model, other.model, narrow.model
@@ -261,15 +259,13 @@ def test_what_is_known_of_a_checkpoint(tmp_path):
     run.train(2)
     (tmp_path / LOG).write_text("one line\n")
     counters = {"tokens": 123, "skipped": 0, "since": 0.1}
-    local = {"sums": torch.tensor([0.1, 0.2])}
     with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
-        run.save(checkpoints, counters=counters, local=local)
+        run.save(checkpoints, counters=counters)
         counters["tokens"] = 0  # what was saved is what was
-    found, back = Run().resume(tmp_path)
+    found = Run().resume(tmp_path)
     assert found.path == tmp_path / FOLDER / "step-00000002"
     assert (found.step, found.samples, found.log_bytes, found.world) == (2, 2 * B, 9, 1)
     assert found.counters == {"tokens": 123, "skipped": 0, "since": 0.1}
-    assert torch.equal(back["sums"], local["sums"][None])
     assert found.config == json.loads(json.dumps(CONFIG))
     assert found.optimizer["class"] == "AdamW" and found.versions["torch"] == torch.__version__
     assert sorted(os.listdir(found.path)) == [
@@ -351,15 +347,14 @@ def test_another_optimizer_is_refused_untouched(tmp_path):
 def test_a_resumed_run_outlives_the_checkpoint_it_came_from(tmp_path):
     run = Run()
     run.train(1)
-    run.save(Checkpoints(tmp_path, ALONE), local={"sums": torch.ones(3)})
+    run.save(Checkpoints(tmp_path, ALONE))
     told = run.train(1)
     other = Run()
-    _, local = other.resume(tmp_path)
+    other.resume(tmp_path)
     for path in (tmp_path / FOLDER).rglob("*.safetensors"):
         with open(path, "r+b") as file:  # in place: a mapped tensor would see it
             file.write(b"\xff" * path.stat().st_size)
     assert other.train(1) == told and other.fingerprint() == run.fingerprint()
-    assert local["sums"].tolist() == [[1, 1, 1]]
 
 
 # ---- which ones are kept
@@ -550,9 +545,8 @@ def test_two_processes_save_fail_and_resume_together(tmp_path, capsys):
     for _ in range(2):  # one process goes on where two were: same weights, a stated new state
         run = Run()
         torch.rand(len(drawn))
-        found, local = run.resume(tmp_path)
+        found = run.resume(tmp_path)
         assert (found.step, found.world) == (4, 2)
-        assert local["sums"].sum(0).tolist() == [3, 5]
         assert "the checkpoint is of 2 x cpu, this run of 1 x cpu" in capsys.readouterr().out
         drawn.append(torch.rand(3).tolist())
     state.fresh_random_state(SEED, 4, 0)

@@ -43,6 +43,13 @@ def test_a_killed_runs_last_line_and_infinite_values_are_passed_over(tmp_path):
     assert held_out == [(10, 0.5)]
 
 
+def test_a_fine_tunings_scores_are_no_losses(tmp_path):
+    path = write_log(tmp_path / "run" / "log.jsonl", n=10)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"event": "held_out", "step": 20, "devel": 0.7}\n')
+    assert plot.read_curves(path)[1] == [(10, 0.5)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
