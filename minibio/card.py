@@ -9,6 +9,10 @@ WHAT = {
     "compact": "distillation of predictions and of every layer (Eq. 11, CompactBioBERT)",
     "mobile": "layer-wise distillation from an inverted-bottleneck teacher (Eq. 13, MobileBERT)",
 }
+STAGED = (
+    "distillation from an inverted-bottleneck teacher in two stages (MobileBERT's own: each layer "
+    "by Eq. 12, one after the other, then masked LM with soft labels)"
+)
 FIELDS = (
     "fidelity", "alpha", "init_layers", "init_head", "stages", "teacher", "start", "corpus",
     "documents", "steps", "batch", "length", "lr", "warmup", "schedule", "weight_decay",
@@ -19,6 +23,7 @@ FIELDS = (
 def model_card(record: dict, config: ModelConfig) -> str:
     """Markdown with the Hugging Face front matter, from the run's record (run.json)."""
     rows = "\n".join(f"| {name} | {record[name]} |" for name in FIELDS if name in record)
+    what = STAGED if record.get("stages") else WHAT[record["method"]]
     loss, first = record["held_out"]["mlm_loss"], record["held_out_first"]["mlm_loss"]
     terms = ", ".join(f"{name} {x:.4g}" for name, x in record["losses"].items())
     load = "model, tokenizer = minibio.load(directory)"
@@ -35,7 +40,7 @@ tags: [biomedical, {config.family}, minibio]
 
 A {config.family} of {config.L} layers, {config.C} wide, {config.H} heads, {config.V:,} word pieces:
 {record["parameters"]:,} parameters, {record["parameters_encoder"]:,} of them in the encoder.
-Trained by {WHAT[record["method"]]} with minibio {record["versions"]["minibio"]}
+Trained by {what} with minibio {record["versions"]["minibio"]}
 on torch {record["versions"]["torch"]}.
 
 | | |

@@ -31,5 +31,12 @@ def test_card(family):
     assert ("AutoModelForMaskedLM" in body) == (family != "ib-bert")
 
 
+def test_a_run_in_two_stages_is_not_called_one_by_equation_13():
+    record = {**RECORD, "method": "mobile", "stages": 0.3}
+    card = model_card(record, tiny_config("mobilebert"))
+    assert "in two stages" in card and "Eq. 13" not in card
+    assert "Eq. 13" in model_card({**record, "stages": 0.0}, tiny_config("mobilebert"))
+
+
 def test_every_method_is_described():
     assert set(WHAT) == set(METHODS)
