@@ -5,6 +5,7 @@ Read in this order:
     lines          files by the line; JSON that knows its lines
     tags           IOB1, IOB2, IOBES
     pieces         text as the model reads it, and where each piece stood
+    forward        a trained model over many examples
     ner            named entities
     relation       GAD and CHEMPROT
     qa             BioASQ's questions

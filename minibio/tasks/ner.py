@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import torch.nn as nn
 
 from minibio.batch import Batch
@@ -24,6 +23,7 @@ from minibio.errors import InputError
 from minibio.files import staged_file
 from minibio.metrics import entity_scores
 from minibio.tasks import tags as schemes
+from minibio.tasks.forward import forward
 from minibio.tasks.lines import read_lines
 from minibio.tasks.pieces import cut
 from minibio.tokenizer import Tokenizer
@@ -232,7 +232,6 @@ def collate(windows: Sequence[Window], labels: Sequence[str] | None = None) -> B
 # pieces to words
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module, windows: Sequence[Window], labels: Sequence[str], B: int, device, autocast
 ) -> list[list[str]]:
@@ -243,15 +242,9 @@ def predict(
         B:        windows a batch; the result does not depend on it.
         autocast: makes the context the model runs in.
     """
-    model.eval()
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i].tokens))
     found = [[] for _ in windows]
-    for first in range(0, len(order), B):
-        chosen = order[first : first + B]
-        batch = collate([windows[i] for i in chosen]).to(device)
-        with autocast():
-            logits = model(batch).logits[batch.predict]  # (M, K)
-        classes = iter(logits.argmax(1).tolist())
+    for chosen, batch, logits in forward(model, windows, collate, B, device, autocast):
+        classes = iter(logits[batch.predict].argmax(1).tolist())  # of (M, K)
         for i in chosen:
             found[i] = [labels[next(classes)] for _ in windows[i].words]
     return found

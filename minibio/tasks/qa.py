@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import torch.nn as nn
 
 from minibio.batch import Batch
 from minibio.errors import InputError
+from minibio.tasks.forward import forward
 from minibio.tasks.lines import Node
 from minibio.tasks.pieces import cut
 from minibio.tokenizer import Tokenizer
@@ -250,7 +250,6 @@ def collate(windows: Sequence[Window], answers: Sequence[tuple[int, int]] | None
     return Batch.from_sequences([w.tokens for w in windows], segments, labels=answers)
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module, windows: Sequence[Window], B: int, device, autocast
 ) -> list[np.ndarray]:
@@ -260,14 +259,8 @@ def predict(
         B:        windows a batch.
         autocast: makes the context the model runs in.
     """
-    model.eval()
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i].tokens))
     found = [None] * len(windows)
-    for begin in range(0, len(order), B):
-        chosen = order[begin : begin + B]
-        batch = collate([windows[i] for i in chosen]).to(device)
-        with autocast():
-            logits = model(batch).logits  # (N, 2)
+    for chosen, batch, logits in forward(model, windows, collate, B, device, autocast):  # (N, 2)
         for i, rows in zip(chosen, logits.float().cpu().split(batch.lengths), strict=True):
             found[i] = rows[windows[i].first : -1].numpy()
     return found

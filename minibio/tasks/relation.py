@@ -22,6 +22,7 @@ import torch.nn as nn
 
 from minibio.batch import Batch
 from minibio.errors import InputError
+from minibio.tasks.forward import forward
 from minibio.tasks.lines import HALF, read_lines
 from minibio.tasks.pieces import cut
 from minibio.tokenizer import Tokenizer
@@ -333,7 +334,6 @@ def collate(features: Sequence[Feature], labels: Sequence[str] | None = None) ->
     return Batch.from_sequences([feature.tokens for feature in features], labels=ids)
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module, features: Sequence[Feature], B: int, device, autocast
 ) -> torch.Tensor:
@@ -343,13 +343,8 @@ def predict(
         B:        features a batch.
         autocast: makes the context the model runs in.
     """
-    model.eval()
-    order = sorted(range(len(features)), key=lambda i: len(features[i].tokens))
     found = [None] * len(features)
-    for first in range(0, len(order), B):
-        chosen = order[first : first + B]
-        with autocast():
-            logits = model(collate([features[i] for i in chosen]).to(device)).logits  # (B, K)
+    for chosen, _, logits in forward(model, features, collate, B, device, autocast):  # (B, K)
         for i, row in zip(chosen, logits.float().softmax(1).cpu(), strict=True):
             found[i] = row
     return torch.stack(found) if found else torch.zeros(0, 0)
