@@ -340,7 +340,7 @@ def test_the_commands_of_the_readme_are_understood():
     text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
     lines = re.findall(r"^python eval\.py ([^`\n#>]*)", text, re.MULTILINE)
     seen = {evaluation.parser().parse_args(line.split()).command for line in lines}
-    assert seen == {"ner", "relation", "qa", "predict"} and len(lines) >= 9
+    assert seen == {"ner", "relation", "qa", "predict", "table", "speed"} and len(lines) >= 11
 
 
 def test_the_default_place(base, monkeypatch, tmp_path):
