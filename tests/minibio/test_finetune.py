@@ -267,6 +267,58 @@ def test_a_stopped_run_goes_on_bit_for_bit(at, done, encoder, data, tmp_path, ca
     assert [x["loss"] for x in events(out, "train")][-1] == events(done[0], "train")[-1]["loss"]
 
 
+class Crash(Exception):
+    """What stands for a kill: nobody catches it."""
+
+
+def test_the_log_of_a_crashed_run_tells_every_step_once(encoder, data, tmp_path):
+    """Lines written since the last checkpoint are of steps that are made again."""
+
+    def make(tokenizer, recipe, at=9):
+        task, n = ner_task(data)(tokenizer, recipe), [0]
+
+        def collate(examples):
+            n[0] += 1
+            if n[0] == at:
+                raise Crash
+            return task.collate(examples)
+
+        return replace(task, collate=collate)
+
+    way = replace(WAY, log_every=1, save_every=3)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    fine_tune(encoder, ner_task(data), RECIPE, whole, way)
+    with pytest.raises(Crash):
+        fine_tune(encoder, make, RECIPE, out, way)
+    assert len(events(out, "train")) > 6  # beyond the checkpoint of step 6
+    fine_tune(encoder, ner_task(data), RECIPE, out, way)
+    told = [[(x["step"], x["loss"]) for x in events(run, "train")] for run in (whole, out)]
+    assert told[0] == told[1] and [step for step, _ in told[0]] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("moves", [1, 4])
+def test_a_run_killed_as_its_files_are_moved_is_not_finished(
+    moves, done, encoder, data, tmp_path, monkeypatch
+):
+    n, move = [0], os.replace
+
+    def crash(source, target):
+        n[0] += os.path.basename(os.path.dirname(source)) == ".model"
+        if n[0] == moves:
+            raise Crash
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(Crash):
+        fine_tune(encoder, ner_task(data), RECIPE, tmp_path, WAY)
+    assert not (tmp_path / "config.json").exists()
+    monkeypatch.undo()
+    record = fine_tune(encoder, ner_task(data), RECIPE, tmp_path, WAY)
+    assert {**record, "seconds": 0} == {**done[1], "seconds": 0}
+    assert weights(tmp_path) == weights(done[0])
+    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(done[0]))
+
+
 def test_every_kind_of_task_goes_on(encoder, tmp_path):
     makers = {name: make(write(tmp_path / name)) for name, (write, make) in TASKS.items()}
     teacher = make_encoder(tmp_path / "teacher", make_tokenizer(), seed=4)

@@ -8,6 +8,7 @@ import torch
 
 from helpers import assert_near, tiny_config
 from minibio.batch import Batch, Counts
+from minibio.config import METHODS
 from minibio.distil import teach
 from minibio.errors import InputError
 from minibio.finetune import Recipe
@@ -16,6 +17,13 @@ from minibio.task_objective import ALPHA, Labels, Taught, questions, rows
 
 HEADS = {"token": ("O", "B", "I"), "sequence": ("no", "yes"), "span": None}
 LENGTHS = (7, 4, 9)
+
+
+def test_the_weights_are_the_papers():
+    assert (
+        ALPHA["distil"] == METHODS["distil"].alpha and ALPHA["compact"] == METHODS["compact"].alpha
+    )
+    assert ALPHA["soft"] == (*METHODS["distil"].alpha[:2], 0) and ALPHA["tiny"] == (1, 1, 1)
 
 
 def batch_for(head, part=slice(None)):
