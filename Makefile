@@ -57,7 +57,7 @@ demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 co
 		--out $(DEMO)/table
 	@$(PY) -m minibio.plot $(DEMO_MODELS:%=$(DEMO)/%) --out $(DEMO)/loss.png
 
-study: .venv/.plot  ## every method with its teacher and without, seeds SEEDS: 45 minutes a seed
+study: .venv/.plot  ## every method with its teacher and without, 45 minutes a seed
 	@for seed in $(SEEDS); do \
 		$(foreach m,$(STUDENTS),[ -e $(STUDY)/$$seed/$(m)/model.safetensors ] \
 			|| $(PY) train.py $(METHOD_$(m)) --seed $$seed --sample $(STUDY)/sample \
