@@ -132,7 +132,8 @@ def parse(line: str, where: str, head: str, is_json: bool) -> dict:
         question, snippets = item.get("question"), item.get("snippets")
         is_list = isinstance(snippets, list) and snippets
         if not isinstance(question, str) or not is_list or not all_text(snippets):
-            raise InputError(f"{where} is {line[:40]!r}, expected a question and its snippets")
+            form = 'a "question" and a list "snippets"' if is_json else "question TAB snippet"
+            raise InputError(f"{where} is {line[:40]!r}, expected {form}")
         return item
     text = item.get("text") if is_json else line
     if not isinstance(text, str):

@@ -147,7 +147,7 @@ def test_questions(directories, tmp_path):
     ("head", "is_json", "line", "message"),
     [
         ("sequence", False, "The Gout", "line 2 marks no two entities"),
-        ("span", False, "Which name ?", "line 2 is 'Which name .*expected a question and"),
+        ("span", False, "Which name ?", "line 2 is 'Which name .*expected question TAB snippet"),
         ("token", True, "{", "line 2 is not JSON"),
         ("token", True, "[1]", r"line 2 is '\[1\]', expected an object"),
         ("token", True, '{"text": 3}', "line 2 is .*expected a text"),
@@ -155,8 +155,8 @@ def test_questions(directories, tmp_path):
         ("sequence", True, '{"text": "a b", "first": [0, 1]}', r"expected \[start, end\] each"),
         ("sequence", True, '{"text": "a b", "first": [0, 1], "second": [2, 9]}',
          "line 2: entity 2..9 is not in a text of 3"),
-        ("span", True, '{"question": "a", "snippets": []}', "expected a question"),
-        ("span", True, '{"question": "a", "snippets": [1]}', "expected a question"),
+        ("span", True, '{"question": "a", "snippets": []}', "a list .snippets."),
+        ("span", True, '{"question": "a", "snippets": [1]}', "a list .snippets."),
     ],
 )  # fmt: skip
 def test_bad_lines_are_named_and_what_came_before_is_answered(
