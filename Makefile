@@ -35,6 +35,8 @@ METHOD_staged-alone = --method mobile --alpha 1 --init-head copy
 STUDENTS = $(foreach m,tiny distil compact mobile staged,$(m) $(m)-alone)
 STUDY_MODELS = $(STUDENTS:%=$$seed/%) sample/teacher-$$seed sample/ib-teacher-$$seed
 ENCODERS = distil-biobert tiny-biobert bio-mobilebert
+# 600 sentences: more and larger steps than the paper's
+NER = $(PY) eval.py ner --epochs 20 --lr 1e-3
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
 # Idle threads sleep: where another process wants the cores too, spinning ones cost tenfold.
@@ -50,8 +52,8 @@ demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 co
 	@$(PY) train.py --method tiny $(DEMO_RUN) --out $(DEMO)/tiny
 	@$(PY) train.py --method mlm $(DEMO_RUN) --out $(DEMO)/scratch
 	@for model in $(DEMO_MODELS); do \
-		$(PY) eval.py ner --model $(DEMO)/$$model --data $(DEMO)/sample/text/ner --seed $(SEED) \
-			--epochs 20 --lr 1e-3 --out $(DEMO)/ner/$$model --overwrite || exit; \
+		$(NER) --model $(DEMO)/$$model --data $(DEMO)/sample/text/ner --seed $(SEED) \
+			--out $(DEMO)/ner/$$model --overwrite || exit; \
 	done
 	@$(PY) eval.py compare $(DEMO_MODELS:%=$(DEMO)/%) --ner $(DEMO_MODELS:%=$(DEMO)/ner/%) \
 		--out $(DEMO)/table
@@ -63,8 +65,8 @@ study: .venv/.plot  ## every method with its teacher and without, 45 minutes a s
 			|| $(PY) train.py $(METHOD_$(m)) --seed $$seed --sample $(STUDY)/sample \
 				--out $(STUDY)/$$seed/$(m) || exit;) \
 		for model in $(STUDY_MODELS); do [ -e $(STUDY)/ner/$$model/ner.json ] \
-			|| $(PY) eval.py ner --model $(STUDY)/$$model --data $(STUDY)/sample/text/ner \
-				--seed $$seed --epochs 20 --lr 1e-3 --out $(STUDY)/ner/$$model || exit; \
+			|| $(NER) --model $(STUDY)/$$model --data $(STUDY)/sample/text/ner --seed $$seed \
+				--out $(STUDY)/ner/$$model || exit; \
 		done; \
 		$(PY) eval.py compare $(STUDY_MODELS:%=$(STUDY)/%) --ner $(STUDY_MODELS:%=$(STUDY)/ner/%) \
 			--out $(STUDY)/$$seed || exit; \

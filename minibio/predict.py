@@ -28,7 +28,7 @@ from minibio.measure import autocast
 from minibio.metrics import UNTYPED
 from minibio.names import head_of
 from minibio.tasks import ner, qa, relation
-from minibio.tasks.lines import HALF, name_of, read_lines
+from minibio.tasks.lines import HALF, json_object, name_of, read_lines
 
 CHUNK = 8  # batches that are read, sorted by length, and answered together
 RECORDS = {"token": "ner.json", "sequence": "relation.json", "span": "qa.json"}
@@ -149,12 +149,7 @@ def all_text(values: list) -> bool:
 
 
 def from_json(line: str, where: str) -> dict:
-    try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from None
-    if not isinstance(item, dict):
-        raise InputError(f"{where} is {line[:40]!r}, expected an object {{...}}")
+    item = json_object(line, where)
     if HALF.search(json.dumps(item, ensure_ascii=False)):
         raise InputError(f"{where} has half a surrogate pair, which is no character")
     return item

@@ -25,16 +25,17 @@ from torch import Tensor
 from kernels.reference import cross_entropy_rows, wide
 from minibio import losses
 from minibio.batch import Batch, Counts
+from minibio.config import METHODS
 from minibio.distil import Objective
 from minibio.errors import InputError
 from minibio.heads import Model, Output
 from minibio.transformer import initialise
 
 ALPHA = {
-    "soft": (2.0, 5.0, 0.0),
-    "distil": (2.0, 5.0, 1.0),
+    "soft": (*METHODS["distil"].alpha[:2], 0.0),
+    "distil": METHODS["distil"].alpha,
     "tiny": (1.0, 1.0, 1.0),
-    "compact": (1.0, 5.0, 3.0),
+    "compact": METHODS["compact"].alpha,
 }
 NOWHERE = -1e4  # the logit of a place that a sequence does not have: e^-10000 is 0, and 0 x it too
 

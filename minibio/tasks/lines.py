@@ -53,6 +53,17 @@ def name_of(path: str | Path) -> str:
     return "standard input" if path == "-" else str(path)
 
 
+def json_object(line: str, where: str) -> dict:
+    """The JSON object of one line; `where` begins a complaint."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {line[:40]!r}, expected an object {{...}}")
+    return value
+
+
 class Node:
     """An object in a JSON file that knows its place: `Node.read(path).children("data")`."""
 

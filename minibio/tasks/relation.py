@@ -10,7 +10,6 @@ than the model is cut so that both entities stay inside (`around`). The labels a
 training file, since a test file may lack one (CHEMPROT's does, F56).
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch.nn as nn
 from minibio.batch import Batch
 from minibio.errors import InputError
 from minibio.tasks.forward import forward
-from minibio.tasks.lines import HALF, read_lines
+from minibio.tasks.lines import HALF, json_object, read_lines
 from minibio.tasks.pieces import cut
 from minibio.tokenizer import Tokenizer
 
@@ -143,10 +142,7 @@ def from_columns(columns: list[str], header: list[str] | None, where: str) -> tu
 
 def from_json(line: str, where: str) -> tuple[str, str, tuple[str, str] | None]:
     """Text, label and the entities' names of one line of JSON."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from None
+    record = json_object(line, where)
     text, label = record.get("text", record.get("sentence")), record.get("label")
     if not isinstance(text, str) or not isinstance(label, str | int) or isinstance(label, bool):
         raise InputError(f"{where} is {line[:40]!r}, expected text and label")

@@ -23,6 +23,7 @@ def test_the_weights_are_the_papers():
     assert (
         ALPHA["distil"] == METHODS["distil"].alpha and ALPHA["compact"] == METHODS["compact"].alpha
     )
+    assert ALPHA["distil"] == (2, 5, 1) and ALPHA["compact"] == (1, 5, 3)
     assert ALPHA["soft"] == (*METHODS["distil"].alpha[:2], 0) and ALPHA["tiny"] == (1, 1, 1)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibio.errors import InputError
-from minibio.tasks.lines import Node, line_of, read_lines
+from minibio.tasks.lines import Node, json_object, line_of, read_lines
 
 
 @pytest.fixture
@@ -136,3 +136,18 @@ def test_the_standard_input(monkeypatch):
     with pytest.raises(InputError, match="^standard input: line 2, byte 1 is not UTF-8"):
         next(lines)
     assert not Stdin.buffer.closed
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "x: line 7 is not JSON: Expecting property name"),
+        ("[" * 100_000, "x: line 7 is not JSON"),
+        ("[1]", r"x: line 7 is '\[1\]', expected an object"),
+        ("null", "x: line 7 is 'null', expected an object"),
+    ],
+)
+def test_a_line_that_is_no_object(line, message):
+    with pytest.raises(InputError, match=message):
+        json_object(line, "x: line 7")
+    assert json_object('{"a": [1]}', "x: line 7") == {"a": [1]}
