@@ -57,7 +57,7 @@ demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 co
 	done
 	@$(PY) eval.py compare $(DEMO_MODELS:%=$(DEMO)/%) --ner $(DEMO_MODELS:%=$(DEMO)/ner/%) \
 		--out $(DEMO)/table
-	@$(PY) -m minibio.plot $(DEMO_MODELS:%=$(DEMO)/%) --out $(DEMO)/loss.png
+	@$(PY) -m minibio plot $(DEMO_MODELS:%=$(DEMO)/%) --out $(DEMO)/loss.png
 
 study: .venv/.plot  ## every method with its teacher and without, 45 minutes a seed
 	@for seed in $(SEEDS); do \
@@ -85,11 +85,11 @@ lint: .venv/.test  ## ruff: rules and layout of the code
 	@$(PY) -m ruff format --check .
 
 bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT: half an hour on 2 cores
-	@$(PY) -m minibio.bench encoder --device cpu --models $(ENCODERS) --batch 32 \
+	@$(PY) -m minibio bench encoder --device cpu --models $(ENCODERS) --batch 32 \
 		--precision fp32 --out $(OUT)/encoder-cpu.csv
-	@$(PY) -m minibio.bench encoder --device cpu --models $(ENCODERS) --batch 1 --length 128 \
+	@$(PY) -m minibio bench encoder --device cpu --models $(ENCODERS) --batch 1 --length 128 \
 		--precision fp32 --repeats 41 --out $(OUT)/encoder-one-cpu.csv
-	@$(PY) -m minibio.bench step --device cpu --methods compact tiny --lengths pubmed full \
+	@$(PY) -m minibio bench step --device cpu --methods compact tiny --lengths pubmed full \
 		--fidelity released paper --teacher-precision fp32 auto --out $(OUT)/step-cpu.csv
 	@$(PY) -m kernels.bench attention-kl --device cpu --out $(OUT)/attention-kl-cpu.csv
 	@$(PY) -m kernels.bench masked-mlm --device cpu --out $(OUT)/masked-mlm-cpu.csv
@@ -101,7 +101,7 @@ gpu:  ## GPU tests, then benchmarks in order of worth, as tables in OUT: 9 minut
 		[ -e /dev/nvidiactl ] || { echo "make gpu: no NVIDIA GPU on this machine"; exit 2; }; \
 		$(MAKE) --no-print-directory .venv/.test && py=$(PY) || exit 2; \
 	fi; \
-	$$py -m minibio.gpu --out $(OUT) $(if $(PART),--part $(PART))
+	$$py -m minibio.bench.gpu --out $(OUT) $(if $(PART),--part $(PART))
 
 # The smallest of the kernels' GPU tests: every access is watched, which takes a hundredfold longer.
 sanitize:  ## compute-sanitizer over the kernels' GPU tests, where there is one

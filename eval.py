@@ -9,7 +9,7 @@
 
 A fine-tuning learns from the training set, chooses nothing by the others, and scores the test set
 once, at the end. Stopped by a signal or a crash, it goes on when the same command is given again;
-under torchrun it runs on several processes. Read `experiment` first, then minibio/finetune.py.
+under torchrun it runs on several processes. Read `experiment` first, then tasks/finetune.py.
 """
 
 import argparse
@@ -21,16 +21,17 @@ from pathlib import Path
 
 import torch
 
-from minibio import dist, errors, files, optim, report
-from minibio.compare import compare
-from minibio.errors import InputError
-from minibio.experiments import ner_task, qa_task, relation_task
-from minibio.finetune import RECIPES, MakeTask, Recipe, Way, fine_tune
-from minibio.predict import Predictor, predict
-from minibio.speed import add_arguments as add_speed
-from minibio.tables import add_arguments as add_table
-from minibio.task_objective import ALPHA
+from minibio.bench.speed import add_arguments as add_speed
+from minibio.report import figures as report
+from minibio.report.compare import compare
+from minibio.report.tables import add_arguments as add_table
+from minibio.run import dist, errors, files, optim
+from minibio.run.errors import InputError
 from minibio.tasks import relation
+from minibio.tasks.experiments import ner_task, qa_task, relation_task
+from minibio.tasks.finetune import RECIPES, MakeTask, Recipe, Way, fine_tune
+from minibio.tasks.objective import ALPHA
+from minibio.tasks.predict import Predictor, predict
 from minibio.tasks.tags import SCHEMES
 
 
@@ -203,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     g.set_defaults(run=run_predict)
     g.add_argument("directory", type=Path, help="of ner, relation or qa; its head says which")
     g.add_argument("text", nargs="?", default="-", help="a text a line (default: standard input)")
-    g.add_argument("--json", action="store_true", help="the lines are JSON (minibio/predict.py)")
+    g.add_argument("--json", action="store_true", help="the lines are JSON (tasks/predict.py)")
     g.add_argument("--out", type=Path, help="file to write (default: standard output)")
     g.add_argument("--batch", type=positive, default=32, help="texts (%(default)s)")
     g.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")

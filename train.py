@@ -1,4 +1,4 @@
-"""Train a model: its row of the table, its data, its teacher. The loop is in minibio/engine.py.
+"""Train a model: its row of the table, its data, its teacher. The loop is distil/engine.py.
 
     torchrun train.py --method tiny                          the built-in sample, start to end
     torchrun train.py --method mlm --model biobert --corpus DIR --out DIR
@@ -22,19 +22,21 @@ import torch
 
 import kernels
 import minibio
-from minibio import card, dist, engine, errors, estimate, files, log, students
-from minibio.attention import use_kernels
-from minibio.checkpoint import Checkpoint, Checkpoints, newest
 from minibio.config import METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, STAGE_1, RunConfig
-from minibio.convert import save
-from minibio.corpus import Corpus
-from minibio.distil import OBJECTIVES, freeze, teach
-from minibio.engine import Plan, Progress
-from minibio.errors import InputError
-from minibio.feed import Feed
-from minibio.heads import Model
-from minibio.measure import held_out
-from minibio.transformer import compile_layers
+from minibio.distil import engine, students
+from minibio.distil.engine import Plan, Progress
+from minibio.distil.measure import held_out
+from minibio.distil.objectives import OBJECTIVES, freeze, teach
+from minibio.model.attention import use_kernels
+from minibio.model.convert import save
+from minibio.model.heads import Model
+from minibio.model.transformer import compile_layers
+from minibio.report import card, estimate
+from minibio.run import dist, errors, files, log
+from minibio.run.checkpoint import Checkpoint, Checkpoints, newest
+from minibio.run.errors import InputError
+from minibio.text.corpus import Corpus
+from minibio.text.feed import Feed
 
 
 def train(run: RunConfig, corpus: Corpus, student: Model, teacher: Model | None, args,
@@ -133,7 +135,7 @@ def finish(student: Model, run: RunConfig, corpus: Corpus, out: Path, facts: dic
         os.replace(out / ".model" / name, out / name)
     (out / ".model").rmdir()
     try:
-        from minibio.plot import loss_curves
+        from minibio.report.plot import loss_curves
 
         loss_curves({out.name: out / "log.jsonl"}, out / "loss.png")
     except InputError as error:  # matplotlib is an extra
@@ -151,8 +153,8 @@ def prepare_sample(directory: Path, ranks: dist.Ranks) -> Path:
     """The built-in sample's texts, tokenizer and token shards; made once, kept in `directory`."""
     shards = directory / "shards"
     if ranks.rank == 0 and not (shards / "meta.json").exists():
-        from data.sample import make_sample
-        from data.shard import shard
+        from data.sample.sample import make_sample
+        from data.shard.shard import shard
 
         dist.print0(f"sample: making texts and token shards in {directory}")
         make_sample(directory / "text", force=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from minibio.errors import InputError
+from minibio.run.errors import InputError
 
 WAITING = 2  # tasks beyond one a process: handed over, not yet begun
 

@@ -12,8 +12,8 @@ imports Triton before it is used, and nothing here knows of models or training.
 Precision is that of the tensors given: an autocast region around a call changes nothing inside it.
 """
 
-from kernels.choice import IMPLEMENTATIONS, resolve_impl
-from kernels.maps import attention, attention_kl
+from kernels.api import attention, attention_kl
+from kernels.dispatch import IMPLEMENTATIONS, resolve_impl
 from kernels.mlm import masked_mlm
 from kernels.reference import DIVERGENCES
 

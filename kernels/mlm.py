@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels import mlm_ops, reference
-from kernels.choice import FLOATS, resolve_impl
+from kernels.dispatch import FLOATS, resolve_impl
 from kernels.reference import ROW_DIVERGENCES, Side, wide_dtype
 
 OP = "masked_mlm"

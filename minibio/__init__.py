@@ -27,9 +27,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # on first use: `python -m minibio.convert` must not find itself imported already
+    # on first use: `python -m minibio convert` must not find itself imported already
     if name in ("load", "save"):
-        from minibio import convert
+        from minibio.model import convert
 
         return getattr(convert, name)
     if name == "Batch":

@@ -13,8 +13,8 @@ import torch
 import eval as evaluation
 import minibio
 from helpers import ROOT, processes
-from minibio import errors
-from minibio.predict import Predictor
+from minibio.run import errors
+from minibio.tasks.predict import Predictor
 from toy_tasks import (
     FAST,
     make_encoder,

@@ -1,8 +1,8 @@
-"""Arrows point down: every import of every source file, read from its syntax tree.
+"""Imports point one way: every import of every source file, read from its syntax tree.
 
-A module imports only modules of strictly lower levels, so the code can be read from the bottom up
-and there are no cycles. Packages that a machine may lack are imported inside the function that
-needs them; nothing reads or writes pickles; each source file has its test file.
+A folder imports only itself and the folders above it in `FOLDERS`, and no files import each other
+in a circle. Packages that a machine may lack are imported inside the function that needs them;
+nothing reads or writes pickles; each folder has its tests and a page that says what lives in it.
 """
 
 import ast
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,54 +18,40 @@ import pytest
 
 from helpers import ROOT
 
-# From the bottom up. A new file takes its place here.
-LEVELS = (
-    ("kernels.reference", "kernels.timing", "kernels.machine", "minibio", "minibio.errors",
-     "minibio.batch", "minibio.config", "minibio.masking", "minibio.optim", "minibio.prefetch",
-     "data.frames", "data.lexicon", "data.duplicates", "data.markup", "data.download", "data.pins",
-     "minibio.tasks.tags", "minibio.tasks.paper_tables"),
-    ("kernels.torch_*", "kernels.triton_*", "kernels.cuda_rows",
-     "minibio.files", "minibio.dist", "minibio.card", "minibio.state", "minibio.tasks.forward",
-     "data.grammar",
-     "data.records", "data.parallel", "data.pubmed_xml", "data.pubmed_index", "data.sources"),
-    ("kernels.choice",
-     "minibio.tokenizer", "minibio.shards", "minibio.metrics", "minibio.log", "minibio.store",
-     "minibio.signals", "minibio.gradients", "data.leakage", "data.pubmed_passes", "data.fetched",
-     "data.unpack", "minibio.tasks.lines"),
-    ("kernels.attention_ops", "kernels.mlm_ops", "minibio.corpus", "minibio.checkpoint",
-     "minibio.tasks.pieces", "data.pieces"),
-    ("minibio.feed", "data.workplace"),
-    ("data", "data.*"),
-    ("kernels.maps", "kernels.mlm"),
-    ("kernels",),
-    ("kernels.bench_*", "minibio.attention"),
-    ("kernels.bench", "minibio.transformer", "minibio.losses"),
-    ("minibio.mobilebert", "minibio.names"),
-    ("minibio.heads",),
-    ("minibio.convert",),
-    ("minibio.distil", "minibio.measure", "minibio.tasks", "minibio.tasks.*", "minibio.plot",
-     "minibio.gpu", "minibio.report", "minibio.epochs"),
-    ("minibio.estimate", "minibio.authors", "minibio.engine", "minibio.students",
-     "minibio.predict", "minibio.task_objective", "minibio.charts", "minibio.records"),
-    ("minibio.bench_step", "minibio.finetune", "minibio.speed", "minibio.tables"),
-    ("minibio.bench", "minibio.experiments"),
-    ("minibio.compare",),
-    ("train", "eval"),
-)  # fmt: skip
+# Folder -> what lives there. A folder imports only itself and the folders above it.
+FOLDERS = {
+    "kernels": "the fused operations; knows of nothing else here",
+    "kernels.bench": "what `python -m kernels.bench` runs",
+    "minibio": "config and batch, read first",
+    "minibio.run": "processes, disks, logs: nothing about language",
+    "minibio.text": "from token shards to batches",
+    "minibio.model": "transformers, and Hugging Face's names for their weights",
+    "minibio.distil": "the equations, the objectives, the students",
+    "minibio.tasks": "entities, relations, questions",
+    "minibio.report": "tables, pictures, model cards",
+    "minibio.bench": "what `python -m minibio bench` runs",
+    "data": "worker processes",
+    "data.fetch": "downloads",
+    "data.pubmed": "PubMed's XML to JSON lines",
+    "data.shard": "JSON lines to token shards",
+    "data.sample": "the built-in sample",
+    "minibio.__main__": "the commands of the library",
+    "": "train.py and eval.py",
+}
 
 EVERYWHERE = {"torch", "numpy"}
 AT_TOP = {  # package -> files that cannot do without it
-    "safetensors": ("minibio.convert", "minibio.store"),
-    "tokenizers": ("minibio.tokenizer",),
+    "safetensors": ("minibio.model.convert", "minibio.run.store"),
+    "tokenizers": ("minibio.text.tokenizer",),
     "triton": ("kernels.triton_*",),
 }
 INSIDE_FUNCTIONS = {  # package -> files that do without it until the function is called
     "tqdm": ("*",),
     "seqeval": (),  # an oracle of the tests
-    "matplotlib": ("minibio.plot",),
-    "transformers": ("minibio.authors", "minibio.bench"),
-    "liger_kernel": ("kernels.bench_mlm",),
-    "cut_cross_entropy": ("kernels.bench_mlm",),
+    "matplotlib": ("minibio.report.plot",),
+    "transformers": ("minibio.bench.*",),
+    "liger_kernel": ("kernels.bench.mlm",),
+    "cut_cross_entropy": ("kernels.bench.mlm",),
     "triton": (),
 }
 PICKLES = {"pickle", "shelve", "marshal", "dill", "joblib", "cloudpickle"}
@@ -114,11 +101,16 @@ def imports(tree: ast.Module) -> list[Import]:
     return found
 
 
+def folder_of(name: str) -> str:
+    """The folder of a module: a package is in the folder that bears its name."""
+    is_one = SOURCES[name].name == "__init__.py" or name == "minibio.__main__"
+    return name if is_one else name.rpartition(".")[0]
+
+
 def level(name: str) -> int:
-    for number, names in enumerate(LEVELS):
-        if any(fnmatch(name, pattern) for pattern in names):
-            return number
-    raise AssertionError(f"{name} has no level; give it one in LEVELS of tests/test_layout.py")
+    folder = folder_of(name)
+    assert folder in FOLDERS, f"{name}: give {folder} a row in FOLDERS of tests/test_layout.py"
+    return [*FOLDERS].index(folder)
 
 
 def is_one_of(name: str, patterns) -> bool:
@@ -128,18 +120,24 @@ def is_one_of(name: str, patterns) -> bool:
 every_source = pytest.mark.parametrize("name", SOURCES)
 
 
+def arrows(name: str) -> list[Import]:
+    """Imports of our own modules; the doors for users, opened when asked for, are left out."""
+    ours = [i for i in imports(TREES[name]) if i.module.split(".")[0] in OURS]
+    return [i for i in ours if not (name == "minibio" and i.is_inside)]
+
+
 @every_source
-def test_arrows_point_down(name):
-    for target, line, is_inside in imports(TREES[name]):
-        if target.split(".")[0] in OURS:
-            assert target in SOURCES, f"{name}:{line} imports {target}, which is not there"
-            if name == "minibio" and is_inside:
-                continue  # the doors for users: opened by __getattr__, when asked for
-            assert level(target) < level(name), (
-                f"{name}:{line} (level {level(name)}) imports {target} (level {level(target)})"
-            )
-            if name.split(".")[0] == "kernels":
-                assert target.split(".")[0] == "kernels", f"{name}:{line} imports {target}"
+def test_arrows_point_up(name):
+    for target, line, _ in arrows(name):
+        assert target in SOURCES, f"{name}:{line} imports {target}, which is not there"
+        assert level(target) <= level(name), f"{name}:{line} imports {target}, a folder below"
+        if name.split(".")[0] == "kernels":
+            assert target.split(".")[0] == "kernels", f"{name}:{line} imports {target}"
+
+
+def test_no_circles():
+    graph = {name: {i.module for i in arrows(name)} for name in SOURCES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, and names the circle
 
 
 @every_source
@@ -176,13 +174,11 @@ def test_no_name_hides_a_module(name):
     assert name.split(".")[-1] not in sys.stdlib_module_names | packages
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, path in SOURCES.items() if path.name != "__init__.py"]
-)
-def test_each_source_file_has_its_test_file(name):
-    *folders, stem = name.split(".")
-    test = ROOT.joinpath("tests", *folders, f"test_{stem}.py")
-    assert test.exists(), f"expected {test.relative_to(ROOT)}"
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if "__" not in f])
+def test_each_folder_has_its_tests_and_its_page(folder):
+    tests = ROOT.joinpath("tests", *filter(None, folder.split(".")))
+    assert list(tests.glob("test_*.py")), f"no test in {tests.relative_to(ROOT)}"
+    assert ROOT.joinpath(*filter(None, folder.split(".")), "README.md").exists()
 
 
 def test_the_test_folders_are_no_packages():

@@ -14,7 +14,7 @@ import torch
 import minibio
 from helpers import tiny_config
 from minibio.batch import Batch
-from minibio.heads import Model
+from minibio.model.heads import Model
 
 transformers = pytest.importorskip("transformers")
 

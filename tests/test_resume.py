@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from data.shard import shard
+from data.shard.shard import shard
 from helpers import ROOT, processes
-from minibio import engine, errors, store
+from minibio.distil import engine
+from minibio.run import errors, store
 
 SHAPE = ["--layers", 2, "--width", 24, "--heads", 2, "--ffn", 32]
 STEPS = 20

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
-from data.shard import shard
+from data.shard.shard import shard
 from helpers import ROOT
-from minibio import errors
 from minibio.config import CHECKPOINTS, METHODS
-from minibio.convert import load
+from minibio.model.convert import load
+from minibio.run import errors
 
 SMALL = ["--layers", "2", "--width", "24", "--heads", "2", "--ffn", "32"]
 SHORT = ["--steps", "4", "--batch", "4", "--length", "24", "--log-every", "2", "--eval-every", "2"]

@@ -7,8 +7,8 @@ import torch
 
 import minibio
 from helpers import tiny_config
-from minibio.heads import Model
-from minibio.tokenizer import Tokenizer
+from minibio.model.heads import Model
+from minibio.text.tokenizer import Tokenizer
 
 DISEASES = ["Ulcer", "Sepsis", "Gout", "Colic"]
 KINDS = ["disorder", "syndrome"]

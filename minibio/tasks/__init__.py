@@ -11,5 +11,5 @@ Read in this order:
     qa             BioASQ's questions
     paper_tables   what the paper reports
 
-`eval.py` fine-tunes and scores; what the scores mean is in `minibio/metrics.py`.
+`eval.py` fine-tunes and scores; what the scores mean is in `minibio/tasks/metrics.py`.
 """

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from minibio.errors import InputError
-from minibio.files import read_json
+from minibio.run.errors import InputError
+from minibio.run.files import read_json
 
 SPACE = re.compile(r"[ \t\r\n]*")  # what JSON may have between its parts
 HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold one, UTF-8 cannot
@@ -72,7 +72,7 @@ class Node:
 
     @staticmethod
     def read(path: str | Path) -> "Node":
-        """The whole file. Raises `InputError` as `minibio.files.read_json` does."""
+        """The whole file. Raises `InputError` as `minibio.run.files.read_json` does."""
         return Node(read_json(path), Path(path))
 
     def get(self, key: str, kind: type, default=None):

@@ -19,14 +19,14 @@ from typing import NamedTuple
 import torch.nn as nn
 
 from minibio.batch import Batch
-from minibio.errors import InputError
-from minibio.files import staged_file
-from minibio.metrics import entity_scores
+from minibio.run.errors import InputError
+from minibio.run.files import staged_file
 from minibio.tasks import tags as schemes
 from minibio.tasks.forward import forward
 from minibio.tasks.lines import read_lines
+from minibio.tasks.metrics import entity_scores
 from minibio.tasks.pieces import cut
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of token TAB tag"
 CHUNK = 8192  # words given to the tokenizer at a time

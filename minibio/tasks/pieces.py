@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 from minibio.tasks.lines import HALF
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 
 class Pieces(NamedTuple):

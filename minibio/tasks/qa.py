@@ -27,11 +27,11 @@ import numpy as np
 import torch.nn as nn
 
 from minibio.batch import Batch
-from minibio.errors import InputError
+from minibio.run.errors import InputError
 from minibio.tasks.forward import forward
 from minibio.tasks.lines import Node
 from minibio.tasks.pieces import cut
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 MAX_QUESTION = 64  # pieces, as in BERT's run_squad.py; the rest of a longer one is not read
 SNIPPET = re.compile(r"(.+)_\d+")  # id of a BioASQ passage

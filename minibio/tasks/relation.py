@@ -20,11 +20,11 @@ import torch
 import torch.nn as nn
 
 from minibio.batch import Batch
-from minibio.errors import InputError
+from minibio.run.errors import InputError
 from minibio.tasks.forward import forward
 from minibio.tasks.lines import HALF, json_object, read_lines
 from minibio.tasks.pieces import cut
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of sentence TAB label, or of JSON with text and label"
 FIRST, SECOND = re.compile(r"<< (.*?) >>"), re.compile(r"\[\[ (.*?) \]\]")

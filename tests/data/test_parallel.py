@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data.parallel import WAITING, ordered
-from minibio.errors import InputError
+from minibio.run.errors import InputError
 
 ROOT = Path(__file__).parents[2]  # not from helpers: the processes started here need no torch
 

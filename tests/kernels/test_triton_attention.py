@@ -7,7 +7,8 @@ from attention_cases import B16, F16, F32, F64, assert_as_truth, compute, mask_o
 
 import kernels
 from helpers import DEVICE, LIMIT, assert_near
-from kernels import attention_ops, maps, reference
+from kernels import api as maps
+from kernels import attention_ops, reference
 from kernels.reference import DIVERGENCES
 
 triton_attention = pytest.importorskip("kernels.triton_attention", reason="needs Triton")

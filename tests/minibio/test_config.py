@@ -16,7 +16,7 @@ from minibio.config import (
     ModelConfig,
     RunConfig,
 )
-from minibio.heads import Model
+from minibio.model.heads import Model
 
 # encoder, with masked-LM head, with a token classifier of 2 labels
 COUNTS = {

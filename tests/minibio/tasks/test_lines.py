@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minibio.errors import InputError
+from minibio.run.errors import InputError
 from minibio.tasks.lines import Node, json_object, line_of, read_lines
 
 

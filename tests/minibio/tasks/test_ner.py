@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import damaged, real_data
-from minibio.errors import InputError
-from minibio.metrics import entity_scores
+from minibio.run.errors import InputError
 from minibio.tasks import ner, tags
+from minibio.tasks.metrics import entity_scores
 from minibio.tasks.ner import Mention, Sentence
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 PLAIN = "The\tO\nBRCA1\tB\ngene\tO\n\nIt\tO\n"
 TWO = [Sentence(["The", "BRCA1", "gene"], ["O", "B", "O"]), Sentence(["It"], ["O"])]

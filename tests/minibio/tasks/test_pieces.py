@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minibio.tasks.pieces import cut
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 TEXTS = ["The BRCA1 gene, Café naïve β-catenin; 中文 IL-2 receptor receptors a\u0301b İ 12"] * 3
 

@@ -11,15 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.sample import make_sample
+from data.sample.sample import make_sample
 from helpers import damaged, real_data, tiny_config
-from minibio import metrics
-from minibio.errors import InputError
-from minibio.files import write_json
-from minibio.heads import Model
-from minibio.tasks import qa
+from minibio.model.heads import Model
+from minibio.run.errors import InputError
+from minibio.run.files import write_json
+from minibio.tasks import metrics, qa
 from minibio.tasks.qa import Answer, Passage, Window
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 CONTEXT = "Zika virus (ZIKV) causes microcephaly; IL-2 does not. ZIKV spreads."
 

@@ -10,13 +10,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data.sample import make_sample
+from data.sample.sample import make_sample
 from helpers import damaged, real_data, tiny_config
-from minibio.errors import InputError
-from minibio.heads import Model
+from minibio.model.heads import Model
+from minibio.run.errors import InputError
 from minibio.tasks import relation
 from minibio.tasks.relation import Example, Feature
-from minibio.tokenizer import Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 GAD = "The @GENE$ gene causes @DISEASE$.\t1\nNo @DISEASE$ in @GENE$ mice\t0\n"
 PROT = "<< EGFR >> inhibitors such as [[ gefitinib ]] (a >> b) [[1]"

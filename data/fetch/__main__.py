@@ -1,0 +1,7 @@
+"""`python -m data.fetch`."""
+
+from data.fetch.fetch import main
+from minibio.run import errors
+
+if __name__ == "__main__":  # worker processes import this file too
+    errors.run(main, "data.fetch")

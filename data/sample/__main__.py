@@ -1,0 +1,7 @@
+"""`python -m data.sample`."""
+
+from data.sample.sample import main
+from minibio.run import errors
+
+if __name__ == "__main__":  # worker processes import this file too
+    errors.run(main, "data.sample")

@@ -1,0 +1,301 @@
+"""`masked_mlm` and its rivals, for `python -m kernels.bench masked-mlm`.
+
+    eager      PyTorch with stored logits, gradients by autograd: two linear layers, cross-entropy,
+               and the divergence by log-softmax and softmax at the temperature
+    compile    the same under torch.compile
+    linear-ce  torch.nn.functional.linear_cross_entropy, where this PyTorch has it: cross-entropy
+               alone, so it is compared with --loss ce
+    liger      Liger-Kernel's fused linear cross-entropy (CUDA, --loss ce), if it is installed
+    cce        Apple's cut cross-entropy (CUDA, --loss ce), if it is installed
+    floor      the matrix products alone: the logits of both models, and from a tensor in the place
+               of their gradient those of the hidden states and of the table; no loss
+    others     `kernels.masked_mlm`, by the implementation's name
+
+All sides have the same loss: ce + kd of `masked_mlm` with weights of 1, means over the rows.
+"""
+
+import re
+from argparse import ArgumentParser
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kernels
+from kernels.bench.timing import Side, compiler_missing
+from kernels.reference import ROW_DIVERGENCES, wide
+
+KERNEL = "masked_mlm"  # what `kernels.resolve_impl` calls it
+RIVALS = ("eager", "compile", "linear-ce", "liger", "cce", "floor")
+BASELINES = ("eager", "floor")
+EXACT = {}  # nothing is random
+LOSSES = ("both", "ce", "kd")
+SAVED = 20  # bytes that eager holds for a logit at its peak, in float32
+
+
+class Shape(NamedTuple):
+    """Predicted tokens, word pieces, widths of student and teacher: `M922-V28996-d312-d768`."""
+
+    M: int
+    V: int
+    d_s: int
+    d_t: int
+
+    @classmethod
+    def parse(cls, name: str) -> "Shape":
+        """The shape called `name`.
+
+        Raises:
+            ValueError: it is no such name, or a number in it is 0.
+        """
+        found = re.fullmatch(r"M(\d+)-V(\d+)-d(\d+)-d(\d+)", name)
+        numbers = [int(x) for x in found.groups()] if found else [0]
+        if min(numbers) < 1:
+            raise ValueError(
+                f"--shapes has {name!r}, expected M922-V28996-d312-d768: rows, word pieces, widths "
+                f"of the student's and the teacher's hidden states"
+            )
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        return f"M{self.M}-V{self.V}-d{self.d_s}-d{self.d_t}"
+
+
+# The paper's masked tokens at 24 and 192 sequences of 256; Eq. 8 scores every token. The worthiest
+# first: time may run out.
+SHAPES = {
+    "cuda": [f"M{M}-V{V}-d{d}-d768" for M, V in ((7373, 30522), (922, 28996), (24576, 28996))
+             for d in (312, 768, 512)],
+    "cpu": ["M307-V28996-d768-d768", "M307-V28996-d312-d768", "M922-V30522-d512-d768",
+            "M2048-V28996-d312-d768"],
+}  # fmt: skip
+CHECKED = ("M11-V53-d13-d9", "M40-V257-d32-d48")  # cheap
+
+
+# ---- rivals
+
+
+def eager(h_s, E_s, b_s, labels, h_t, E_t, b_t, *, loss, divergence, temperature):
+    """Stored logits -> (the loss,). In half precision what autocast does: losses in float32."""
+    x_s = wide(F.linear(h_s, E_s, b_s.to(h_s.dtype)))  # (M, V)
+    terms = []
+    if loss != "kd":
+        terms.append(F.cross_entropy(x_s, labels))
+    if loss != "ce":
+        x_t = wide(F.linear(h_t, E_t, b_t.to(h_t.dtype)))  # (M, V)
+        log_p_s = (x_s / temperature).log_softmax(-1)
+        if divergence == "kl_ts":
+            log_p_t = (x_t / temperature).log_softmax(-1)
+            rows = F.kl_div(log_p_s, log_p_t, reduction="batchmean", log_target=True)
+        else:
+            rows = -((x_t / temperature).softmax(-1) * log_p_s).sum(-1).mean()
+        terms.append(temperature**2 * rows)
+    return (sum(terms),)
+
+
+def linear_ce(h_s, E_s, b_s, labels, *_, **__):
+    """PyTorch's own, cross-entropy alone."""
+    return (F.linear_cross_entropy(h_s, E_s, labels, linear_bias=b_s.to(h_s.dtype)),)
+
+
+def liger(h_s, E_s, b_s, labels, *_, **__):
+    """Liger-Kernel's, cross-entropy alone."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return (LigerFusedLinearCrossEntropyLoss()(E_s, h_s, labels, b_s.to(h_s.dtype)),)
+
+
+def cce(h_s, E_s, b_s, labels, *_, **__):
+    """Apple's, cross-entropy alone."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    return (linear_cross_entropy(h_s, E_s, labels, bias=b_s.to(h_s.dtype)),)
+
+
+class Products(torch.autograd.Function):
+    """The four products and nothing else; the student's logits stand in for their gradient."""
+
+    @staticmethod
+    def forward(ctx, h_s, E_s, h_t, E_t):
+        x = h_s @ E_s.T  # (M, V)
+        if h_t is not None:
+            h_t @ E_t.T
+        ctx.save_for_backward(h_s, E_s, x)
+        return x[0, 0].clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        h_s, E_s, x = ctx.saved_tensors
+        return x @ E_s, x.T @ h_s, None, None
+
+
+def floor(h_s, E_s, b_s, labels, h_t, E_t, b_t, *, loss, **_):
+    """Less than what is asked for: a number of no meaning."""
+    teacher = (None, None) if loss == "ce" else (h_t, E_t)
+    return (Products.apply(h_s, E_s, *teacher) + 0 * b_s.sum(),)
+
+
+FUNCTIONS = {
+    "eager": eager, "compile": eager, "linear-ce": linear_ce, "liger": liger, "cce": cce,
+    "floor": floor,
+}  # fmt: skip
+
+
+def missing(name: str, device: torch.device, loss: str) -> str:
+    """Why a rival cannot run here; "" where it can."""
+    if name == "compile":
+        return compiler_missing(device)
+    if name in ("eager", "floor"):
+        return ""
+    if loss != "ce":
+        return "cross-entropy alone: --loss ce"
+    if name == "linear-ce":
+        has_it = hasattr(F, "linear_cross_entropy")
+        return "" if has_it else f"not in PyTorch {torch.__version__}"
+    package = {"liger": "liger_kernel", "cce": "cut_cross_entropy"}[name]
+    if find_spec(package) is None:
+        return f"{package} is not installed"
+    return "" if device.type == "cuda" else "for CUDA alone"
+
+
+# ---- all of them
+
+
+class Problem(NamedTuple):
+    """The numbers that every side works on."""
+
+    shape: Shape
+    tensors: tuple[Tensor, ...]  # h_s (M, d_s), E_s (V, d_s), b_s (V,), h_t, E_t, b_t
+    labels: Tensor  # (M,)
+
+    def double(self) -> "Problem":
+        """The same numbers in float64."""
+        return self._replace(tensors=tuple(x.double() for x in self.tensors))
+
+
+def problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -> Problem:
+    """Random numbers of that shape; logits of a deviation of about 1. The last word is a label."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def of(*size, scale=1.0):
+        return (scale * torch.randn(*size, generator=rng)).to(device, dtype)
+
+    tensors = [
+        x for d in (shape.d_s, shape.d_t)
+        for x in (of(shape.M, d), of(shape.V, d, scale=d**-0.5), wide(of(shape.V)))
+    ]  # fmt: skip
+    labels = torch.randint(shape.V, (shape.M,), generator=rng)
+    labels[0] = shape.V - 1
+    return Problem(shape, tuple(tensors), labels.to(device))
+
+
+def sides(p: Problem, names, impls, **options) -> list[Side]:
+    """Every way of `names` (of RIVALS) and `impls` to compute the same from the same numbers."""
+    device, dtype = p.tensors[0].device, p.tensors[2].dtype
+    tensors = [x.clone().requires_grad_(i < 3) for i, x in enumerate(p.tensors)]
+    args = (*tensors[:3], p.labels, *tensors[3:])
+    one = (torch.ones((), dtype=dtype, device=device),)
+    held = SAVED * p.shape.M * p.shape.V
+    found = []
+    for name in names:
+        why = missing(name, device, options["loss"])
+        function = FUNCTIONS[name]
+        if name == "compile" and not why:
+            torch.compiler.reset()  # else many shapes exhaust the graphs it keeps of a function
+            function = torch.compile(eager, dynamic=False, fullgraph=True)
+        found.append(
+            Side(
+                name, partial(function, *args, **options), tuple(tensors[:3]), one,
+                bytes_needed=0 if name == "floor" else held, missing=why, is_equal=name != "floor",
+            )
+        )  # fmt: skip
+
+    def forward(impl, *, loss, divergence, temperature):
+        h_s, E_s, b_s, labels, *teacher = args
+        ce, kd = kernels.masked_mlm(
+            h_s, E_s, b_s, None if loss == "kd" else labels, *(() if loss == "ce" else teacher),
+            temperature=temperature, divergence=divergence, impl=impl,
+        )  # fmt: skip
+        return (ce + kd,)
+
+    return found + [
+        Side(
+            impl, partial(forward, impl, **options), tuple(tensors[:3]), one,
+            bytes_needed=held if impl == "reference" else 0, is_ours=True,
+        )
+        for impl in impls
+    ]  # fmt: skip
+
+
+def work(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:
+    """{pass: (floating-point operations, bytes)} that the operation cannot do without.
+
+    The products: logits of both models, gradients of the student's hidden states and table. Bytes
+    are those of arguments and results, each moved once.
+    """
+    M, V, d_s, d_t = shape
+    student, teacher = (dtype.itemsize * (M * d + V * d) for d in (d_s, d_t))
+    forward = 2.0 * M * V * (d_s + d_t), student + teacher
+    backward = 4.0 * M * V * d_s, 2 * student
+    both = forward[0] + backward[0], forward[1] + backward[1]
+    return {"forward": forward, "backward": backward, "both": both}
+
+
+# ---- the command's
+
+
+def add_options(p: ArgumentParser) -> None:
+    """What can be asked of this operation alone."""
+    p.add_argument("--loss", choices=LOSSES, default="both", help="(default: both)")
+    p.add_argument("--divergence", choices=ROW_DIVERGENCES, default="kl_ts")
+    p.add_argument("--temperature", type=float, default=2.0, help="of kd (default: 2)")
+
+
+def options(args) -> dict:
+    """The arguments of `sides`.
+
+    Raises:
+        ValueError: there is no such temperature.
+    """
+    if not 0 < args.temperature < float("inf"):
+        raise ValueError(f"--temperature is {args.temperature}, expected above 0 and finite")
+    return {
+        "loss": args.loss, "divergence": args.divergence, "temperature": args.temperature,
+    }  # fmt: skip
+
+
+# ---- block sizes of the Triton row kernel, for --tune
+
+TUNED = {"logit_rows": "forward"}  # kernel -> its pass
+TUNED_SHAPES = ["M7373-V30522-d312-d768", "M922-V28996-d312-d768"]
+
+
+def candidates() -> list:
+    """What is tried, as `pick_config` gives it."""
+    from kernels.triton_mlm import Config
+
+    return [Config(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (4, 8, 16)]
+
+
+@contextmanager
+def using(kernel: str, config):
+    """While this lasts `pick_config` gives `config`."""
+    from kernels import triton_mlm
+
+    own = triton_mlm.pick_config
+    triton_mlm.pick_config = lambda *_: config
+    try:
+        yield
+    finally:
+        triton_mlm.pick_config = own
+
+
+def chosen(kernel: str, shape: Shape, divergence: str, dtype: torch.dtype):
+    """The configuration that is used now."""
+    from kernels.triton_mlm import pick_config
+
+    return pick_config(shape.V, dtype)

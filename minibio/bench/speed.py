@@ -1,0 +1,255 @@
+"""What a model costs to run: the paper's Figure 2, with what its caption leaves out (F63).
+
+    python eval.py speed tiny-biobert bio-mobilebert distil-biobert biobert --precision fp32 int8
+
+A model is a Hugging Face directory or a row of `MODELS` with weights at random: speed does not
+depend on their values. The encoder alone is measured, in inference, on B texts of just T tokens
+each. For every B and T all models in all precisions take turns, so that a change of the machine's
+pace meets them all; every combination has as many rounds as fit into `--seconds`, at least
+`LEAST_ROUNDS` and at most `--rounds`, and the table says how many. Reported are
+
+    latency       median and 95th percentile of one call, milliseconds
+    throughput    texts and tokens a second, by the median
+    peak memory   the weights and what one call needs above them at its peak, MiB
+    on disk       the encoder's weights as a safetensors file of that precision, MiB
+
+    fp32    as loaded
+    bf16    weights and products; norms and softmax inside are PyTorch's own for that type
+    int8    the weights of all linear layers, one scale a matrix; their inputs are quantised as they
+            come, one scale a call. A CPU's alone. Tables of embeddings stay fp32
+"""
+
+import argparse
+import copy
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from kernels.bench.timing import Table, extra_mib, milliseconds
+from kernels.machine import describe
+from minibio.batch import Batch
+from minibio.config import MODELS
+from minibio.model.convert import load
+from minibio.model.heads import Model
+from minibio.report import charts, plot
+from minibio.run import log
+from minibio.run.dist import Ranks, pick_device
+from minibio.run.errors import InputError
+from minibio.run.files import check_writable
+from minibio.run.store import serialise
+
+PRECISIONS = ("fp32", "bf16", "int8")
+FIGURE_2 = ["tiny-biobert", "bio-mobilebert", "distil-biobert", "biobert"]
+LEAST_ROUNDS = 5
+
+
+def open_encoder(name: str) -> nn.Module:
+    """The encoder of a row of MODELS, at random, or of a directory, as trained.
+
+    Raises:
+        InputError: it is neither, or the directory holds no model that can be read.
+    """
+    if name in MODELS:
+        return Model(MODELS[name], "encoder").eval().encoder
+    if not Path(name).is_dir():
+        raise InputError(
+            f"{name!r} is no directory and no configuration, expected a Hugging Face directory or "
+            f"one of {', '.join(MODELS)}"
+        )
+    return load(name, head="encoder")[0].float().encoder
+
+
+def quantised(encoder: nn.Module) -> nn.Module:
+    """A copy whose linear layers multiply int8 by int8.
+
+    Raises:
+        InputError: this PyTorch has no quantised products.
+    """
+    if torch.backends.quantized.engine == "none":
+        raise InputError("--precision int8: this PyTorch has no quantised products on this CPU")
+    try:
+        from torch.ao.quantization import quantize_dynamic
+    except ImportError:
+        raise InputError(
+            f"--precision int8: PyTorch {torch.__version__} has no quantize_dynamic any more"
+        ) from None
+    with warnings.catch_warnings():  # its successor is a package of its own
+        warnings.simplefilter("ignore")
+        return quantize_dynamic(encoder, {nn.Linear}, torch.qint8)
+
+
+def at_precision(encoder: nn.Module, precision: str, device: torch.device) -> nn.Module:
+    """A copy of `encoder`, which is fp32, in this precision."""
+    if precision == "int8":
+        return quantised(encoder)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return copy.deepcopy(encoder).to(device, dtype)
+
+
+def stored(encoder: nn.Module) -> dict[str, Tensor]:
+    """What of an encoder goes to disk; of a quantised layer int8 weights, scale, zero and bias."""
+    tensors = {}
+    for name, x in encoder.state_dict().items():
+        layer = name.removesuffix("._packed_params._packed_params")
+        if isinstance(x, Tensor):
+            if not name.endswith((".scale", ".zero_point")):  # of a static output; not used
+                tensors[name] = x
+        elif layer != name:
+            weight, bias = x
+            tensors |= {
+                f"{layer}.weight": weight.int_repr().view(torch.uint8), f"{layer}.bias": bias,
+                f"{layer}.scale": torch.tensor(weight.q_scale(), dtype=torch.float64),
+                f"{layer}.zero_point": torch.tensor(weight.q_zero_point()),
+            }  # fmt: skip
+    return {name: x.detach() for name, x in tensors.items()}
+
+
+def texts(V: int, B: int, T: int, device: torch.device) -> Batch:
+    """B texts of T random tokens."""
+    rng = torch.Generator().manual_seed(0)
+    return Batch.from_sequences(list(torch.randint(V, (B, T), generator=rng))).to(device)
+
+
+def rounds_for(calls: list, device: torch.device, most: int, seconds: float) -> int:
+    """How often all calls fit into the time, going by one round of them."""
+    one = sum(float(laps.sum()) for laps in milliseconds(calls, device, 1, warmup=1)) / 1000
+    return min(most, max(LEAST_ROUNDS, int(seconds / max(one, 1e-9))))
+
+
+def figures(times: np.ndarray, B: int, T: int) -> dict:
+    """Latency and throughput from (rounds, 1) milliseconds."""
+    p50, p95 = np.percentile(times, (50, 95))
+    return {
+        "ms_p50": round(p50, 3), "ms_p95": round(p95, 3),
+        "texts_per_s": round(1000 * B / p50, 2), "tokens_per_s": round(1000 * B * T / p50),
+    }  # fmt: skip
+
+
+def check(args, device: torch.device) -> None:
+    """Refuse what cannot be measured, before anything is.
+
+    Raises:
+        InputError: a number below 1, a model named twice, int8 on a GPU.
+    """
+    for name in ("batch", "length", "rounds"):
+        values = getattr(args, name)
+        if min(values if isinstance(values, list) else [values]) < 1:
+            raise InputError(f"--{name} is {values}, expected numbers of at least 1")
+    if not args.seconds > 0:
+        raise InputError(f"--seconds is {args.seconds}, expected more than 0")
+    for name in ("models", "precision", "batch", "length"):
+        values = getattr(args, name)
+        twice = [x for i, x in enumerate(values) if x in values[:i]]
+        if twice:
+            raise InputError(f"{twice[0]} is named twice among the {name}: drop one")
+    if "int8" in args.precision and device.type != "cpu":
+        raise InputError(f"--precision int8 is a CPU's, the device is {device}; pass --device cpu")
+
+
+class Subject(NamedTuple):
+    """One model in one precision, and what does not depend on the texts."""
+
+    label: str
+    precision: str
+    encoder: nn.Module
+    parameters: int
+    weights: float  # MiB in memory
+    disk: float  # MiB
+
+
+def subjects(args, device: torch.device) -> list[Subject]:
+    """All models in all precisions.
+
+    Raises:
+        InputError: a model cannot be read, or the texts are longer than its positions.
+    """
+    found = []
+    labels = plot.labels([Path(name) for name in args.models])
+    for name, label in zip(args.models, labels, strict=True):
+        encoder = open_encoder(name)
+        if max(args.length) > encoder.config.P:
+            raise InputError(
+                f"--length is {max(args.length)}, expected at most {encoder.config.P}: {name} has "
+                f"no more positions"
+            )
+        n = sum(p.numel() for p in encoder.parameters())
+        for precision in args.precision:
+            other = at_precision(encoder, precision, device)
+            tensors = stored(other)
+            weights = sum(x.nbytes for x in tensors.values()) / 2**20
+            disk = sum(map(len, serialise(tensors))) / 2**20
+            found.append(Subject(label, precision, other, n, weights, disk))
+    return found
+
+
+def measure(args, device: torch.device, models: list[Subject]) -> list[dict]:
+    """A row for each model, precision, B and T; each is printed and written as it is known."""
+    rows = []
+    shapes = [(B, T) for B in args.batch for T in args.length]
+    bar = log.progress(len(shapes), "speed", Ranks(0, 0, 1, device), unit="shape")
+    with Table(args.out / "speed.csv", describe(device)) as table:
+        for B, T in shapes:
+            calls = [partial(m.encoder, texts(m.encoder.config.V, B, T, device)) for m in models]
+            stages = [[call] for call in calls]
+            rounds = rounds_for(stages, device, args.rounds, args.seconds)
+            times = milliseconds(stages, device, rounds, warmup=1)
+            for m, call, laps in zip(models, calls, times, strict=True):
+                row = {
+                    "model": m.label, "precision": m.precision, "device": device.type,
+                    "batch": B, "length": T, "rounds": rounds, **figures(laps, B, T),
+                    "peak_mib": round(m.weights + extra_mib(call, device), 1),
+                    "parameters": m.parameters, "disk_mib": round(m.disk, 2),
+                }  # fmt: skip
+                table.add(row, line(row))
+                rows.append(row)
+            bar.update()
+    bar.close()
+    return rows
+
+
+def line(row: dict) -> str:
+    """One row as people read it."""
+    return (
+        f"{row['model']:<22}{row['precision']:<5}{row['batch']:>4} x {row['length']:<4}"
+        f"{row['ms_p50']:>11,.2f} ms (95 %: {row['ms_p95']:,.2f})"
+        f"{row['texts_per_s']:>10,.1f} texts/s{row['peak_mib']:>9,.0f} MiB"
+        f"{row['parameters'] / 1e6:>7.1f} M{row['disk_mib']:>8,.1f} MiB on disk"
+    )
+
+
+@torch.inference_mode()
+def speed(args) -> None:
+    """Measure all, into speed.csv, and draw a picture for each precision."""
+    device = pick_device(args.device)
+    check(args, device)
+    pictures = {} if args.no_picture else {p: args.out / f"speed-{p}.png" for p in args.precision}
+    for path in (args.out / "speed.csv", *pictures.values()):
+        check_writable(path)
+    for path in pictures.values():
+        plot.new_figure(path, 1, 1)  # what it would refuse at the end
+    rows = measure(args, device, subjects(args, device))
+    for precision, path in pictures.items():
+        charts.time_and_memory([row for row in rows if row["precision"] == precision], path)
+        print(path)
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The options, but for --device and --threads, which all commands have."""
+    p.set_defaults(run=speed)
+    p.add_argument("models", nargs="*", default=FIGURE_2, metavar="MODEL",
+                   help="Hugging Face directory or row of MODELS (default: Figure 2)")  # fmt: skip
+    p.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
+    p.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="texts of one call")
+    p.add_argument("--length", nargs="+", type=int, default=[128, 256, 512], help="tokens of each")
+    p.add_argument("--rounds", type=int, default=50, help="timed calls, at most (%(default)s)")
+    p.add_argument("--seconds", type=float, default=20.0,
+                   help="for all models at one batch and length (%(default)s)")  # fmt: skip
+    p.add_argument("--no-picture", action="store_true", help="the table alone")
+    p.add_argument("--out", type=Path, default=Path("runs/speed"),
+                   help="directory of speed.csv, speed-PRECISION.png (%(default)s)")  # fmt: skip

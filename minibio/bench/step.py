@@ -1,0 +1,316 @@
+"""`python -m minibio bench step`: whole training steps, the authors' way and ours.
+
+    authors                 transformers, eager attention, all maps and logits, padded (authors.py)
+    authors-bf16-compiled   the same under bf16 autocast and torch.compile
+    minibio                 a step of the engine, on the row of real tokens
+    minibio-bf16            the same under bf16 autocast
+    minibio-bf16-compiled   and torch.compile
+
+All sides of a method start from the same weights, see the same tokens in the same process and take
+turns. A step is forward, backward, clipping and AdamW, with dropout as in training: the authors'
+teacher has its own too (F32), unless `--no-teacher-dropout`. Before anything is timed, the losses
+of `authors` and of `minibio` as released are compared on sequences of equal length without dropout.
+Peak memory is that of the tensors, weights and moments included. What the paper's equations cost,
+`--fidelity paper`, stands beside the same baselines.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from kernels.bench.timing import Table, extra_mib, milliseconds, ragged_lengths
+from kernels.machine import has_bf16_products
+from minibio.batch import Batch, Counts
+from minibio.bench.authors import Authors, rectangle
+from minibio.config import METHODS, MODELS
+from minibio.distil.engine import Plan, Stepper
+from minibio.distil.measure import autocast
+from minibio.distil.objectives import OBJECTIVES, Objective, freeze, teach
+from minibio.model.heads import Model
+from minibio.model.transformer import compile_layers
+from minibio.report.estimate import products_per_second, step_flops
+from minibio.run import optim
+from minibio.run.dist import Ranks
+from minibio.run.errors import InputError
+from minibio.run.signals import StopRequest
+
+PREDICTED = 0.15  # share of tokens, as in masked-LM training
+LR = 1e-5
+EQUAL = 1e-5  # relative, of losses in float32
+PARTS = (1, 2, 4, 8)  # micro-batches that the authors' way is cut into where memory runs out
+CEILING = {"cuda": 8192, "cpu": 1024}  # rows of the product that is taken for the device's best
+
+
+class Way(NamedTuple):
+    """How a step is made."""
+
+    is_ours: bool
+    precision: str = "fp32"
+    is_compiled: bool = False
+
+
+WAYS = {
+    "authors": Way(False),
+    "authors-bf16-compiled": Way(False, "bf16", True),
+    "minibio": Way(True),
+    "minibio-bf16": Way(True, "bf16"),
+    "minibio-bf16-compiled": Way(True, "bf16", True),
+}
+LENGTHS = {  # of B sequences
+    "pubmed": ragged_lengths,  # a third bare titles
+    "full": lambda B, longest, seed: [longest] * B,
+}
+
+
+class Side(NamedTuple):
+    """One way to make the step of one method, on weights of its own."""
+
+    what: dict[str, str]  # the columns that name it
+    step: Callable  # () -> None
+    held: tuple[nn.Module | torch.optim.Optimizer | None, ...]  # what memory it has between steps
+    flops: float  # of the equations; 0 for the authors
+
+
+def random_batch(lengths: list[int], V: int, seed: int, device: torch.device) -> Batch:
+    """Random tokens, PREDICTED of them to be predicted."""
+    rng = torch.Generator().manual_seed(seed)
+    N = sum(lengths)
+    M = max(1, round(PREDICTED * N))
+    tokens = torch.randint(V, (N,), generator=rng)
+    predict = torch.randperm(N, generator=rng)[:M].sort().values
+    labels = torch.randint(V, (M,), generator=rng)
+    return Batch.from_sequences(tokens.split(lengths), None, predict, labels).to(device)
+
+
+# ---- the two ways
+
+
+def build(method: str, fidelity: str, args, device: torch.device) -> tuple[Objective, Model | None]:
+    """The same random weights at every call: our objective, and its teacher."""
+    torch.manual_seed(args.seed)
+    run = replace(METHODS[method], fidelity=fidelity)
+    teacher = None if method == "mlm" else freeze(Model(MODELS[args.teacher]).to(device))
+    student = Model(MODELS[args.student or run.model])
+    return OBJECTIVES[method](student, teacher, run).to(device).train(), teacher
+
+
+def our_side(method: str, name: str, fidelity: str, narrow: str, batch: Batch, args) -> Side:
+    """A step of the engine.
+
+    Args:
+        narrow: precision of the teacher, fp32 or bf16.
+    """
+    way, device = WAYS[name], batch.device
+    objective, teacher = build(method, fidelity, args, device)
+    if teacher is not None:
+        freeze(teacher, narrow)
+    for model in (objective.student, teacher) if way.is_compiled else ():
+        if model is not None:
+            compile_layers(model)
+    optimizer = optim.make_optimizer(objective, LR, objective.run.weight_decay)
+    stepper = Stepper(
+        objective, optimizer, Plan(steps=1, lr=LR, precision=way.precision), Ranks(0, 0, 1, device),
+        None if teacher is None else partial(teach, teacher, objective=objective),
+    )  # fmt: skip
+
+    def step():
+        stepper.step([batch], LR, StopRequest())
+        stepper.gradients.clear()  # memory between steps is that of weights and moments
+
+    M = batch.N if objective.every_token else batch.M
+    flops = step_flops(objective, teacher, batch.N, M, batch.n_pairs, 0)
+    what = {"fidelity": fidelity, "by": name, "teacher": "-" if teacher is None else narrow}
+    return Side(what, step, (objective, teacher, optimizer), flops)
+
+
+def their_side(method: str, name: str, batch: Batch, args) -> Side:
+    """A step of their Trainer; in micro-batches if the memory does not last."""
+    way, device = WAYS[name], batch.device
+    objective, teacher = build(method, "released", args, device)
+    model = Authors(objective, teacher, teacher_dropout=args.teacher_dropout).train()
+    optimizer = optim.make_optimizer(model, LR, objective.run.weight_decay)
+    forward = torch.compile(model) if way.is_compiled else model
+    inputs = rectangle(batch, objective.student)
+
+    def step(parts: int):
+        for part in pieces(inputs, parts):
+            with autocast(way.precision, device):
+                loss = forward(**part)
+            (loss / parts).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), objective.run.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    parts = fitting(step, optimizer)
+    what = {
+        "fidelity": "released", "by": name if parts == 1 else f"{name}/{parts}",
+        "teacher": "-" if teacher is None else way.precision,
+    }  # fmt: skip
+    return Side(what, partial(step, parts), (model, optimizer), 0)
+
+
+def pieces(inputs: dict[str, Tensor], n: int) -> list[dict[str, Tensor]]:
+    """A rectangle cut into n, between sequences."""
+    cut = {name: x.tensor_split(n) for name, x in inputs.items()}
+    return [{name: xs[i] for name, xs in cut.items()} for i in range(n)]
+
+
+def fitting(step: Callable, optimizer: torch.optim.Optimizer) -> int:
+    """The fewest micro-batches with which the step fits into the device's memory; it is tried.
+
+    Raises:
+        InputError: it does not fit at all.
+    """
+    for parts in PARTS:
+        try:
+            step(parts)
+            return parts
+        except torch.OutOfMemoryError:
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    raise InputError("the authors' step does not fit into memory; lower --batch")
+
+
+@torch.no_grad()
+def check_losses(method: str, args, device: torch.device) -> str:
+    """Both losses of one batch without padding and dropout, in a line.
+
+    Raises:
+        InputError: they differ by more than EQUAL.
+    """
+    objective, teacher = build(method, "released", args, device)
+    objective.eval()
+    batch = random_batch([args.length] * 2, objective.student.config.V, args.seed, device)
+    theirs = Authors(objective, teacher).eval()(**rectangle(batch, objective.student)).item()
+
+    def ours():
+        taught = None if teacher is None else teach(teacher, batch, objective)
+        return objective(batch, taught, Counts.of([batch]))["loss"].item()
+
+    loss = ours()
+    off = abs(loss - theirs) / abs(theirs)
+    line = f"{method}: loss {theirs:.7g} by authors, {loss:.7g} by minibio, {off:.1e} apart"
+    if not off <= EQUAL:
+        raise InputError(
+            f"{line}, expected at most {EQUAL:.0e} (as released, no padding, no dropout)"
+        )
+    if teacher is not None and has_bf16_products(device):
+        freeze(teacher, "bf16")
+        line += f"; {abs(ours() - theirs) / abs(theirs):.1e} with the teacher in bf16"
+    return line
+
+
+# ---- the table
+
+
+def held_mib(things) -> float:
+    """MiB of the tensors that models and optimisers hold, each counted once."""
+    tensors = []
+    for x in things:
+        if isinstance(x, nn.Module):
+            tensors += [*x.parameters(), *x.buffers()]
+        elif x is not None:
+            tensors += [y for kept in x.state.values() for y in kept.values()]
+    return sum({y.data_ptr(): y.nbytes for y in tensors}.values()) / 2**20
+
+
+def sides_of(method: str, batch: Batch, args) -> list[Side]:
+    """Everything asked for, baselines first."""
+    theirs = [name for name in args.by if not WAYS[name].is_ours]
+    sides = [their_side(method, name, batch, args) for name in theirs]
+    for fidelity in args.fidelity if method != "mlm" else ["released"]:  # Eq. 1 is the same in both
+        for name in args.by:
+            way = WAYS[name]
+            if way.is_ours:
+                sides += [
+                    our_side(method, name, fidelity, narrow, batch, args)
+                    for narrow in teacher_precisions(method, way, args, batch.device)
+                ]
+    return sides
+
+
+def teacher_precisions(method: str, way: Way, args, device: torch.device) -> list[str]:
+    """Those asked for that differ: under autocast all are bf16, and mlm has no teacher."""
+    if method == "mlm":
+        return ["fp32"]
+    if way.precision == "bf16":
+        return ["bf16"]
+    auto = "bf16" if has_bf16_products(device) else "fp32"
+    return list(dict.fromkeys(auto if p == "auto" else p for p in args.teacher_precision))
+
+
+def step(args, table: Table, device: torch.device) -> None:
+    """Training steps of `--methods`, by every way of `--by`."""
+    check(args)
+    if any(not WAYS[name].is_ours for name in args.by):
+        for method in args.methods:
+            print(check_losses(method, args, device), flush=True)
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    n = CEILING[device.type]
+    ceiling = {name: products_per_second(device, dtype, n) for name, dtype in types.items()}
+    shown = ", ".join(f"{x / 1e12:.3g} TFLOP/s in {name}" for name, x in ceiling.items())
+    print(f"ceiling, a product of {n} by {n} by {n}: {shown}", flush=True)
+    for method in args.methods:
+        V = MODELS[args.student or METHODS[method].model].V
+        for lengths in args.lengths:
+            drawn = LENGTHS[lengths](args.batch, args.length, args.seed)
+            batch = random_batch(drawn, V, args.seed, device)
+            sides = sides_of(method, batch, args)
+            times = milliseconds([[side.step] for side in sides], device, args.repeats, args.warmup)
+            add_rows(table, {"method": method, "lengths": lengths}, batch, sides, times, ceiling)
+
+
+def add_rows(
+    table: Table, what: dict, batch: Batch, sides: list[Side], times: list[np.ndarray],
+    ceiling: dict[str, float],
+) -> None:  # fmt: skip
+    """One row a side; what is left of each baseline's time and memory, below 1 where it is less."""
+    baselines = {}
+    for side, laps in zip(sides, times, strict=True):
+        name, ms = side.what["by"].split("/")[0], laps[:, 0]
+        mib = extra_mib(side.step, batch.device) + held_mib(side.held)
+        if not WAYS[name].is_ours:
+            baselines[name] = ms, mib
+        p20, p50, p80 = np.percentile(ms, (20, 50, 80))
+        row = {
+            **what, **side.what, "B": batch.B, "longest": batch.max_len, "N": batch.N,
+            "ms_p50": round(p50, 3), "ms_p20": round(p20, 3), "ms_p80": round(p80, 3),
+            "tokens_per_s": round(1000 * batch.N / p50), "peak_mib": round(mib, 1),
+        }  # fmt: skip
+        best = ceiling[WAYS[name].precision]
+        row["ceiling_share"] = round(side.flops / (p50 / 1000) / best, 3) if side.flops else None
+        line = (
+            f"{' '.join(f'{x:<9}' for x in what.values())}{side.what['fidelity']:<9}"
+            f"{side.what['by']:<24}{side.what['teacher']:<5}{batch.N:>7,} tokens"
+            f"{p50:>10,.1f} ms ({p20:,.1f}-{p80:,.1f}){row['tokens_per_s']:>9,} tok/s"
+            f"{mib:>8,.0f} MiB"
+        )
+        if side.flops:
+            line += f"  {row['ceiling_share']:.0%} of ceiling"
+        for other in (name for name, way in WAYS.items() if not way.is_ours):
+            time_share = memory_share = None
+            if side.flops and other in baselines:
+                other_ms, other_mib = baselines[other]
+                # turn by turn: what else the machine did meets both
+                time_share, memory_share = np.median(ms / other_ms), mib / other_mib
+                line += f"  {time_share:.3f} time {memory_share:.3f} memory of {other}"
+            row |= {
+                f"time_of_{other}": None if time_share is None else round(time_share, 3),
+                f"memory_of_{other}": None if memory_share is None else round(memory_share, 3),
+            }
+        table.add(row, line)
+
+
+def check(args) -> None:
+    """Refuse what no script of theirs covers."""
+    has_theirs = any(not WAYS[name].is_ours for name in args.by)
+    if has_theirs and "mobile" in args.methods:
+        raise InputError("the authors have no code for mobile; pass --by minibio with it")
+    if "mobile" in args.methods and args.teacher != "ib-bert":
+        raise InputError("--methods mobile needs --teacher ib-bert")

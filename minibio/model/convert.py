@@ -1,0 +1,408 @@
+"""Weights in and out: Hugging Face directories to our modules and back, by safetensors alone.
+
+Which name of theirs is which of ours stands in names.py. `load` reads config.json, the weights
+(sharded or not) and the tokenizer; `save` writes what transformers loads without a word.
+Checkpoints met in the wild carry old names, wrappers' prefixes and heads that nobody asked for;
+`clean` brings them to today's names. What would go wrong silently is refused: a decoder that is not
+the embeddings, a file of which nothing fits, weights that are no numbers, classes in another order.
+
+    python -m minibio convert SRC DST --head mlm
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minibio.model.heads import Model
+from minibio.model.names import (
+    CLASSES,
+    FIELDS,
+    FIXED,
+    HEADS,
+    PREFIX,
+    SUFFIXES,
+    TABLES,
+    config_from_hf,
+    their_name,
+)
+from minibio.run.errors import InputError
+from minibio.run.files import read_json, staged_dir, write_json
+from minibio.text.tokenizer import Tokenizer
+
+DECODER = {"distilbert": "vocab_projector"}  # where the tied decoder stands; others:
+DECODER_ELSE = "cls.predictions.decoder"
+# weights_only: a pickle can run code. clone: safetensors refuses memory shared by tied weights
+PICKLE_TO_SAFETENSORS = (
+    'python -c "import torch, safetensors.torch as s; '
+    "w = torch.load('pytorch_model.bin', map_location='cpu', weights_only=True); "
+    "s.save_file({n: x.clone().contiguous() for n, x in w.items()}, 'model.safetensors')\""
+)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+WRAPPERS = ("module.", "student.", "_orig_mod.")  # DDP, the authors' own class, torch.compile
+OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
+
+
+# ---- reading
+
+
+@dataclass
+class Report:
+    """What became of every name."""
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # started fresh
+    unexpected: list[str] = field(default_factory=list)  # in the file, not in the model
+    widened: list[str] = field(default_factory=list)  # stored as float16 or bfloat16
+    narrowed: list[str] = field(default_factory=list)  # float64 in the file, float32 here
+
+    def __str__(self) -> str:
+        rows = [f"loaded      {len(self.loaded)} tensors"]
+        for name in ("missing", "unexpected", "widened", "narrowed"):
+            names = getattr(self, name)
+            if names:
+                rows.append(f"{name:<11} {len(names)}: {', '.join(names)}")
+        return "\n".join(rows)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a directory, one or many.
+
+    Raises:
+        InputError: none; a shard that the index names is missing.
+    """
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        mapping = read_json(index).get("weight_map")
+        is_map = isinstance(mapping, dict) and all(isinstance(f, str) for f in mapping.values())
+        if not mapping or not is_map:
+            raise InputError(f"{index}: no weight_map; the file is damaged")
+        files = [path / name for name in sorted(set(mapping.values()))]
+        for file in files:
+            if not file.is_file():
+                raise InputError(f"{file}: no such file, though {index.name} names it")
+        return files
+    if (path / "pytorch_model.bin").is_file():
+        raise InputError(
+            f"{path}: only pytorch_model.bin, expected model.safetensors; convert it there: "
+            f"{PICKLE_TO_SAFETENSORS}"
+        )
+    raise InputError(f"{path}: no model.safetensors; expected a Hugging Face directory")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a directory, by the names in its files.
+
+    Raises:
+        InputError: truncated or damaged files.
+    """
+    tensors = {}
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="pt") as f:
+                tensors |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{file}: {error}: truncated or damaged; fetch it again") from None
+    return tensors
+
+
+def clean(tensors: dict[str, Tensor], family: str, where: Path) -> dict[str, Tensor]:
+    """Today's names for what is met in the wild: wrappers, gamma and beta, a missing prefix.
+
+    Raises:
+        InputError: two names become one, and their weights differ.
+    """
+    prefix, result = PREFIX[family] + ".", {}
+    own = [theirs for theirs in TABLES[family] if theirs.startswith(prefix)]
+    inner = tuple({theirs.split(".")[1] + "." for theirs in own})
+    for found, x in tensors.items():
+        name = found
+        while name.startswith(WRAPPERS):
+            name = name.split(".", 1)[1]
+        for old, new in OLD_NAMES:
+            name = re.sub(old, new, name)
+        name = prefix + name if name.startswith(inner) else name
+        if name in result and not is_equal(result[name], x):
+            raise InputError(
+                f"{where}: {found} is there under another name too, with other weights; keep one"
+            )
+        result[name] = x
+    return result
+
+
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Same shape, same values, whatever their precision."""
+    return a.shape == b.shape and torch.equal(a.double(), b.double())
+
+
+def drop_decoder(tensors: dict[str, Tensor], family: str, where: Path) -> None:
+    """Take the tied decoder out, in place.
+
+    Raises:
+        InputError: it differs from the embeddings it should be tied to.
+    """
+    stem = DECODER.get(family, DECODER_ELSE)
+    table = f"{PREFIX[family]}.embeddings.word_embeddings.weight"
+    pairs = {f"{stem}.weight": table}
+    if stem == DECODER_ELSE:  # DistilBERT's bias has no second name
+        pairs[f"{stem}.bias"] = "cls.predictions.bias"
+        if f"{stem}.bias" in tensors:  # some files lack the other
+            tensors.setdefault("cls.predictions.bias", tensors[f"{stem}.bias"])
+    for name, tied in pairs.items():
+        x, y = tensors.pop(name, None), tensors.get(tied)
+        if x is None or y is None or is_equal(x, y):
+            continue
+        check_numbers(name, x, where)
+        check_numbers(tied, y, where)
+        by = (
+            f"by up to {(x.double() - y.double()).abs().max():.3g}"
+            if x.shape == y.shape
+            else f"in shape, {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+        raise InputError(
+            f"{where}: {name} differs from {tied} {by}: an untied decoder, which no model here "
+            f"has; tie it before"
+        )
+
+
+def check_numbers(name: str, x: Tensor, where: Path) -> None:
+    """Refuse weights that are of no floating-point type, NaN or infinite.
+
+    Raises:
+        InputError: they are.
+    """
+    if x.dtype not in DTYPES:
+        raise InputError(
+            f"{where}: {name} is {str(x.dtype).removeprefix('torch.')}, expected float32 "
+            f"(or float64, float16, bfloat16)"
+        )
+    if not torch.isfinite(x).all():
+        raise InputError(f"{where}: {name} has NaN or infinite weights; fetch it again")
+
+
+def match(
+    model: Model, tensors: dict[str, Tensor], where: Path, new_head: bool, dtype: torch.dtype
+) -> tuple[dict[str, str], Report]:
+    """{their name: our name} of what the file has for the model, checked; nothing is copied yet.
+
+    Args:
+        model: needs no memory of its own (device "meta"): its names and shapes are looked at.
+        dtype: the precision that the weights will have.
+    Raises:
+        InputError: nothing matches, the encoder lacks a tensor, the head does and `new_head` is
+            False, shapes differ, or weights are not finite.
+    """
+    report, state = Report(), model.state_dict()
+    names = {their_name(ours, model.config, model.head_name): ours for ours in state}
+    if not set(names) & set(tensors):
+        raise InputError(
+            f"{where}: no tensor in it belongs to a {model.config.family}: it has "
+            f"{', '.join(sorted(tensors)[:3]) or 'nothing'}, expected {next(iter(names))}, ..."
+        )
+    for theirs, ours in names.items():
+        if theirs not in tensors:
+            report.missing.append(theirs)
+            continue
+        x, expected = tensors[theirs], tuple(state[ours].shape)
+        if x.shape != expected:
+            raise InputError(
+                f"{where}: {theirs} is {tuple(x.shape)}, expected {expected} (config.json)"
+            )
+        check_numbers(theirs, x, where)
+        if x.itemsize > dtype.itemsize:
+            check_numbers(theirs, x.to(dtype), where)  # 1e300 is no float32
+            report.narrowed.append(theirs)
+        elif x.itemsize < torch.float32.itemsize:
+            report.widened.append(theirs)
+        report.loaded.append(theirs)
+    report.unexpected = sorted(set(tensors) - set(names))
+    lacks_encoder = [n for n in report.missing if names[n].startswith("encoder.")]
+    if lacks_encoder:
+        raise InputError(
+            f"{where}: {len(lacks_encoder)} of the encoder's tensors are missing: "
+            f"{', '.join(lacks_encoder[:3])}{', ...' * (len(lacks_encoder) > 3)}"
+        )
+    if report.missing and not new_head:
+        raise InputError(
+            f"{where}: no {model.head_name} head in it (missing: {', '.join(report.missing[:4])}); "
+            f"choose another head, or start a fresh one with new_head=True"
+        )
+    return {theirs: names[theirs] for theirs in report.loaded}, report
+
+
+def read_config(path: Path) -> tuple[dict, Path]:
+    """config.json, or bert_config.json of the older BioBERT releases."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory, expected a Hugging Face directory")
+    for name in ("config.json", "bert_config.json"):
+        if (path / name).is_file():
+            return read_json(path / name), path / name
+    raise InputError(f"{path}: no config.json; expected a Hugging Face directory")
+
+
+def labels_of(
+    raw: dict, tensors: dict[str, Tensor], where: Path, given: Sequence[str] | int | None
+) -> Sequence[str] | int:
+    """The classes of a classifier, in the order of their ids: the caller's names, or config.json's.
+
+    Raises:
+        InputError: neither names them, names are not distinct, or the caller has those of the file
+            in another order, which would exchange the classes.
+    """
+    stored = raw.get("id2label") or {}
+    try:
+        order = [str(stored[str(i)]) for i in range(len(stored))]
+    except (KeyError, TypeError):
+        order = None
+    has_classifier = "classifier.weight" in tensors
+    if isinstance(given, int):
+        return given
+    if given is None and order is None:
+        raise InputError(f"{where}: id2label does not number its labels 0, 1, ...")
+    if given is None and not order and has_classifier:
+        return len(tensors["classifier.weight"])
+    if given is None and not order:
+        raise InputError(f"{where}: no id2label; name the labels of the classifier")
+    names = order if given is None else [given] if isinstance(given, str) else list(given)
+    if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        raise InputError(f"{where}: labels are {names}, expected distinct names")
+    if has_classifier and order and names != order and sorted(names) == sorted(order):
+        raise InputError(
+            f"{where}: labels are {', '.join(names)}, expected the order of id2label: "
+            f"{', '.join(order)}"
+        )
+    return names
+
+
+def load_with_report(
+    path: str | Path,
+    head: str = "mlm",
+    labels: Sequence[str] | int | None = None,
+    new_head: bool = False,
+) -> tuple[Model, Tokenizer | None, Report]:
+    """As `load`, and what became of every name."""
+    path = Path(path)
+    if head not in HEADS:
+        raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
+    raw, where = read_config(path)
+    config = config_from_hf(raw, where)
+    tokenizer = Tokenizer.find(path)
+    if tokenizer is not None:
+        tokenizer.check_vocab(config.V, str(path))
+    tensors = clean(read_weights(path), config.family, path)
+    drop_decoder(tensors, config.family, path)
+    if head in ("token", "sequence"):
+        labels = labels_of(raw, tensors, where, labels)
+    has_pooler = f"{PREFIX[config.family]}.pooler.dense.weight" in tensors
+    is_double = all(x.dtype == torch.float64 for x in tensors.values() if x.is_floating_point())
+    dtype = torch.float64 if is_double else torch.float32
+    with torch.device("meta"):  # shapes alone: a wrong config.json must not ask for a terabyte
+        outline = Model(config, head, labels, has_pooler)
+    names, report = match(outline, tensors, path, new_head, dtype)
+    model = Model(config, head, labels, has_pooler).to(dtype)
+    state = model.state_dict()
+    for theirs, ours in names.items():
+        state[ours].copy_(tensors[theirs])
+    return model.eval(), tokenizer, report
+
+
+def load(
+    path: str | Path,
+    head: str = "mlm",
+    labels: Sequence[str] | int | None = None,
+    new_head: bool = False,
+) -> tuple[Model, Tokenizer | None]:
+    """A model and its tokenizer from a Hugging Face directory.
+
+    Args:
+        path:     a directory with config.json and model.safetensors (or its shards).
+        head:     "mlm" | "encoder" | "token" | "sequence" | "span".
+        labels:   names (or the number) of a classifier's labels; None = config.json's.
+        new_head: start the head afresh where the file lacks it (torch's generator draws it).
+    Returns:
+        The model in eval mode, in float32 (float64 where every tensor is float64); the tokenizer,
+        or None where the directory has none.
+    Raises:
+        InputError: one line for anything that is missing, damaged or does not fit.
+    """
+    model, tokenizer, _ = load_with_report(path, head, labels, new_head)
+    return model, tokenizer
+
+
+# ---- writing
+
+
+def config_to_hf(model: Model, dtype: torch.dtype) -> dict:
+    """A config.json that transformers reads without a word."""
+    config = model.config
+    raw = {
+        "architectures": [CLASSES[config.family] + SUFFIXES[model.head_name]],
+        "model_type": config.family,
+        **{theirs: getattr(config, ours) for theirs, ours in FIELDS[config.family].items()},
+        **FIXED[config.family],
+    }
+    if "embedding_size" in raw:
+        raw["embedding_size"] = config.E
+    if config.family == "distilbert":
+        raw |= {"sinusoidal_pos_embds": False}
+        if config.classifier_dropout is not None:
+            raw |= {"seq_classif_dropout": config.classifier_dropout}
+    if model.labels and model.head_name in ("token", "sequence"):
+        raw["id2label"] = {str(i): name for i, name in enumerate(model.labels)}
+        raw["label2id"] = {name: i for i, name in enumerate(model.labels)}
+    return {**raw, "tie_word_embeddings": True, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def save(
+    model: Model, tokenizer: Tokenizer | None, path: str | Path, overwrite: bool = False
+) -> None:
+    """Write a directory that transformers loads without a warning.
+
+    The decoder is never written: newer versions of transformers leave it untied when they find it.
+    (IB-BERT alone is ours: transformers has no such model.)
+
+    Raises:
+        InputError: `path` cannot be written or is in use, the tokenizer has another vocabulary, or
+            a weight is not finite.
+    """
+    if tokenizer is not None:
+        tokenizer.check_vocab(model.config.V, str(path))
+    tensors = {}
+    for ours, x in model.state_dict().items():
+        theirs = their_name(ours, model.config, model.head_name)
+        if not torch.isfinite(x).all():
+            raise InputError(f"{path}: {theirs} has NaN or infinite weights; nothing is written")
+        tensors[theirs] = x.detach().cpu().contiguous()
+    dtype = model.encoder.embeddings.token.weight.dtype
+    with staged_dir(path, overwrite=overwrite) as staged:
+        write_json(staged / "config.json", config_to_hf(model, dtype))
+        save_file(tensors, staged / "model.safetensors", metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(staged)
+
+
+def main(argv=None) -> None:
+    p = argparse.ArgumentParser("minibio convert", description=__doc__.split("\n")[0])
+    p.add_argument("src", type=Path, metavar="SRC", help="Hugging Face directory")
+    p.add_argument("dst", type=Path, metavar="DST", help="new directory")
+    p.add_argument("--head", choices=HEADS, default="mlm")
+    p.add_argument("--labels", nargs="+", help="names of a classifier's labels")
+    p.add_argument("--new-head", action="store_true", help="start a head that SRC lacks afresh")
+    p.add_argument("--overwrite", action="store_true", help="replace what stands at DST")
+    args = p.parse_args(argv)
+    model, tokenizer, report = load_with_report(args.src, args.head, args.labels, args.new_head)
+    save(model, tokenizer, args.dst, overwrite=args.overwrite)
+    config = model.config
+    print(
+        f"{args.src} -> {args.dst}: {config.family}, {config.L} layers of {config.C}, "
+        f"{model.n_parameters:,} parameters, {args.head} head, "
+        f"{'no tokenizer' if tokenizer is None else f'{tokenizer.V:,} word pieces'}\n{report}"
+    )

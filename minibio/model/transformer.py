@@ -1,0 +1,190 @@
+"""The post-norm transformer encoder: BERT, DistilBERT and TinyBERT, by configuration.
+
+    x = norm(token + position + segment)
+    L times:   x = norm(x + attention(x))
+               x = norm(x + ffn(x))
+
+DistilBERT is the same without segments; TinyBERT is the same, narrower. Read attention.py before
+this file and heads.py after it. MobileBERT, whose layer is another, is in mobilebert.py; it shares
+`Encoder`, the loop over layers. Left out: the next-sentence head, decoders, relative positions.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from minibio.batch import Batch, Row
+from minibio.config import ModelConfig
+from minibio.model.attention import AttentionOutput, Match, SelfAttention
+
+ACTIVATIONS = {
+    "gelu": F.gelu,  # the exact one, by erf
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+IN_PLACE = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "relu": F.relu_,
+}
+
+
+@dataclass
+class EncoderOutput:
+    """What the encoder computed; of its layers, numbered 1..L, only what was asked for."""
+
+    last: Tensor  # (N, C) hidden state after the last layer that was run
+    hidden_states: dict[int, Tensor] = field(default_factory=dict)  # (N, C); 0: the embeddings'
+    kept: dict[int, AttentionOutput] = field(default_factory=dict)  # the teacher's side of a Match
+    row_losses: dict[int, Tensor] = field(default_factory=dict)  # (N, H)
+
+
+class Embeddings(nn.Module):
+    """norm(token + position + segment), then dropout."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.token = nn.Embedding(config.V, config.C, padding_idx=config.pad_id)
+        self.position = nn.Embedding(config.P, config.C)
+        self.segment = nn.Embedding(config.n_segments, config.C) if config.n_segments else None
+        self.norm = nn.LayerNorm(config.C, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = self.token(batch.tokens) + self.position(batch.positions)  # (N, C)
+        if self.segment is not None:
+            x = x + self.segment(batch.segments)
+        return self.dropout(self.norm(x))
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), on each token alone."""
+
+    def __init__(self, C: int, width: int, activation: str):
+        super().__init__()
+        self.up = nn.Linear(C, width)
+        self.down = nn.Linear(width, C)
+        self.activation, self.activation_ = ACTIVATIONS[activation], IN_PLACE[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)  # (N, F)
+        if h.requires_grad:
+            return self.down(self.activation(h))
+        return self.down(self.activation_(h))  # nobody else sees h: no second (N, F)
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward; each is added to its input and the sum is normalised."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.attention_norm = nn.LayerNorm(config.C, eps=config.norm_eps)
+        self.ffn = FeedForward(config.C, config.F, config.activation)
+        self.output_norm = nn.LayerNorm(config.C, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, row: Row, match: Match | None = None
+    ) -> tuple[Tensor, AttentionOutput]:
+        a = self.attention(x, x, row, match)
+        x = self.attention_norm(x + self.dropout(a.out))  # (N, C)
+        x = self.output_norm(x + self.dropout(self.ffn(x)))  # (N, C)
+        return x, a
+
+
+class Encoder(nn.Module):
+    """Embeddings and L layers."""
+
+    def __init__(self, config: ModelConfig, embeddings: type = Embeddings, layer: type = Layer):
+        super().__init__()
+        self.config = config
+        self.embeddings = embeddings(config)
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.L))
+
+    def forward(
+        self,
+        batch: Batch,
+        match: Mapping[int, Match] | None = None,
+        keep: Collection[int] = (),
+        hidden: Collection[int] = (),
+        depth: int | None = None,
+        frozen: int | None = None,
+    ) -> EncoderOutput:
+        """The last hidden state, and what distillation asks for.
+
+        Args:
+            batch:  the row of tokens.
+            match:  student: {layer: the teacher's queries and keys}; the divergence of each row of
+                    the two attention maps comes back in `row_losses`.
+            keep:   teacher: the layers whose queries, keys and log-sum-exp are handed out.
+            hidden: the layers whose hidden states are handed out; 0 is the embeddings'.
+            depth:  the last layer that is run; None = all of them.
+            frozen: everything up to this layer is run without a gradient, 0 being the embeddings;
+                    None = nothing is frozen.
+        Raises:
+            ValueError: a sequence is longer than the positions, a token id is beyond the
+                vocabulary (seen on the CPU alone: looking would make a GPU wait), a layer is asked
+                for that is not run.
+        """
+        config, match = self.config, match or {}
+        if batch.max_len > config.P:
+            raise ValueError(
+                f"Encoder: a sequence has {batch.max_len} tokens, expected at most {config.P} "
+                f"(the model's positions); cut it"
+            )
+        if batch.device.type == "cpu" and batch.N and int(batch.tokens.max()) >= config.V:
+            raise ValueError(
+                f"Encoder: token id is {int(batch.tokens.max())}, expected below {config.V} "
+                f"(the model's vocabulary); use the model's own tokenizer"
+            )
+        depth = config.L if depth is None else depth
+        asked = {*match, *keep, *hidden}
+        if not 0 <= depth <= config.L or max(asked, default=0) > depth:
+            raise ValueError(
+                f"Encoder: layers {sorted(asked)} are asked for and {depth} run, expected at most "
+                f"the model's {config.L}, and none asked for that is not run"
+            )
+        is_training = torch.is_grad_enabled()
+        with torch.set_grad_enabled(is_training and frozen is None):
+            x = self.embeddings(batch)  # (N, C)
+        result = EncoderOutput(x, {0: x} if 0 in hidden else {})
+        for l, layer in zip(range(1, depth + 1), self.layers, strict=False):
+            with torch.set_grad_enabled(is_training and (frozen is None or l > frozen)):
+                x, a = layer(x, batch.row, match.get(l))
+            if l in hidden:
+                result.hidden_states[l] = x
+            if l in keep:
+                result.kept[l] = a
+            if a.rows is not None:
+                result.row_losses[l] = a.rows
+        result.last = x
+        return result
+
+
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Have torch.compile write the layers of `model`: one code for all of them, for all lengths.
+
+    Between its matrix products a layer is a chain of small operations on (N, C), which then become
+    a few. Weights, their names and the results, to rounding, stay what they were.
+    """
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            for layer in module.layers:
+                layer.compile(dynamic=True, backend=backend)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, std: float) -> None:
+    """BERT's initial weights: normal with deviation `std`, biases 0, norms the identity."""
+    for m in module.modules():
+        if isinstance(m, nn.Linear | nn.Embedding):
+            m.weight.normal_(std=std)
+        if isinstance(m, nn.Linear) and m.bias is not None:
+            m.bias.zero_()
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None:
+            m.weight[m.padding_idx].zero_()

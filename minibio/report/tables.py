@@ -1,0 +1,315 @@
+"""Runs of `eval.py ner`, `relation` and `qa`, gathered into the paper's Tables 1 to 6.
+
+    python eval.py table runs --out runs/tables --as tiny=TinyBioBERT teacher=BioBERT-v1.1
+
+What a run has to hold stands in records.py. Rows and columns are the paper's; a set or a model that
+the paper has not stands after them, and a cell without a run stays empty. Entities are set beside
+the paper's by word pieces, as it counted (F45), and given by words below. A score is the mean over
+seeds (a seed's: over its folds) with a 95 % interval by Student's t; a share of the teacher's score
+is taken seed by seed where both have the seed, else of the teacher's mean.
+"""
+
+import argparse
+import csv
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from minibio.report import charts, plot
+from minibio.report import paper_tables as paper
+from minibio.report.figures import interval, percent, table
+from minibio.report.records import METRICS, Run, find_runs
+from minibio.run.errors import InputError
+from minibio.run.files import check_writable, staged_file
+
+KINDS = {"ner": (1, 2), "relation": (3, 4), "qa": (5, 6)}  # -> numbers of its tables
+MAIN = {"ner": "F words", "relation": "F", "qa": "M"}
+
+
+class Score(NamedTuple):
+    """A mean over seeds."""
+
+    mean: float
+    half_width: float | None  # of its 95 % interval; None of one seed
+    seeds: tuple[int, ...]
+
+
+# means
+
+Seeds = dict[int, float]  # seed -> score
+Cells = dict[tuple[str, str, str], Seeds]  # (row, metric, column)
+
+
+def by_seed(runs: Sequence[Run]) -> Cells:
+    """Each seed's score, the mean over its folds.
+
+    Raises:
+        InputError: one seed has folds that another lacks: their means would not compare.
+    """
+    folds = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        for metric, x in run.scores.items():
+            folds[run.row, metric, run.model][run.seed][run.fold] = x
+    for (row, _, model), seeds in folds.items():
+        (first, expected), *others = seeds.items()
+        for seed, found in others:
+            if set(found) != set(expected):
+                raise InputError(
+                    f"{model} on {row}: seed {seed} has folds {list(found)}, seed {first} "
+                    f"{list(expected)}; run what is missing"
+                )
+    return {
+        cell: {seed: statistics.fmean(seeds[seed].values()) for seed in sorted(seeds)}
+        for cell, seeds in folds.items()
+    }
+
+
+def score(seeds: Seeds) -> Score | None:
+    """Mean and interval; None of no seed."""
+    return Score(*interval(list(seeds.values())), tuple(seeds)) if seeds else None
+
+
+def share(student: Seeds, teacher: Seeds) -> Seeds:
+    """The student's part of the teacher's score, seed by seed; {} where there is nothing to
+    divide, or by."""
+    if not student or not teacher:
+        return {}
+    common = [seed for seed in student if seed in teacher]
+    mean = statistics.fmean(teacher.values())
+    by = {seed: teacher[seed] if common else mean for seed in common or student}
+    return {seed: student[seed] / x for seed, x in by.items()} if all(by.values()) else {}
+
+
+def together(shares: Sequence[Seeds]) -> Seeds:
+    """The mean over sets, for the seeds that all of them have."""
+    common = set.intersection(*map(set, shares)) if shares else set()
+    return {seed: statistics.fmean(x[seed] for x in shares) for seed in sorted(common)}
+
+
+# what is shown
+
+
+class Cell(NamedTuple):
+    """One number of a table, ours and the paper's."""
+
+    table: int  # 1 to 6; 0 of the shares taken together
+    row: str
+    metric: str
+    model: str
+    ours: Score | None
+    paper: float | None  # fraction of 1
+    share: Score | None  # of the teacher's
+    paper_share: float | None
+
+
+def paper_cell(row: str, metric: str, model: str) -> tuple[float | None, float | None]:
+    """The paper's figure and its share of the paper's teacher's, fractions of 1."""
+    x, teacher = paper.figure(model, row, metric), paper.figure(paper.TEACHER, row, metric)
+    return (None if x is None else x / 100), (x / teacher if x and teacher else None)
+
+
+def layout(runs: Sequence[Run], number: int) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """Rows, columns and metrics of one table: the paper's, then what only we have.
+
+    What the paper has in none of its tables stands in the first table of its kind.
+    """
+    kind = next(kind for kind, numbers in KINDS.items() if number in numbers)
+    own = paper.TABLES[number]
+    rows, columns = list(own.rows), list(own.models)
+    known = {model for n in KINDS[kind] for model in paper.TABLES[n].models}
+    for run in runs:
+        if run.kind == kind:
+            if number == KINDS[kind][0] and run.model not in known:
+                columns.append(run.model)
+                known.add(run.model)
+            if run.model in columns and run.row not in rows:
+                rows.append(run.row)
+    return rows, columns, METRICS[kind]
+
+
+def cells(runs: Sequence[Run], teacher: str) -> list[Cell]:
+    """Every cell of the six tables, in reading order."""
+    ours, found = by_seed(runs), []
+    for number in paper.TABLES:
+        rows, columns, metrics = layout(runs, number)
+        for row in rows:
+            for metric in metrics:
+                base = ours.get((row, metric, teacher), {})
+                for model in columns:
+                    seeds = ours.get((row, metric, model), {})
+                    x, paper_share = paper_cell(row, metric, model)
+                    found.append(
+                        Cell(number, row, metric, model, score(seeds), x,
+                             score(share(seeds, base)), paper_share)
+                    )  # fmt: skip
+    return found
+
+
+GROUPS = {  # the shares taken together: name -> kind -> metric
+    "entities, F by pieces": {"ner": "F"}, "entities, F by words": {"ner": "F words"},
+    "relations, F": {"relation": "F"}, "answers, MRR": {"qa": "M"}, "all": MAIN,
+}  # fmt: skip
+
+
+def overall(runs: Sequence[Run], teacher: str) -> list[Cell]:
+    """What each model retains of the teacher, the mean over the sets that both were scored on.
+
+    The paper's share is over the same sets, and none where it lacks one of them.
+    """
+    ours, found = by_seed(runs), []
+    for name, metrics in GROUPS.items():
+        rows = list(dict.fromkeys((run.row, metrics[run.kind]) for run in runs
+                                  if run.kind in metrics))  # fmt: skip
+        for model in dict.fromkeys(run.model for run in runs):
+            parts = {
+                (row, metric): share(ours.get((row, metric, model), {}),
+                                     ours.get((row, metric, teacher), {}))
+                for row, metric in rows
+            }  # fmt: skip
+            parts = {place: seeds for place, seeds in parts.items() if seeds}
+            theirs = [paper_cell(row, metric, model)[1] for row, metric in parts]
+            mean = statistics.fmean(theirs) if theirs and None not in theirs else None
+            sets = f"{name}: {', '.join(row for row, _ in parts) or 'no set'}"
+            found.append(
+                Cell(0, sets, "share", model, None, None, score(together(list(parts.values()))),
+                     mean)
+            )  # fmt: skip
+    return found
+
+
+def both(ours: Score | None, theirs: float | None) -> str:
+    """`87.93 ± 0.41 [88.67]`: ours, its interval, the paper's."""
+    half = None if ours is None else ours.half_width
+    return (
+        percent(None if ours is None else ours.mean)
+        + ("" if half is None else f" ± {percent(half)}")
+        + ("" if theirs is None else f" [{percent(theirs)}]")
+    )
+
+
+def markdown(found: Sequence[Cell], totals: Sequence[Cell], teacher: str) -> str:
+    """The six tables, each with the shares of the teacher's below, and the shares together."""
+    parts = [
+        "Per cent: ours ± half the 95 % interval over seeds [the paper's, one run]. - is missing. "
+        "P, R and F of entities are by word pieces, as in the paper; words is the count of other "
+        f"publications. Shares are of {teacher}'s score, ours [in the paper].\n"
+    ]
+    for number in paper.TABLES:
+        own = [cell for cell in found if cell.table == number]
+        columns = list(dict.fromkeys(cell.model for cell in own))
+        grid = {(cell.row, cell.metric, cell.model): cell for cell in own}
+        body, shares = [], []
+        for row, metric in dict.fromkeys((cell.row, cell.metric) for cell in own):
+            line = [grid[row, metric, model] for model in columns]
+            body.append([row, metric, *(both(cell.ours, cell.paper) for cell in line)])
+            if metric in ("F", "F words", "M"):
+                shares.append([row, f"{metric}, share",
+                               *(both(cell.share, cell.paper_share) for cell in line)])  # fmt: skip
+        parts.append(f"## Table {number}\n\n{table(['set', 'metric', *columns], body + shares)}\n")
+    body = [
+        [cell.model, cell.row, both(cell.share, cell.paper_share)]
+        for cell in totals
+        if cell.share is not None
+    ]
+    if body:
+        text = table(["model", "mean over", "share"], body)
+        parts.append(f"## Retained of {teacher}\n\n{text}\n")
+    return "\n".join(parts)
+
+
+def write_csv(path: Path, found: Sequence[Cell]) -> None:
+    """A line a cell; fractions of 1, empty where missing."""
+    head = ["table", "row", "metric", "model", "mean", "half_width", "seeds", "paper",
+            "share", "share_half_width", "share_seeds", "paper_share"]  # fmt: skip
+
+    def columns(x: Score | None) -> list:
+        if x is None:
+            return ["", "", ""]
+        return [f"{x.mean:.6f}", "" if x.half_width is None else f"{x.half_width:.6f}",
+                " ".join(map(str, x.seeds))]  # fmt: skip
+
+    def number(x: float | None) -> str:
+        return "" if x is None else f"{x:.6f}"
+
+    with staged_file(path) as staged, staged.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for c in found:
+            writer.writerow(
+                [c.table or "overall", c.row, c.metric, c.model, *columns(c.ours), number(c.paper),
+                 *columns(c.share), number(c.paper_share)]
+            )  # fmt: skip
+
+
+def panels(found: Sequence[Cell]) -> list[charts.Panel]:
+    """One panel a kind: the main figure of every model of ours on every set of ours, in per cent,
+    and the paper's as marks (of entities by pieces, since the paper has no other)."""
+    result = []
+    for kind, metric, title in (("ner", "F", "entities: F1 by word pieces (%)"),
+                                ("relation", "F", "relations: F1 (%)"),
+                                ("qa", "M", "answers: MRR (%)")):  # fmt: skip
+        own = {
+            (c.row, c.model): c
+            for c in found
+            if c.table in KINDS[kind] and c.metric == metric and c.ours is not None
+        }
+        rows, models = (list(dict.fromkeys(place[i] for place in own)) for i in (0, 1))
+        if not own:
+            continue
+
+        def values(of, own=own, rows=rows, models=models):
+            return {
+                model: [of(own[row, model]) if (row, model) in own else None for row in rows]
+                for model in models
+            }
+
+        result.append(charts.Panel(
+            title, rows, values(lambda c: 100 * c.ours.mean),
+            values(lambda c: c.ours.half_width and (100 * c.ours.half_width,) * 2),
+            values(lambda c: c.paper and 100 * c.paper),
+        ))  # fmt: skip
+    return result
+
+
+def tables(args) -> None:
+    """Write tables.md, tables.csv and tables.png."""
+    columns = dict(pair(text) for text in args.columns)
+    outputs = {kind: args.out / f"tables.{kind}" for kind in ("md", "csv", "png")}
+    for path in outputs.values():
+        check_writable(path)
+    plot.new_figure(outputs["png"], 1, 1)  # what it would refuse at the end
+    runs = find_runs(args.runs, columns)
+    unused = sorted(set(columns.values()) - {run.model for run in runs})
+    if unused:
+        raise InputError(f"--as {unused[0]}: no run is of that model")
+    found, totals = cells(runs, args.teacher), overall(runs, args.teacher)
+    text = markdown(found, totals, args.teacher)
+    with staged_file(outputs["md"]) as staged:
+        staged.write_text(text, "utf-8")
+    write_csv(outputs["csv"], [*found, *totals])
+    charts.scores(panels(found), outputs["png"])
+    print(text)
+    print(*outputs.values(), sep="\n")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=COLUMN."""
+    name, _, column = text.partition("=")
+    if not name or not column:
+        raise InputError(f"--as {text!r}: expected NAME=COLUMN, as in tiny=TinyBioBERT")
+    return name, column
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The options."""
+    p.set_defaults(run=tables)
+    p.add_argument("runs", nargs="+", type=Path, metavar="DIR",
+                   help="directories of ner, relation or qa, or above them")  # fmt: skip
+    p.add_argument("--as", nargs="+", default=[], dest="columns", metavar="NAME=COLUMN",
+                   help="the column of a model, by its directory's name")  # fmt: skip
+    p.add_argument("--teacher", default=paper.TEACHER, metavar="COLUMN",
+                   help="whose score is the whole (%(default)s)")  # fmt: skip
+    p.add_argument("--out", type=Path, default=Path("runs/tables"),
+                   help="directory of tables.md, .csv and .png (%(default)s)")  # fmt: skip

@@ -1,0 +1,184 @@
+"""Files that are whole or not there: everything is written beside its place, then renamed into it.
+
+A run that is killed, or a disk that fills up, leaves the old file or none, never half of a new one
+(what a power cut does to a file system is left to the file system). What a user can get wrong, a
+place that cannot be written, a directory already in use, a damaged JSON file, is one `InputError`.
+"""
+
+import glob
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from minibio.run.errors import InputError
+
+
+def check_writable(path) -> Path:
+    """Refuse a place that cannot be written now rather than after an hour of work.
+
+    Args:
+        path: a file or directory to be made later; the parents that it lacks can be made.
+    Returns:
+        `path` as a `Path`.
+    Raises:
+        InputError: a parent is a file, or nothing can be created there.
+    """
+    path = Path(path)
+    place = path if path.is_dir() else path.absolute().parent
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"cannot write {path}: {place} is not a directory; choose another path")
+    try:  # permission bits do not tell of read-only or full file systems: try it
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {place}: {error.strerror}; choose another path"
+        ) from None
+    return path
+
+
+def check_dir(path, overwrite: bool = False) -> Path:
+    """Refuse a directory that `staged_dir` would refuse, before the work of filling it.
+
+    Returns:
+        `path` with its links followed: what is replaced, while the links keep pointing there.
+    Raises:
+        InputError: as `staged_dir`.
+    """
+    path = Path(os.path.realpath(path))
+    if os.path.lexists(path) and not path.is_dir():
+        raise InputError(f"{path} is a file, expected a directory to write; choose another path")
+    is_used = path.is_dir() and any(path.iterdir())
+    if is_used and not overwrite:
+        raise InputError(f"{path} already holds files; remove it or choose another path")
+    if is_used and Path.cwd().is_relative_to(path):
+        raise InputError(f"{path} contains the working directory and is not replaced")
+    check_writable(path)
+    check_writable(path.parent)
+    return path
+
+
+def remove_leftovers(path) -> None:
+    """Remove what a process that was killed left beside `path`: never that of a living one."""
+    path = Path(os.path.realpath(path))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
+        number = left.name.rpartition("-")[2]
+        if number.isdecimal() and not is_alive(int(number)):
+            remove(left)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no number a process can have
+        pass
+    return True
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A hidden name in the same directory, so that a rename moves no data."""
+    return path.parent / f".{path.name}.{what}-{os.getpid()}"
+
+
+def remove(path: Path) -> None:
+    """A file or a directory with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_dir(path, overwrite: bool = False):
+    """A temporary directory beside `path` that takes its place when the block ends without error.
+
+        with staged_dir("runs/tiny") as staged:
+            (staged / "config.json").write_text(...)
+
+    Args:
+        path:      the directory to be made. An empty one is taken over.
+        overwrite: a directory with files in it is replaced, and kept until the new one is whole.
+    Raises:
+        InputError: `path` is a file, holds files and `overwrite` is False, contains the working
+            directory, or cannot be written. All before the block runs.
+    """
+    path = check_dir(path, overwrite)
+    is_used = path.is_dir() and any(path.iterdir())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged, old = _beside(path, "new"), _beside(path, "old")
+    remove(staged)
+    staged.mkdir()
+    try:
+        yield staged
+        if is_used:
+            path.rename(old)
+        try:
+            staged.rename(path)
+        except OSError:
+            if is_used:
+                old.rename(path)
+            raise
+    except BaseException:  # an interrupt too leaves nothing behind
+        remove(staged)
+        raise
+    remove(old)
+
+
+@contextmanager
+def staged_file(path):
+    """A temporary path beside `path`; the file written there replaces it when the block succeeds.
+
+    Raises:
+        InputError: `path` is a directory or cannot be written, before the block runs.
+    """
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, expected a file to write; choose another path")
+    check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = _beside(path, "new")
+    try:
+        yield staged
+        os.replace(staged, path)
+    except BaseException:
+        remove(staged)
+        raise
+
+
+def read_json(path) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: there is no such file, it is not UTF-8 text, not JSON (line and column are
+            named), or no object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, expected a JSON file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8, expected a JSON file") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}, expected JSON"
+        ) from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number too long
+        raise InputError(f"{path}: {error}, expected a JSON file of usual depth") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__}, expected an object {{...}}")
+    return value
+
+
+def write_json(path, value) -> None:
+    """`value` as JSON, keys in their own order; the file is replaced in one move."""
+    with staged_file(path) as staged:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        staged.write_text(text + "\n", "utf-8")

@@ -1,0 +1,92 @@
+"""The rivals of masked_mlm: the same loss and gradients in float64, and the command end to end."""
+
+import csv
+
+import pytest
+import torch
+
+from helpers import assert_near
+from kernels.bench import mlm as bench_mlm
+from kernels.bench import run as bench
+
+CPU = torch.device("cpu")
+SHAPE = bench_mlm.Shape.parse("M7-V23-d5-d6")
+
+
+def sides_of(loss="both", divergence="kl_ts", temperature=2.0, names=bench_mlm.RIVALS):
+    p = bench_mlm.problem(SHAPE, CPU, torch.float64, 0)
+    return bench_mlm.sides(
+        p, names, ["reference", "torch"], loss=loss, divergence=divergence, temperature=temperature
+    )
+
+
+@pytest.mark.parametrize("loss", bench_mlm.LOSSES)
+@pytest.mark.parametrize("divergence", ["kl_ts", "soft_ce"])
+def test_every_side_computes_the_same(loss, divergence):
+    *others, truth, _ = (s for s in sides_of(loss, divergence) if s.is_equal and not s.missing)
+    outputs, gradients = truth.both()
+    compared = [s for s in others if s.name != "compile"]  # half a minute of g++
+    assert "eager" in {s.name for s in compared}
+    for side in compared:
+        got, got_gradients = side.both()
+        assert_near(side.name, got[0], outputs[0], 1e-12)
+        for x, y in zip(got_gradients, gradients, strict=True):
+            assert_near(side.name, x, y, 1e-10)
+
+
+def test_rivals_for_cross_entropy_alone_say_so():
+    sides = {s.name: s for s in sides_of("both")}
+    for name in ("linear-ce", "liger", "cce"):
+        assert sides[name].missing == "cross-entropy alone: --loss ce"
+    sides = {s.name: s for s in sides_of("ce")}
+    assert "liger" in sides["liger"].missing or "CUDA" in sides["liger"].missing
+
+
+def test_the_floor_makes_the_four_products_and_no_loss():
+    (floor,) = (s for s in sides_of() if s.name == "floor")
+    assert not floor.is_equal
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        floor.both()
+    products = {e.key: e.count for e in profile.key_averages()}
+    assert products["aten::mm"] == 4
+    assert not {"aten::exp", "aten::_softmax", "aten::_log_softmax"} & set(products)
+
+
+@pytest.mark.parametrize("name", ["M7-V23-d5", "M0-V23-d5-d6", "B7-V23-d5-d6"])
+def test_names_that_are_no_shape(name):
+    with pytest.raises(ValueError, match="--shapes has .* expected M922-V28996-d312-d768"):
+        bench_mlm.Shape.parse(name)
+
+
+def test_the_command_writes_a_table(tmp_path, capsys):
+    out = tmp_path / "mlm.csv"
+    code = bench.main(["masked-mlm", "--shapes", str(SHAPE), "--sides", "eager", "floor",
+                       "--impl", "torch", "--device", "cpu", "--repeats", "1",
+                       "--out", str(out)])  # fmt: skip
+    assert code == 0
+    lines = out.read_text("utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    rows = list(csv.DictReader(lines[1:]))
+    assert {row["side"] for row in rows} == {"eager", "floor", "torch"}
+    assert {row["pass"] for row in rows} == set(bench.PASSES)
+    assert "torch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "0"], "--temperature is 0.0, expected above 0"),
+        (["--shapes", "M1"], "--shapes has 'M1'"),
+    ],
+)
+def test_bad_options_are_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["masked-mlm", "--device", "cpu", *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_work_counts_the_four_products():
+    work = bench_mlm.work(SHAPE, torch.float32, 0)
+    M, V, d_s, d_t = SHAPE
+    assert work["both"][0] == 2 * M * V * (3 * d_s + d_t)

@@ -1,0 +1,71 @@
+"""Which implementation is chosen, why, and that what cannot run is refused."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import kernels
+from kernels import cuda_rows
+from kernels import dispatch as choice
+
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs Triton (tests/kernels/test_triton_present.py)"
+)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("op", kernels.IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("impl", "device", "name", "reason"),
+    [
+        ("auto", CPU, "torch", "tensors on cpu"),
+        ("auto", CUDA, "triton", "tensors on cuda"),
+        ("torch", CUDA, "torch", "asked for"),
+        ("triton", CUDA, "triton", "asked for"),
+        ("reference", CPU, "reference", "asked for"),
+    ],
+)
+@needs_triton
+def test_which_implementation_and_why(op, impl, device, name, reason):
+    assert kernels.resolve_impl(op, impl, device) == (name, reason)
+
+
+def test_without_triton_a_gpu_has_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    name, reason = kernels.resolve_impl("attention", "auto", CUDA)
+    assert name == "torch" and "Triton is not installed" in reason
+    with pytest.raises(ValueError, match="impl is 'triton', expected Triton to be installed"):
+        kernels.resolve_impl("attention", "triton", CUDA)
+
+
+@needs_triton
+def test_never_the_interpreter_unless_it_was_switched_on(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert kernels.resolve_impl("attention", "auto", CPU)[0] == "torch"
+    assert kernels.resolve_impl("attention", "triton", CPU)[0] == "triton"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for op, impls in kernels.IMPLEMENTATIONS.items():
+        for impl in impls:
+            if impl.startswith("triton"):
+                with pytest.raises(
+                    ValueError, match="expected tensors on cuda, not cpu; use torch"
+                ):
+                    kernels.resolve_impl(op, impl, CPU)
+
+
+def test_without_nvcc_the_kernel_in_cuda_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="masked_mlm: impl is 'cuda', .* tensors on cpu"):
+        kernels.resolve_impl("masked_mlm", "cuda", CPU)
+    monkeypatch.setattr(cuda_rows, "find_nvcc", lambda: None)
+    with pytest.raises(ValueError, match="impl is 'cuda', which cannot run here: no nvcc in"):
+        kernels.resolve_impl("masked_mlm", "cuda", CUDA)
+
+
+def test_what_cannot_run_is_refused_and_never_replaced():
+    with pytest.raises(ValueError, match="impl is 'cuda', expected auto, reference, torch, triton"):
+        kernels.resolve_impl("attention", "cuda", CPU)
+    with pytest.raises(
+        ValueError, match="op is 'softmax', expected one of attention, attention_kl, masked_mlm"
+    ):
+        kernels.resolve_impl("softmax", "auto", CPU)

@@ -1,0 +1,233 @@
+"""Whole steps at toy size: what is made, what is compared, what is written."""
+
+import csv
+import sys
+from argparse import Namespace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import assert_near
+from kernels.bench.timing import Table
+from minibio.bench import encoder as bench
+from minibio.bench import step as bench_step
+from minibio.bench.step import LENGTHS, WAYS, random_batch
+from minibio.run.errors import InputError
+
+CPU = torch.device("cpu")
+SMALL = [
+    "step", "--device", "cpu", "--batch", "3", "--length", "40", "--repeats", "2",
+    "--student", "sample-distil", "--teacher", "sample-teacher", "--threads", "1",
+]  # fmt: skip
+ARGS = Namespace(
+    student="sample-distil", teacher="sample-teacher", seed=0, length=20, teacher_dropout=True,
+    teacher_precision=["fp32", "auto"], by=["authors", "minibio"], fidelity=["released"],
+)  # fmt: skip
+
+
+def run(out, *options):
+    bench.main([*SMALL, "--out", str(out), *options])
+    header, *lines = out.read_text("utf-8").splitlines()
+    assert header.startswith("# ") and "torch" in header
+    return list(csv.DictReader(lines))
+
+
+def small_batch(lengths=(5, 9)):
+    return random_batch(list(lengths), 2048, 0, CPU)
+
+
+def test_a_batch_predicts_15_percent():
+    batch = random_batch([7, 13, 80], 50, 0, CPU)
+    assert (batch.N, batch.M, batch.lengths) == (100, 15, (7, 13, 80))
+    assert batch.predict.diff().min() > 0
+
+
+def test_lengths():
+    assert LENGTHS["full"](3, 40, 0) == [40, 40, 40]
+    drawn = LENGTHS["pubmed"](9, 256, 0)
+    assert sum(T <= 30 for T in drawn) == 3 and sum(T >= 120 for T in drawn) == 6
+
+
+def test_the_table(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers", reason="nothing to compare with")
+    monkeypatch.setattr(bench_step, "has_bf16_products", lambda device: True)
+    rows = run(
+        tmp_path / "step.csv", "--methods", "compact", "mlm", "--fidelity", "released", "paper"
+    )
+    said = capsys.readouterr().out
+    names = [(r["method"], r["lengths"], r["fidelity"], r["by"], r["teacher"]) for r in rows]
+    compact = [("released", "authors", "fp32")] + [
+        (fidelity, "minibio", p) for fidelity in ("released", "paper") for p in ("fp32", "bf16")
+    ]
+    mlm = [("released", "authors", "-"), ("released", "minibio", "-")]
+    assert names == [
+        *(("compact", "pubmed", *row) for row in compact),
+        *(("mlm", "pubmed", *row) for row in mlm),
+    ]
+    theirs, ours = rows[0], rows[1]
+    assert theirs["N"] == ours["N"] == str(sum(LENGTHS["pubmed"](3, 40, 0)))
+    assert float(theirs["ms_p20"]) <= float(theirs["ms_p50"]) <= float(theirs["ms_p80"])
+    assert 0 < float(ours["time_of_authors"])
+    share = float(ours["peak_mib"]) / float(theirs["peak_mib"])
+    assert float(ours["memory_of_authors"]) == pytest.approx(share, rel=0.02)
+    assert share < 0.9
+    assert theirs["time_of_authors"] == theirs["ceiling_share"] == ""
+    assert 0 < float(ours["ceiling_share"]) < 1
+    assert "mlm: loss " in said and " apart" in said and "ceiling, a product of 1024" in said
+
+
+def test_shares_are_of_turns(tmp_path, monkeypatch):
+    """The machine slows down in the second turn, for all sides alike."""
+    monkeypatch.setattr(bench_step, "extra_mib", lambda step, device: step())
+
+    def side(by, mib, flops):
+        what = {"fidelity": "released", "by": by, "teacher": "fp32"}
+        return bench_step.Side(what, lambda: mib, (torch.nn.Linear(512, 512, bias=False),), flops)
+
+    sides = [side("authors/2", 7.0, 0), side("minibio", 3.0, 2e9), side("minibio-bf16", 1.0, 2e9)]
+    times = [np.array(x)[:, None] for x in ([100.0, 300, 100], [20.0, 60, 25], [10.0, 30, 10])]
+    out = tmp_path / "step.csv"
+    with Table(out, "a machine") as table:
+        bench_step.add_rows(
+            table, {"method": "tiny"}, small_batch(), sides, times, {"fp32": 4e11, "bf16": 8e11}
+        )
+    theirs, ours, narrow = csv.DictReader(out.read_text("utf-8").splitlines()[1:])
+    assert (theirs["ms_p50"], theirs["peak_mib"], theirs["tokens_per_s"]) == ("100.0", "8.0", "140")
+    assert (ours["time_of_authors"], ours["memory_of_authors"]) == ("0.2", "0.5")
+    assert (narrow["time_of_authors"], narrow["memory_of_authors"]) == ("0.1", "0.25")
+    assert (ours["ceiling_share"], narrow["ceiling_share"]) == ("0.2", "0.25")
+    assert ours["time_of_authors-bf16-compiled"] == ""
+
+
+def test_memory_between_steps_is_that_of_weights_and_moments():
+    side = bench_step.our_side("tiny", "minibio", "released", "fp32", small_batch(), ARGS)
+    side.step()
+    objective, teacher, optimizer = side.held
+    n = sum(p.numel() for p in objective.parameters())
+    n_t = sum(p.numel() for p in teacher.parameters())
+    assert bench_step.held_mib(side.held) == pytest.approx(4 * (3 * n + n_t) / 2**20, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["mlm", "distil", "tiny", "compact"])
+def test_losses_are_compared(method):
+    pytest.importorskip("transformers", reason="nothing to compare with")
+    line = bench_step.check_losses(method, ARGS, CPU)
+    assert line.startswith(f"{method}: loss ") and " apart" in line
+
+
+def test_losses_that_differ_end_the_command(monkeypatch):
+    pytest.importorskip("transformers", reason="nothing to compare with")
+    forward = bench_step.Authors.forward
+    monkeypatch.setattr(
+        bench_step.Authors, "forward", lambda self, **inputs: 1.0001 * forward(self, **inputs)
+    )
+    with pytest.raises(InputError, match="1.0e-04 apart, expected at most 1e-05"):
+        bench_step.check_losses("mlm", ARGS, CPU)
+    monkeypatch.setattr(bench_step.Authors, "forward", lambda *_, **__: torch.tensor(float("nan")))
+    with pytest.raises(InputError, match="nan apart"):
+        bench_step.check_losses("mlm", ARGS, CPU)
+
+
+@pytest.mark.parametrize("way", ["minibio", "minibio-bf16", "authors"])
+def test_a_step_trains_the_student_alone(way):
+    if way == "authors":
+        pytest.importorskip("transformers", reason="nothing to compare with")
+        side = bench_step.their_side("compact", way, small_batch(), ARGS)
+        student, teacher = side.held[0].student, side.held[0].teacher
+    else:
+        side = bench_step.our_side("compact", way, "released", "fp32", small_batch(), ARGS)
+        student, teacher = side.held[0].student, side.held[1]
+    before = {name: p.clone() for name, p in student.named_parameters()}
+    frozen = {name: p.clone() for name, p in teacher.named_parameters()}
+    side.step()
+    for name, p in student.named_parameters():  # softmax is blind to the bias of the keys
+        assert name.endswith("key.bias") or not torch.equal(before[name], p), name
+        assert p.grad is None, name
+    assert all(torch.equal(frozen[name], p) for name, p in teacher.named_parameters())
+
+
+def test_both_sides_make_the_same_step():
+    """Forward, backward, clip and AdamW: the same weights afterwards, without padding, dropout."""
+    pytest.importorskip("transformers", reason="nothing to compare with")
+    batch = small_batch((9, 9))  # the sample's models have no dropout
+    ours = bench_step.our_side("distil", "minibio", "released", "fp32", batch, ARGS)
+    theirs = bench_step.their_side("distil", "authors", batch, ARGS)  # which has made one to try
+    ours.step()
+    table = ours.held[0].student.encoder.embeddings.token.weight
+    assert_near("table", table, theirs.held[0].student.get_input_embeddings().weight, 1e-4)
+
+
+def test_the_teacher_is_narrow_where_it_is_asked_to_be():
+    for narrow, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        side = bench_step.our_side("tiny", "minibio", "paper", narrow, small_batch(), ARGS)
+        layer = side.held[1].encoder.layers[0]
+        assert layer.ffn.up.weight.dtype == dtype
+        assert side.what == {"fidelity": "paper", "by": "minibio", "teacher": narrow}
+
+
+def test_teacher_precisions(monkeypatch):
+    def precisions(method, way):
+        return bench_step.teacher_precisions(method, WAYS[way], ARGS, CPU)
+
+    for has_it, expected in ((True, ["fp32", "bf16"]), (False, ["fp32"])):
+        monkeypatch.setattr(bench_step, "has_bf16_products", lambda device, has_it=has_it: has_it)
+        assert precisions("compact", "minibio") == expected
+        assert precisions("compact", "minibio-bf16") == ["bf16"]
+        assert precisions("mlm", "minibio") == ["fp32"]
+
+
+def test_held_memory_counts_each_tensor_once():
+    x = torch.nn.Linear(1024, 512, bias=False)
+    both = torch.nn.ModuleList([x, torch.nn.Linear(1024, 512, bias=False)])
+    both[1].weight = x.weight  # tied
+    assert bench_step.held_mib([both, x, None]) == 2
+    optimizer = torch.optim.AdamW(x.parameters())
+    assert bench_step.held_mib([x, optimizer]) == 2
+    x(torch.ones(1, 1024)).sum().backward()
+    optimizer.step()
+    assert bench_step.held_mib([x, optimizer]) == pytest.approx(6, abs=0.01)
+
+
+def test_a_step_that_does_not_fit_is_cut():
+    """Out of memory with one and two parts; four fit."""
+    inputs = {"x": torch.arange(10)}
+    tried = []
+
+    def step(parts):
+        tried.append([len(piece["x"]) for piece in bench_step.pieces(inputs, parts)])
+        if parts < 4:
+            raise torch.OutOfMemoryError("no more")
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    assert bench_step.fitting(step, optimizer) == 4
+    assert tried == [[10], [5, 5], [3, 3, 2, 2]]
+    with pytest.raises(InputError, match="lower --batch"):
+        bench_step.fitting(partial(lambda parts: step(1)), optimizer)
+
+
+def test_without_transformers_ours_alone_unless_theirs_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "version", lambda package: "none")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (row,) = run(tmp_path / "step.csv", "--methods", "mlm")
+    assert (row["by"], row["time_of_authors"]) == ("minibio", "")
+    assert "without transformers" in capsys.readouterr().out
+    with pytest.raises(InputError, match="needs transformers, which is not installed"):
+        run(tmp_path / "step.csv", "--methods", "mlm", "--by", "authors", "minibio")
+
+
+def test_what_cannot_be_compared(tmp_path):
+    with pytest.raises(InputError, match="no code for mobile; pass --by minibio"):
+        run(tmp_path / "step.csv", "--methods", "mobile")
+    with pytest.raises(InputError, match="needs --teacher ib-bert"):
+        run(tmp_path / "step.csv", "--methods", "mobile", "--by", "minibio")
+    with pytest.raises(InputError, match="word pieces"):
+        run(tmp_path / "step.csv", "--methods", "tiny", "--teacher", "sample-teacher",
+            "--student", "bio-tinybert", "--by", "minibio")  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["--batch", "--length", "--repeats", "--warmup", "--threads"])
+def test_numbers_below_one_are_refused(option):
+    with pytest.raises(InputError, match="at least 1"):
+        bench.main([*SMALL, option, "0"])

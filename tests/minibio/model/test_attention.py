@@ -1,0 +1,49 @@
+"""Self-attention on the row against the formula written out."""
+
+import torch
+
+from minibio.batch import Batch
+from minibio.config import ModelConfig
+from minibio.model.attention import SelfAttention
+
+CONFIG = ModelConfig(C=12, H=3, attention_dropout=0.0)
+
+
+def test_equals_the_formula_sequence_by_sequence():
+    attention = SelfAttention(CONFIG).double()
+    batch = Batch.from_sequences([[1] * 4, [1] * 1, [1] * 6])
+    x = torch.randn(11, 12, dtype=torch.float64)
+    out = attention(x, x, batch.row).out
+    start = 0
+    for T in batch.lengths:
+        part = x[start : start + T]
+        heads = []
+        for h in range(3):
+            w = slice(4 * h, 4 * h + 4)
+            q, k, v = (
+                part @ linear.weight[w].T + linear.bias[w]
+                for linear in (attention.query, attention.key, attention.value)
+            )
+            heads.append((q @ k.T / 4**0.5).softmax(-1) @ v)  # (T, 4)
+        expected = attention.output(torch.cat(heads, 1))
+        torch.testing.assert_close(out[start : start + T], expected)
+        start += T
+
+
+def test_two_streams_of_their_own_width():
+    config = ModelConfig(family="ib-bert", C=10, C_intra=12, H=3, C_embed=4, attention_dropout=0.0)
+    attention = SelfAttention(config, C_qk=12, C_v=10)
+    batch = Batch.from_sequences([[1, 1], [1]])
+    result = attention(torch.randn(3, 12), torch.randn(3, 10), batch.row)
+    assert result.out.shape == (3, 12)
+    assert result.q.shape == result.k.shape == (3, 3, 4)
+    assert result.lse.shape == (3, 3) and result.rows is None
+
+
+def test_dropout_acts_in_training_alone():
+    attention = SelfAttention(ModelConfig(C=12, H=3, attention_dropout=0.5))
+    batch, x = Batch.from_sequences([[1] * 8]), torch.randn(8, 12)
+    attention.eval()
+    assert torch.equal(attention(x, x, batch.row).out, attention(x, x, batch.row).out)
+    attention.train()
+    assert not torch.equal(attention(x, x, batch.row).out, attention(x, x, batch.row).out)

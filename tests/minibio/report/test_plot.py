@@ -1,0 +1,99 @@
+"""Pictures that can be opened, logs that cannot be read, and what the average does."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from minibio.report import plot
+from minibio.run.errors import InputError
+
+
+def write_log(path, scale=1.0, n=50):
+    rows = [{"event": "start", "seed": 1}]
+    for step in range(1, n + 1):
+        noise = 0.1 * (-1) ** step
+        rows.append({"event": "train", "step": step, "loss": scale * (5 / step + 1 + noise)})
+        if step % 10 == 0:
+            rows.append({"event": "held_out", "step": step, "mlm_loss": 5 / step, "accuracy": 0.1})
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_two_runs_in_one_picture(tmp_path):
+    image = pytest.importorskip("matplotlib.image", reason="drawing is the extra `plot`")
+    runs = [write_log(tmp_path / name / "log.jsonl").parent for name in ("tiny", "scratch")]
+    plot.main([*map(str, runs), "--out", str(tmp_path / "loss.png")])
+    picture = image.imread(tmp_path / "loss.png")  # (height, width, RGBA)
+    assert picture.shape == (600, 1500, 4)
+    for colour in ("#0072B2", "#D55E00"):
+        rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (abs(picture[..., :3] - rgb).max(-1) < 0.01).sum() > 200  # both runs are drawn
+
+
+def test_a_killed_runs_last_line_and_infinite_values_are_passed_over(tmp_path):
+    path = write_log(tmp_path / "run" / "log.jsonl", n=10)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"event": "train", "step": 11, "loss": Infinity}\n')
+        file.write('{"event": "train", "step": 12, "lo')
+    train, held_out = plot.read_curves(path)
+    assert [step for step, _ in train] == list(range(1, 11))
+    assert held_out == [(10, 0.5)]
+
+
+def test_a_fine_tunings_scores_are_no_losses(tmp_path):
+    path = write_log(tmp_path / "run" / "log.jsonl", n=10)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"event": "held_out", "step": 20, "devel": 0.7}\n')
+    assert plot.read_curves(path)[1] == [(10, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no losses"),
+        ('{"event": "start"}\n', "holds no losses"),
+        ('{"event": "start"}\nnot json\n', "line 2 is no event"),
+        ('{"event": "train", "step": 1}\n', "line 1 is no event"),
+        ("[1]\n", "line 1 is no event"),
+        ('{"event": "held_out", "step": null, "mlm_loss": 1}\n', "line 1 is no event"),
+    ],
+)
+def test_logs_that_are_none(tmp_path, content, message):
+    path = tmp_path / "log.jsonl"
+    path.write_text(content, "utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        plot.read_curves(path)
+    assert str(path) in str(caught.value)
+
+
+def test_other_bad_input(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="No such file"):
+        plot.read_curves(tmp_path / "log.jsonl")
+    with pytest.raises(InputError, match="ends in .png, .svg, .pdf"):
+        plot.loss_curves({}, tmp_path / "loss.gif")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"pip install minibio\[plot\]"):
+        plot.loss_curves({}, tmp_path / "loss.png")
+
+
+def test_moving_average_by_hand():
+    assert plot.moving_average([1.0, 2.0, 6.0, 0.0, 5.0], 3) == pytest.approx(
+        [1, 3, 8 / 3, 11 / 3, 5]
+    )
+    assert plot.moving_average([4.0, 2.0], 1) == [4.0, 2.0]
+
+
+def test_a_smooth_curve_needs_no_average():
+    smooth = [math.exp(-i / 20) for i in range(100)]
+    assert not plot.is_noisy(smooth, plot.moving_average(smooth, 5))
+    jagged = [y + 0.05 * y * (-1) ** i for i, y in enumerate(smooth)]
+    assert plot.is_noisy(jagged, plot.moving_average(jagged, 5))
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    a, b = tmp_path / "a" / "tiny", tmp_path / "b" / "tiny"
+    assert plot.labels([a, tmp_path / "b"]) == ["tiny", "b"]
+    assert plot.labels([a, b]) == [str(a), str(b)]

@@ -1,0 +1,560 @@
+"""A run that was cut and went on is the run that was never cut: byte by byte.
+
+As a script, `test_checkpoint.py MODE OUT`, this file is what its tests start in other processes.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+
+from helpers import ROOT, random_batch, tiny_config
+from minibio.batch import Counts
+from minibio.config import METHODS
+from minibio.distil.objectives import OBJECTIVES, teach
+from minibio.model.heads import Model
+from minibio.run import dist, state, store
+from minibio.run.checkpoint import FOLDER, LOG, PARTS, Checkpoints, newest
+from minibio.run.errors import InputError
+from minibio.run.optim import lr_at, make_optimizer
+
+ALONE = dist.Ranks(0, 0, 1, torch.device("cpu"))
+SEED, B = 5, 3
+CONFIG = {**dataclasses.asdict(METHODS["tiny"]), "seed": SEED, "batch": B, "accumulate": 1}
+
+
+# ---- a small run of the real thing: Tiny with dropout
+
+
+class Run:
+    """Student, teacher and optimiser; `train` goes on from wherever it stands."""
+
+    def __init__(self, ranks=ALONE, width=12, fidelity="released"):
+        torch.manual_seed(0)
+        self.ranks, self.done = ranks, 0
+        student = Model(tiny_config(L=2, C=width, H=2, F=20, dropout=0.1, attention_dropout=0.1))
+        self.teacher = Model(tiny_config(L=4, C=16, H=2, F=20)).eval().requires_grad_(False)
+        run = dataclasses.replace(METHODS["tiny"], fidelity=fidelity)
+        self.objective = OBJECTIVES["tiny"](student, self.teacher, run).train()
+        self.model = self.objective
+        if ranks.world > 1:
+            self.model = nn.parallel.DistributedDataParallel(self.objective)
+        self.optimizer = make_optimizer(self.objective, lr=0, weight_decay=0.01)
+        torch.manual_seed(SEED + ranks.rank)
+
+    def train(self, steps):
+        """The terms of the loss in each of the steps, to the last bit."""
+        told = []
+        for step in range(self.done, self.done + steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr_at(step, peak=1e-2, warmup=3, total=20)
+            seed = step * self.ranks.world + self.ranks.rank
+            batch = random_batch((5, 9, 2), n_predicted=4, seed=seed)
+            taught = teach(self.teacher, batch, self.objective)
+            terms = self.model(batch, taught, Counts.of([batch]))
+            terms["loss"].backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            told.append({name: x.item().hex() for name, x in terms.items()})
+        self.done += steps
+        return told
+
+    def tensors(self):
+        moments = state.moments(self.objective, self.optimizer)
+        return {**state.weights(self.objective), **moments}
+
+    def fingerprint(self):
+        """sha256 of every weight and of the optimiser's whole state."""
+        return {
+            name: hashlib.sha256(x.numpy().tobytes()).hexdigest()
+            for name, x in self.tensors().items()
+        }
+
+    def save(self, checkpoints, **more):
+        checkpoints.save(
+            self.done, self.objective, self.optimizer, samples=self.done * B, config=CONFIG, **more
+        )
+
+    def resume(self, out):
+        found = newest(out, self.ranks)
+        found.restore(self.objective, self.optimizer, self.ranks, seed=SEED)
+        self.done = found.step
+        return found
+
+
+def names(out):
+    return sorted(os.listdir(out / FOLDER))
+
+
+# ---- what its tests start
+
+
+def go_on(out):
+    """A fresh process that resumes and trains three steps, from each of two checkpoints."""
+    runs = Run(), Run()
+    for run, name in zip(runs, ("front", "back"), strict=True):
+        run.resume(out / name)
+        told = run.train(3)
+        print(json.dumps([told, run.fingerprint()]))
+
+
+def exit_while_saving(out):
+    """Ends while a save is under way; another one begins as the interpreter exits."""
+    import atexit
+
+    write = store.write_file
+
+    def slow(path, chunks):
+        time.sleep(0.2 if "under-way" in str(path) else 0)
+        return write(path, chunks)
+
+    store.write_file = slow
+    run = Run()
+    run.save(Checkpoints(out / "under-way", ALONE, background=True))
+    last = Checkpoints(out / "last", ALONE, background=True)
+    atexit.register(lambda: run.save(last))
+    sys.exit(0)
+
+
+def two_processes(out):
+    """Save, go on, resume, go on: the same. Then a full disk on rank 0, known to both."""
+    ranks = dist.start("cpu")
+    run = Run(ranks)
+    checkpoints = Checkpoints(out, ranks, background=True)
+    run.train(2)
+    run.save(checkpoints, counters={"tokens": 7})
+    first = run.train(2)
+    checkpoints.wait()
+    other = Run(ranks)
+    with torch.no_grad():
+        next(other.objective.parameters()).fill_(9)
+    found = other.resume(out)
+    assert (found.step, found.samples, found.world) == (2, 2 * B, 2)
+    again = other.train(2)
+    states = dist.all_gather(state.random_state(ranks.device)["cpu"], ranks)
+    assert not torch.equal(*states)  # each rank's own
+    assert first == again and run.fingerprint() == other.fingerprint()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write, store.write = store.write, full
+    for background in (True, False):
+        checkpoints.background = background
+        try:
+            other.save(checkpoints)
+            checkpoints.wait()
+            raise AssertionError("the disk was full")
+        except InputError as error:
+            assert "No space left on device: step 4 was not saved" in str(error), error
+    store.write = write
+    other.save(checkpoints)
+    if ranks.rank == 0:  # damaged for everybody
+        os.truncate(out / FOLDER / "step-00000004" / "weights.safetensors", 100)
+    dist.barrier(ranks)
+    assert newest(out, ranks).step == 2
+    narrow = Run(ranks, width=14)
+    try:
+        narrow.resume(out)
+        raise AssertionError("another width")
+    except InputError as error:
+        assert "expected (101, 14)" in str(error), error
+    if ranks.rank == 0:
+        os.truncate(out / FOLDER / "step-00000002" / "state.json", 100)
+    dist.barrier(ranks)
+    try:
+        newest(out, ranks)
+        raise AssertionError("all are damaged")
+    except InputError as error:
+        assert "every checkpoint is damaged" in str(error), error
+    checkpoints.clear()
+    assert newest(out, ranks) is None
+    other.save(checkpoints)
+    dist.barrier(ranks)
+    print(json.dumps(f"rank {ranks.rank}: ok"))
+    del run.model, other.model, narrow.model
+    dist.stop(ranks)
+
+
+def start(mode, out, **env):
+    return subprocess.Popen(
+        [sys.executable, __file__, mode, str(out)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **env},
+    )  # fmt: skip
+
+
+def finish(*processes):
+    """The lines that each printed, as JSON; they end well."""
+    try:
+        told = [process.communicate(timeout=100) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, err) in zip(processes, told, strict=True):
+        assert process.returncode == 0, err
+    return [[json.loads(line) for line in out.splitlines()] for out, _ in told]
+
+
+# ---- the same run
+
+
+def test_resumed_in_a_fresh_process_it_is_the_unbroken_run(tmp_path, monkeypatch):
+    trained, write = threading.Event(), store.write
+    before, run = Run(), Run()
+    before.train(1)
+    run.train(4)
+    run.save(Checkpoints(tmp_path / "front", ALONE))
+    with Checkpoints(tmp_path / "back", ALONE, keep=1, background=True) as checkpoints:
+        before.save(checkpoints)  # other weights, in the same host memory
+        checkpoints.wait()
+        monkeypatch.setattr(store, "write", lambda *a, **k: trained.wait(60) and write(*a, **k))
+        run.save(checkpoints)
+        told = run.train(3)  # before it is written: what was saved is what was
+        trained.set()
+    (lines,) = finish(start("go_on", tmp_path))
+    assert lines == [[told, run.fingerprint()]] * 2
+    assert len({terms["loss"] for terms in told}) == 3
+    fingerprint = run.fingerprint()
+    assert sum(name.startswith("exp_avg_sq:") for name in fingerprint) > 20
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_without_any_one_part_it_is_another_run(tmp_path, fidelity):
+    """Weights, moments, counts and random state: each is needed, so each was saved."""
+    run = Run(fidelity=fidelity)
+    run.train(2)
+    run.save(Checkpoints(tmp_path, ALONE))
+    told = run.train(1)
+    same = Run(fidelity=fidelity)
+    same.resume(tmp_path)
+    assert same.train(1) == told and same.fingerprint() == run.fingerprint()
+    for spoil in (
+        lambda run: torch.rand(1),
+        lambda run: next(iter(run.optimizer.state.values()))["step"].add_(1),
+        lambda run: next(iter(run.optimizer.state.values()))["exp_avg"].mul_(1.1),
+        lambda run: run.objective.W_h.weight.data.mul_(1.1),
+    ):
+        other = Run(fidelity=fidelity)
+        other.resume(tmp_path)
+        spoil(other)
+        assert other.train(1) != told or other.fingerprint() != run.fingerprint()
+
+
+def test_what_is_known_of_a_checkpoint(tmp_path):
+    run = Run()
+    run.train(2)
+    (tmp_path / LOG).write_text("one line\n")
+    counters = {"tokens": 123, "skipped": 0, "since": 0.1}
+    with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
+        run.save(checkpoints, counters=counters)
+        counters["tokens"] = 0  # what was saved is what was
+    found = Run().resume(tmp_path)
+    assert found.path == tmp_path / FOLDER / "step-00000002"
+    assert (found.step, found.samples, found.log_bytes, found.world) == (2, 2 * B, 9, 1)
+    assert found.counters == {"tokens": 123, "skipped": 0, "since": 0.1}
+    assert found.config == json.loads(json.dumps(CONFIG))
+    assert found.optimizer["class"] == "AdamW" and found.versions["torch"] == torch.__version__
+    assert sorted(os.listdir(found.path)) == [
+        "manifest.json", "optimizer.safetensors", "ranks.safetensors", "state.json",
+        "weights.safetensors",
+    ]  # fmt: skip
+
+
+def test_the_log_is_cut_to_where_the_checkpoint_was(tmp_path, capsys):
+    run, log = Run(), tmp_path / LOG
+    run.save(Checkpoints(tmp_path, ALONE))  # there is no log yet
+    newest(tmp_path, ALONE).cut_log(ALONE)
+    assert not log.exists()
+    log.write_text("one\n")
+    newest(tmp_path, ALONE).cut_log(ALONE)
+    assert log.read_text() == ""
+    log.write_text("one\ntwo\n")
+    run.train(1)
+    run.save(Checkpoints(tmp_path, ALONE))
+    log.write_text("one\ntwo\nthree\nfo")
+    newest(tmp_path, ALONE).cut_log(ALONE)
+    newest(tmp_path, ALONE).cut_log(ALONE)
+    assert log.read_text() == "one\ntwo\n" and not capsys.readouterr().err
+    log.write_text("one\n")
+    newest(tmp_path, ALONE).cut_log(ALONE)
+    assert "has 4 bytes, expected 8: lines of it are lost" in capsys.readouterr().err
+    assert log.read_text() == "one\n"
+
+
+def test_configurations_are_compared(tmp_path):
+    run = Run()
+    run.save(Checkpoints(tmp_path, ALONE))
+    found = newest(tmp_path, ALONE)
+    assert found.changes(CONFIG, ALONE) == []
+    two = dist.Ranks(0, 0, 2, torch.device("cuda"))
+    assert found.changes({**CONFIG, "lr": 1.0, "accumulate": 2}, two) == [
+        ("lr", CONFIG["lr"], 1.0), ("accumulate", 1, 2), ("processes", 1, 2), ("on", "cpu", "cuda"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="step-00000000 is of another run: seed is 6, expected 5"):
+        found.changes({**CONFIG, "seed": 6}, ALONE)
+    later = dataclasses.replace(found, versions={**found.versions, "torch": "2.0"})
+    assert later.changes(CONFIG, ALONE) == [("torch", "2.0", torch.__version__)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 14}, r"token.weight is \(101, 12\), expected \(101, 14\)"),
+        ({"fidelity": "paper"}, "no W_e.weight in it"),
+    ],
+)
+def test_a_run_of_another_shape_is_refused_untouched(tmp_path, change, message):
+    run = Run()
+    run.train(1)
+    run.save(Checkpoints(tmp_path, ALONE))
+    other = Run(**change)
+    before, drawn = other.fingerprint(), torch.get_rng_state()
+    with pytest.raises(InputError, match=message):
+        other.resume(tmp_path)
+    assert other.fingerprint() == before and torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_another_optimizer_is_refused_untouched(tmp_path):
+    run = Run()
+    run.train(1)
+    run.save(Checkpoints(tmp_path, ALONE))
+    other = Run()
+    before = other.fingerprint()
+    other.optimizer = torch.optim.SGD(other.objective.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="the optimiser was AdamW, expected SGD"):
+        other.resume(tmp_path)
+    other.optimizer = make_optimizer(other.objective.student, lr=0.1, weight_decay=0)
+    with pytest.raises(InputError, match="W_h.weight was in group 0 of the .*, expected no group"):
+        other.resume(tmp_path)
+    other.optimizer = make_optimizer(other.objective, lr=0.1, weight_decay=0)
+    assert other.fingerprint() == before
+
+
+def test_a_resumed_run_outlives_the_checkpoint_it_came_from(tmp_path):
+    run = Run()
+    run.train(1)
+    run.save(Checkpoints(tmp_path, ALONE))
+    told = run.train(1)
+    other = Run()
+    other.resume(tmp_path)
+    for path in (tmp_path / FOLDER).rglob("*.safetensors"):
+        with open(path, "r+b") as file:  # in place: a mapped tensor would see it
+            file.write(b"\xff" * path.stat().st_size)
+    assert other.train(1) == told and other.fingerprint() == run.fingerprint()
+
+
+# ---- which ones are kept
+
+
+def test_the_newest_are_kept(tmp_path):
+    run, checkpoints = Run(), Checkpoints(tmp_path, ALONE, keep=2)
+    for _ in range(4):
+        run.train(1)
+        run.save(checkpoints)
+        run.save(checkpoints)  # twice at the same step: the later one stays
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+    run.save(checkpoints, counters={"tokens": 2})
+    assert newest(tmp_path, ALONE).counters == {"tokens": 2}
+    with pytest.raises(InputError, match="0 checkpoints to be kept"):
+        Checkpoints(tmp_path, ALONE, keep=0)
+
+
+def test_going_on_from_an_older_one_gives_up_the_later(tmp_path, capsys):
+    """The damaged future is not counted among those to be kept."""
+    run, checkpoints = Run(), Checkpoints(tmp_path, ALONE, keep=3)
+    for _ in range(3):
+        run.train(2)
+        run.save(checkpoints)
+    for step in (4, 6):
+        os.truncate(tmp_path / FOLDER / f"step-{step:08d}" / "weights.safetensors", 50)
+    again = Run()
+    again.resume(tmp_path)
+    assert again.done == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all("its 50 bytes are not those that were written" in x for x in told)
+    assert "step-00000006" in told[0] and "step-00000004" in told[1]
+    again.train(1)
+    again.save(Checkpoints(tmp_path, ALONE, keep=1))
+    assert names(tmp_path) == ["step-00000003"]
+
+
+def test_none_and_none_whole(tmp_path, capsys):
+    assert newest(tmp_path, ALONE) is None
+    assert newest(tmp_path / "nowhere", ALONE) is None
+    run, checkpoints = Run(), Checkpoints(tmp_path, ALONE)
+    for _ in range(2):
+        run.save(checkpoints)
+        run.train(1)
+    for place in store.standing(tmp_path / FOLDER):
+        (place / "manifest.json").unlink()
+    with pytest.raises(InputError, match="every checkpoint is damaged: step-00000001, step-0000"):
+        newest(tmp_path, ALONE)
+    assert capsys.readouterr().err.count("warning: ") == 2
+    checkpoints.clear()
+    assert newest(tmp_path, ALONE) is None and names(tmp_path) == []
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_one_line_and_leaves_what_stood(tmp_path, monkeypatch, background):
+    run, checkpoints = Run(), Checkpoints(tmp_path, ALONE, background=background)
+    run.save(checkpoints)
+    checkpoints.wait()
+    run.train(1)
+    write = store.write_file
+
+    def full(path, chunks):
+        if path.name == "optimizer.safetensors":
+            write(path, [b"half of it"])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write(path, chunks)
+
+    monkeypatch.setattr(store, "write_file", full)
+    message = (
+        "optimizer.safetensors: No space .* step 1 was not saved, .*stand: step-00000000; make"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        run.save(checkpoints)
+        assert background
+        run.save(checkpoints)  # where the thread's error surfaces
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["step-00000000"] and newest(tmp_path, ALONE).step == 0
+    monkeypatch.undo()
+    checkpoints.wait()  # told once
+    run.save(checkpoints)
+    checkpoints.wait()
+    assert newest(tmp_path, ALONE).step == 1
+
+
+def test_an_error_in_the_thread_surfaces_at_the_end_of_the_block(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(store, "write", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
+            Run().save(checkpoints)
+    with pytest.raises(ZeroDivisionError):  # the block's own error comes first
+        with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
+            Run().save(checkpoints)
+            raise ZeroDivisionError
+    assert not checkpoints.thread.is_alive()
+
+
+def test_what_fits_no_json_is_refused_and_nothing_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path, ALONE)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        Run().save(checkpoints, counters={"loss": torch.ones(1)})
+    assert newest(tmp_path, ALONE) is None
+
+
+def test_at_most_one_save_is_under_way(tmp_path, monkeypatch):
+    running, most, write = [], [], store.write
+
+    def slow(*args, **kwargs):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        write(*args, **kwargs)
+        running.pop()
+
+    monkeypatch.setattr(store, "write", slow)
+    run = Run()
+    with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
+        for _ in range(3):
+            began = time.perf_counter()
+            run.save(checkpoints)
+            run.train(1)
+        assert checkpoints.thread.is_alive() or time.perf_counter() - began > 0.05
+    assert most == [1, 1, 1] and names(tmp_path)[-1] == "step-00000002"
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is not a directory"):
+        Checkpoints(tmp_path / "file", ALONE)
+
+
+def test_a_save_under_way_is_finished_when_the_process_ends(tmp_path):
+    finish(start("exit_while_saving", tmp_path))
+    for name in ("under-way", "last"):
+        assert newest(tmp_path / name, ALONE) and len(names(tmp_path / name)) == 1
+
+
+def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
+    """kill -9 of a process that only saves, in the background and not, again and again."""
+    rng, leftovers, last, round_ = random.Random(0), set(), 0, 0
+    run = Run()
+    run.train(1)
+    run.save(Checkpoints(tmp_path, ALONE, keep=2))
+    while round_ < 30 or last < 15 or not leftovers:  # until some were killed in the midst of it
+        round_ += 1
+        assert round_ < 300, (last, leftovers)
+        child = os.fork()
+        if child == 0:
+            try:
+                run.done = newest(tmp_path, ALONE).step
+                checkpoints = Checkpoints(tmp_path, ALONE, keep=2, background=round_ % 2 == 0)
+                while True:
+                    run.done += 1
+                    run.save(checkpoints)
+            finally:
+                os._exit(1)
+        time.sleep(0.08 * rng.random())
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        leftovers |= {name.rsplit(".", 1)[1] for name in names(tmp_path) if name[0] == "."}
+        places = store.standing(tmp_path / FOLDER)
+        steps = [store.check(place, PARTS)["step"] for place in places]  # all of them are whole
+        assert steps[0] >= last
+        last = steps[0]
+    other = Run()
+    other.resume(tmp_path)
+    assert other.fingerprint() == run.fingerprint()
+    other.save(Checkpoints(tmp_path, ALONE, keep=2))
+    assert names(tmp_path)[-1] == f"step-{last:08d}" and len(names(tmp_path)) == 2
+
+
+# ---- several processes
+
+
+def test_two_processes_save_fail_and_resume_together(tmp_path, capsys):
+    with socket.socket() as s:  # a port that is free now
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    both = [start("two_processes", tmp_path, RANK=str(r), LOCAL_RANK=str(r), **env) for r in (0, 1)]
+    assert finish(*both) == [["rank 0: ok"], ["rank 1: ok"]]
+    drawn = []
+    for _ in range(2):  # one process goes on where two were: same weights, a stated new state
+        run = Run()
+        torch.rand(len(drawn))
+        found = run.resume(tmp_path)
+        assert (found.step, found.world) == (4, 2)
+        assert "the checkpoint is of 2 x cpu, this run of 1 x cpu" in capsys.readouterr().out
+        drawn.append(torch.rand(3).tolist())
+    state.fresh_random_state(SEED, 4, 0)
+    assert drawn == [torch.rand(3).tolist()] * 2
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {f.__name__: f for f in (go_on, exit_while_saving, two_processes)}[sys.argv[1]](
+        Path(sys.argv[2])
+    )

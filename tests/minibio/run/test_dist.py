@@ -1,0 +1,90 @@
+"""One process without a group, two with one; devices that are not there."""
+
+import pytest
+import torch
+
+from helpers import processes
+from minibio.run import dist
+from minibio.run.errors import InputError
+
+TWO = """
+import torch
+from minibio.run import dist
+from minibio.run.errors import InputError
+ranks = dist.start("cpu")
+dist.print0("one line")
+sums = dist.all_sum([ranks.rank + 1, 0.1, 2.0**53 - 2], ranks)
+dist.barrier(ranks)
+parts = dist.all_gather(torch.full((1, 2), ranks.rank, dtype=torch.uint8).t(), ranks)
+assert parts.tolist() == [[[0], [0]], [[1], [1]]] and parts.dtype == torch.uint8, parts
+told = dist.from_rank0(lambda: {"β": [1.5, None]} if ranks.rank == 0 else 1 / 0, ranks)
+assert told == {"β": [1.5, None]}, told
+assert dist.from_rank0(lambda: None, ranks) is None
+mine = {
+    "a": torch.tensor(2.0**-60 + 1, dtype=torch.float64),
+    "β": torch.arange(6, dtype=torch.bfloat16).view(2, 3).t(),
+}
+got = dist.tensors_from_rank0(mine if ranks.rank == 0 else {}, ranks)
+assert list(got) == ["a", "β"] and all(torch.equal(got[n], x) for n, x in mine.items()), got
+assert all(got[n].dtype == x.dtype for n, x in mine.items())
+for broken, kind in (
+    (lambda: [][1], IndexError),
+    (lambda: object(), TypeError),
+    (lambda: dist.pick_device("x"), InputError),
+):
+    try:
+        dist.from_rank0(broken, ranks)
+        raise AssertionError("an error on rank 0 is one on every rank")
+    except Exception as error:
+        assert type(error) is (kind if ranks.rank == 0 else InputError), error
+        assert str(error)
+assert sums == [3.0, 0.2, 2.0**54 - 4], sums
+print(f"rank {ranks.rank} of {ranks.world} local {ranks.local}: ok")
+dist.stop(ranks)
+"""
+
+
+def test_alone_there_is_no_group():
+    ranks = dist.start("cpu")
+    assert ranks == dist.Ranks(0, 0, 1, torch.device("cpu"))
+    assert dist.all_sum([1, 0.5], ranks) == [1.0, 0.5]
+    dist.barrier(ranks)
+    x = torch.arange(3)
+    assert torch.equal(dist.all_gather(x, ranks), x[None])
+    assert dist.from_rank0(lambda: (1, "a"), ranks) == (1, "a")
+    with pytest.raises(KeyError):
+        dist.from_rank0(lambda: {}["a"], ranks)
+    assert dist.tensors_from_rank0({"x": x}, ranks) == {"x": x}
+    dist.stop(ranks)
+    assert not torch.distributed.is_initialized()
+
+
+def test_two_processes_add_up_in_float64():
+    for rank, (_, out, err) in enumerate(processes(2, ["-c", TWO], timeout=60)):
+        assert f"rank {rank} of 2 local {rank}: ok" in out, err
+        assert ("one line" in out) == (rank == 0)
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "meta", "cpu:x", ""])
+def test_a_device_of_another_kind_is_refused(name):
+    if name:
+        with pytest.raises(InputError, match="expected cpu, cuda or cuda:NUMBER"):
+            dist.pick_device(name)
+    else:
+        assert dist.pick_device(name).type in ("cpu", "cuda")
+
+
+def test_cuda_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="use --device cpu"):
+        dist.start("cuda")
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert dist.pick_device(None) == torch.device("cuda", 0)
+    assert dist.pick_device("cuda:1") == torch.device("cuda", 1)
+    assert dist.pick_device("cuda:0", local=1) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="needs GPU 2, but torch sees 2"):
+        dist.pick_device("cuda", local=2)

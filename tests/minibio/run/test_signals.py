@@ -1,0 +1,138 @@
+"""Asked to stop: after the step, together, and at once when asked twice."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers import ROOT
+from minibio.run.signals import StopRequest
+
+LOOP = """
+import os, signal, time
+from minibio.run import dist
+from minibio.run.signals import StopRequest
+ranks = dist.start("cpu")
+done = 0
+with StopRequest() as stop:
+    while not dist.all_sum([float(stop.name is not None)], ranks)[0]:
+        done += 1
+        if done == 3 and ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert done < 100
+print(f"rank {ranks.rank} stops after {done}, itself asked: {stop.name}")
+dist.stop(ranks)
+"""
+STUCK = """
+import time
+from minibio.run.signals import StopRequest
+with StopRequest() as stop:
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+        if stop.name: print("asked", flush=True)
+"""
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_the_step_goes_on(number, capfd):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest() as stop:
+        assert stop.name is None
+        send(number)
+        assert stop.name == number.name
+        send(signal.SIGTERM)  # however often
+        send(signal.SIGTERM)
+        assert stop.name == number.name
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    told = capfd.readouterr().err
+    assert f"{number.name}: stopping after this step" in told
+    assert ("once more to stop at once" in told) == (number == signal.SIGINT)
+
+
+def test_a_second_interrupt_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        send(signal.SIGINT)
+        assert stop.name == "SIGINT"
+        send(signal.SIGINT)
+        raise AssertionError("the second one must have stopped this")
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_an_interrupt_after_a_sigterm_is_the_first_of_its_kind():
+    with StopRequest() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+        assert stop.name == "SIGTERM"
+
+
+def test_afterwards_a_signal_does_what_it_did():
+    with StopRequest():
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+        time.sleep(1)
+
+
+def test_handlers_set_outside_python_are_survived(monkeypatch):
+    """signal.signal answers None for those, and takes no None."""
+    real = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda n, h: real(n, h) and None)
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        pass
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    real(signal.SIGTERM, before)
+    real(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_stuck_process_ends_with_the_second_interrupt():
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in err
+
+
+def test_two_processes_stop_after_the_same_step():
+    with socket.socket() as s:  # a port that is free now
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    common = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOP], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=60) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0]
+    assert told[0][0] == "rank 0 stops after 3, itself asked: None\n"
+    assert told[1][0] == "rank 1 stops after 3, itself asked: SIGTERM\n"
+    assert "SIGTERM" not in told[1][1]  # rank 0 alone speaks

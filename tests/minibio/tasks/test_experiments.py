@@ -1,0 +1,311 @@
+"""The tasks as they are learnt and scored: counts, scores and files of predictions, refusals."""
+
+import json
+import random
+
+import pytest
+import torch
+
+import minibio
+from minibio.run.errors import InputError
+from minibio.tasks import experiments, metrics, ner, qa, relation
+from minibio.tasks.experiments import ner_task, qa_task, relation_task
+from minibio.tasks.finetune import RECIPES, Recipe
+from toy_tasks import (
+    make_encoder,
+    make_tokenizer,
+    squad,
+    write_chemprot,
+    write_gad,
+    write_ner,
+    write_qa,
+)
+
+RECIPE = Recipe(length=40, batch=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def head(tokenizer, tmp_path, kind, labels=None):
+    """A random model for a task: its scores are bad, but they are scores."""
+    path = make_encoder(tmp_path / "encoder", tokenizer)
+    torch.manual_seed(3)
+    return minibio.load(path, head=kind, labels=labels, new_head=True)[0]
+
+
+def refused(message, make, *arguments, **options):
+    with pytest.raises(InputError, match=message) as error:
+        make(*arguments, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_the_papers_protocol_is_the_default():
+    r = RECIPES["ner"]
+    assert (r.epochs, r.batch, r.lr, r.schedule, r.warmup) == (5, 16, 5e-5, "cosine", 0)
+    assert r.patience == 0 and r.weight_decay == 0.01 and r.clip == 1.0
+    assert RECIPES["relation"].epochs == 3 and RECIPES["qa"].length == 384
+
+
+# entities
+
+
+def test_entities(tokenizer, tmp_path):
+    data = write_ner(tmp_path / "set")
+    task = ner_task(data)(tokenizer, RECIPE)
+    test = ner.read_tsv(data / "test.tsv")
+    assert task.facts["counts"]["test"] == {
+        "sentences": 24, "words": sum(len(s.words) for s in test), "windows": 24,
+        "pieces": sum(len(w.words) for w in ner.make_windows(test, tokenizer, 40)),
+    }  # fmt: skip
+    assert task.labels == ("O", "B", "I") and task.facts["scheme"] == "IOB2"
+    assert len(task.examples) == len(task.lengths) == 80
+    assert task.lengths == [len(w.tokens) for w in task.examples]
+    batch = task.collate(task.examples[:2])
+    assert [task.labels[k] for k in batch.labels] == [t for w in task.examples[:2] for t in w.tags]
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    scores = task.test(model, tmp_path)
+    rows = [line.split(" ") for line in (tmp_path / "test.conll").read_text("utf-8").split("\n")]
+    gold, found, current = [], [], ([], [])
+    for row in rows:
+        if len(row) == 3:
+            current[0].append(row[1])
+            current[1].append(row[2])
+        elif current[0]:
+            gold.append(current[0])
+            found.append(current[1])
+            current = ([], [])
+    assert gold == [s.tags for s in test]
+    assert scores["word"] == metrics.entity_scores(gold, found)
+    assert scores["piece"]["support"] > scores["word"]["support"]
+    devel = ner_task(data)(tokenizer, RECIPE).devel(model)
+    assert 0 <= devel <= 1
+
+
+@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "IOBES"])
+def test_a_scheme_is_learnt_and_means_the_same_entities(scheme, tokenizer, tmp_path):
+    data = write_ner(tmp_path / "set", is_typed=True)
+    task = ner_task(data, scheme)(tokenizer, RECIPE)
+    letters = {tag[0] for tag in task.labels}
+    assert letters == {"IOB1": set("OI"), "IOB2": set("OBI"), "IOBES": set("OBES")}[scheme]
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    test = ner.read_tsv(data / "test.tsv")
+    scores = task.test(model, tmp_path)
+    assert scores["word"]["support"] == sum(tag[0] == "B" for s in test for tag in s.tags)
+
+
+def test_files_of_two_schemes_and_an_i_without_b(tokenizer, tmp_path, capsys):
+    data = write_ner(tmp_path / "set")
+    (data / "test.tsv").write_text("Gout\tI\n\nColic\tS\n\nUlcer\tB\ndisorder\tE", "utf-8")
+    sets, scheme, broken = ner.read_sets(data)
+    assert (scheme, broken) == ("IOB2", 0)
+    assert [s.tags for s in sets["test"]] == [["B"], ["B"], ["B", "I"]]
+    text = (data / "train.tsv").read_text("utf-8")
+    (data / "train.tsv").write_text(f"Gout\tI\n\n{text}", "utf-8")
+    ner_task(data)
+    assert "tags in IOB2, 1 sentences otherwise" in capsys.readouterr().out
+
+
+def test_a_tag_that_training_lacks_is_missed(tokenizer, tmp_path, capsys):
+    data = write_ner(tmp_path / "set")
+    (data / "train.tsv").write_text("Gout\tB\nhad\tO", "utf-8")
+    task = ner_task(data)(tokenizer, RECIPE)
+    assert task.labels == ("O", "B")
+    said = capsys.readouterr().out
+    assert "test.tsv has tags that train.tsv lacks, which count as missed: ['I']" in said
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    assert task.test(model, tmp_path)["word"]["recall"] < 1
+
+
+def test_words_that_leave_nothing_and_words_too_long_are_all_scored(tokenizer, tmp_path):
+    data = write_ner(tmp_path / "set")
+    words = ["The", "\u200b", "Gout", "\x07", "Gout" * 300, "\ufeff", "had", "\u00ad", "a" * 9000]
+    text = "-DOCSTART-\tO\r\n\r\n" + "".join(f"{w}\tB\r\n" for w in words)
+    (data / "test.tsv").write_bytes(text.encode().removesuffix(b"\r\n"))  # no final newline
+    task = ner_task(data)(tokenizer, RECIPE)
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    assert (
+        task.facts["counts"]["test"]["words"] == task.test(model, tmp_path)["word"]["support"] == 9
+    )
+    lines = (tmp_path / "test.conll").read_text("utf-8").split("\n")
+    assert [line.split(" ")[0] for line in lines[:9]] == words and lines[9:] == ["", ""]
+
+
+def test_bad_sets(tmp_path):
+    def broken(name, text, message):
+        directory = write_ner(tmp_path / str(random.random()), n=(3, 2, 2))
+        if text is None:
+            (directory / name).unlink()
+        else:
+            (directory / name).write_bytes(text)
+        refused(message, ner_task, directory)
+
+    broken("train.tsv", None, r"train\.tsv: No such file")
+    broken("test.tsv", None, r"test\.tsv: No such file")
+    broken("test.tsv", b"a\tO\nb\n", r"test\.tsv: line 2 is 'b', expected token TAB tag")
+    broken("devel.tsv", b"a\tO\nb\tQ\n", r"devel\.tsv: line 2 has the tag 'Q'")
+    broken("test.tsv", b"a\tO\n\nb\t\xff\n", r"test\.tsv: line 3, byte 3 is not UTF-8")
+    broken("test.tsv", b"\n\n", r"test\.tsv holds no sentence")
+    broken("train.tsv", b"a\tO\n", r"train\.tsv tags no entity")
+    broken("test.tsv", b"a\tB-x\n", r"test\.tsv has the tag 'B-x', train\.tsv 'B'")
+    refused("short is 2, expected at least 3".replace("short", "--length"),
+            ner_task(write_ner(tmp_path / "x")), None, Recipe(length=2))  # fmt: skip
+
+
+# relations
+
+
+def read_predictions(path):
+    head, *rows = path.read_text("utf-8").splitlines()
+    assert head == "index\tgold\tpredicted\tprobability"
+    return [row.split("\t") for row in rows]
+
+
+def test_relations_of_folds(tokenizer, tmp_path):
+    write_gad(tmp_path / "gad" / "1")
+    write_gad(tmp_path / "gad" / "2", seed=1)
+    task = relation_task(tmp_path / "gad", fold=2)(tokenizer, RECIPE)
+    assert task.labels == ("0", "1") and task.facts["counts"] == {"train": 80, "test": 20}
+    assert task.facts["data"] == "gad" and task.facts["fold"] == 2 and task.devel is None
+    model = head(tokenizer, tmp_path, "sequence", task.labels)
+    scores = task.test(model, tmp_path)
+    rows = read_predictions(tmp_path / "test.tsv")
+    gold, found = [row[1] for row in rows], [row[2] for row in rows]
+    assert gold == [x.label for x in relation.read(tmp_path / "gad" / "2" / "test.tsv")]
+    assert scores == {**metrics.relation_scores(gold, found, ("0",)), "main": "micro"}
+    assert all(0.5 <= float(row[3]) <= 1 for row in rows)
+
+
+def test_relations_split_by_seed(tokenizer, tmp_path):
+    for i in (1, 2):
+        write_gad(tmp_path / "gad" / str(i), n=(80, 20), seed=i)
+    make = relation_task(tmp_path / "gad", at_random=True)
+    sizes = make(tokenizer, RECIPE).facts["counts"]
+    assert sizes == {"train": 36, "test": 4}  # every test file once, a tenth of all
+    one, again, other = (
+        [f.tokens for f in make(tokenizer, Recipe(length=40, seed=s)).examples] for s in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_thirteen_classes_and_five(tokenizer, tmp_path):
+    data = write_chemprot(tmp_path / "cp")
+    task = relation_task(data)(tokenizer, RECIPE)
+    assert task.labels == ("ACTIVATOR", "INHIBITOR", "SUBSTRATE")
+    model = head(tokenizer, tmp_path, "sequence", task.labels)
+    scores = task.test(model, tmp_path)
+    assert scores["main"] == "macro" and scores["micro"]["f1"] == scores["accuracy"]
+    assert 0 <= task.devel(model) <= 1
+    five = relation_task(data, classes=5)(tokenizer, RECIPE)
+    assert five.labels == ("CPR:3", "CPR:4", "CPR:9") and five.facts["classes"] == 3
+    assert experiments.main_average(five.labels) == "micro"
+    assert experiments.main_average(("CPR:3", "false")) == "micro"
+
+
+def test_names_in_place_of_entities(tokenizer, tmp_path):
+    data = write_chemprot(tmp_path / "cp")
+    plain, named = (
+        relation_task(data, anonymise=x)(tokenizer, RECIPE).examples[0].tokens
+        for x in (False, True)
+    )
+    assert "ARG" in tokenizer.decode(named).replace(" ", "") and plain != named
+    assert "ARG" not in tokenizer.decode(plain).replace(" ", "")
+
+
+def test_bad_relations(tokenizer, tmp_path):
+    gad, cp = tmp_path / "gad", write_chemprot(tmp_path / "cp")
+    write_gad(gad / "1")
+    refused("gad is in folds; choose one: --fold 1, --fold all, or --split", relation_task, gad)
+    refused("has no fold 3", relation_task, gad, fold=3)
+    refused("has no fold 1", relation_task, cp, fold=1)
+    refused("nowhere is no directory", relation_task, tmp_path / "nowhere")
+    refused("the label '0' is none of CHEMPROT's", relation_task, gad, fold=1, classes=5)
+    refused("--length is 3, expected at least 4", relation_task(cp), tokenizer, Recipe(length=3))
+
+    def broken(text, message):
+        (cp / "test.jsonl").write_bytes(text)
+        refused(message, relation_task, cp)
+
+    broken(b'{"text": "a", "label": "x"}\n', r"test\.jsonl: line 1 marks no two entities")
+    broken(b'\n{"text": "<< a >> [[ b ]]"}\n', r"test\.jsonl: line 2 is .*expected text and label")
+    broken(b'{"text": \n', r"test\.jsonl: line 1 is not JSON")
+    broken(b"<< a >> [[ b ]]\tx\ty\n", r"test\.jsonl: line 1 has 3 columns, expected 2")
+    broken(b"\xff", r"test\.jsonl: line 1, byte 1 is not UTF-8")
+    broken(b"\n", r"test\.jsonl holds no example")
+    (cp / "test.jsonl").unlink()
+    refused("cp has no test.tsv or test.jsonl", relation_task, cp)
+
+
+# questions
+
+
+def test_questions(tokenizer, tmp_path, capsys):
+    data = write_qa(tmp_path / "qa")
+    files = (data / "train.json", [data / "test.json"], [data / "golden.json"])
+    task = qa_task(*files)(tokenizer, RECIPE)
+    said = capsys.readouterr().out
+    assert "2 questions (4 passages)" in said and "removed from train" in said
+    counts = task.facts["counts"]
+    assert counts["questions"] == 40 and counts["removed"] == 2 and counts["passages"] == 80
+    kept = qa_task(*files, allow_overlap=True)(tokenizer, RECIPE).facts["counts"]
+    assert kept["questions"] == 42 and kept["removed"] == 0
+    assert "learnt all the same" in capsys.readouterr().out
+    window, (first, last) = task.examples[0]
+    batch = task.collate(task.examples[:2])
+    assert batch.labels.tolist()[0] == [first, last] and batch.segments.tolist()[:2] == [0, 0]
+    model = head(tokenizer, tmp_path, "span")
+    scores = task.test(model, tmp_path)
+    written = qa.read_submission(tmp_path / "submission.json")
+    want = metrics.bioasq_scores(qa.read_golden(data / "golden.json"), written)
+    assert {k: scores[k] for k in want} == want and want["questions"] == 10
+    assert all(0 < len(answers) <= 5 for answers in written.values())
+    n_best = json.loads((tmp_path / "n_best.json").read_text("utf-8"))
+    contexts = {p.id: p.context for p in qa.read_squad(data / "test.json")}
+    for answers in n_best.values():
+        for a in answers:
+            assert contexts[a["passage"]][a["start"] : a["end"]] == a["text"]
+
+
+def test_several_test_files_and_the_released_order(tokenizer, tmp_path):
+    data = write_qa(tmp_path / "qa")
+    test, golden = squad(6, 9, first=50)
+    (data / "test2.json").write_text(json.dumps(test), "utf-8")
+    (data / "golden2.json").write_text(json.dumps(golden), "utf-8")
+    tests = [data / "test.json", data / "test2.json"]
+    goldens = [data / "golden.json", data / "golden2.json"]
+    task = qa_task(data / "train.json", tests, goldens, order="released")(tokenizer, RECIPE)
+    model = head(tokenizer, tmp_path, "span")
+    scores = task.test(model, tmp_path)
+    parts = scores["per_file"]
+    assert scores["questions"] == 16 and [x["questions"] for x in parts.values()] == [10, 6]
+    mean = (10 * parts["test"]["mrr"] + 6 * parts["test2"]["mrr"]) / 16
+    assert scores["mrr"] == pytest.approx(mean)
+    written = qa.read_submission(tmp_path / "submission.json")
+    assert {len(answers) for answers in written.values()} == {2}  # one of each snippet
+    without = qa_task(data / "train.json", tests, [])(tokenizer, RECIPE).test(model, tmp_path)
+    assert "mrr" not in without
+
+
+def test_bad_questions(tokenizer, tmp_path):
+    data = write_qa(tmp_path / "qa")
+    train, test, golden = (data / f"{name}.json" for name in ("train", "test", "golden"))
+    make = qa_task(train, [test], [golden])
+    refused("--length is 4, expected at least 5", make, tokenizer, Recipe(length=4))
+    _, other = squad(3, 0, first=900)
+    (data / "other.json").write_text(json.dumps(other), "utf-8")
+    refused("other.json has none of the questions of", qa_task, train, [test],
+            [data / "other.json"])  # fmt: skip
+    refused("has no question with an answer to learn", qa_task, test, [test], [golden])
+
+    def broken(old, new, message):
+        text = train.read_text("utf-8")
+        (data / "broken.json").write_text(text.replace(old, new, 1), "utf-8")
+        refused(message, qa_task, data / "broken.json", [test], [golden])
+
+    broken('"context"', '"contents"', r"broken\.json: line 5: data\[0\].*'context' is missing")
+    broken('"answer_start": ', '"answer_start": 9', r"broken\.json: line \d+: .*mend answer_start")
+    broken('{\n "data"', "{", r"broken\.json: line 1, column 2: Expecting")
+    refused(r"golden\.json: line 1: 'data' is missing", qa_task, golden, [test], [golden])
+    refused(r"nothing\.json: No such file", qa_task, data / "nothing.json", [test], [golden])

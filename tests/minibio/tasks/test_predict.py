@@ -1,0 +1,200 @@
+"""Fine-tuned directories applied to lines of text: offsets, order, memory, refusals."""
+
+import io
+import json
+
+import pytest
+import torch
+
+import minibio
+from helpers import tiny_config
+from minibio.model.heads import Model
+from minibio.run.errors import InputError
+from minibio.tasks import ner, qa, relation
+from minibio.tasks import predict as module
+from minibio.tasks.predict import CHUNK, Predictor, in_chunks, parse, predict
+from toy_tasks import make_encoder, make_tokenizer
+
+HEADS = {"token": ("O", "B-d", "I-d"), "sequence": ("no", "yes"), "span": None}
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    """A random model for each head: its answers mean nothing, but they are answers."""
+    base, tokenizer = tmp_path_factory.mktemp("models"), make_tokenizer()
+    for i, (head, labels) in enumerate(HEADS.items()):
+        torch.manual_seed(i)
+        model = Model(tiny_config("bert", V=tokenizer.V), head, labels)
+        with torch.no_grad():
+            model.head.classifier.weight.mul_(40)  # opinions that differ from text to text
+        minibio.save(model, tokenizer, base / head)
+    return base
+
+
+def run(directory, text, tmp_path, is_json=False, B=4):
+    (tmp_path / "text").write_text(text, "utf-8")
+    return list(predict(Predictor(directory, B=B), str(tmp_path / "text"), is_json))
+
+
+LINES = [
+    "The patient had Gout",
+    "",
+    "  Ulcer\u200b disorder, then a\u0301cute Colic ",
+    "𝔾out é Sepsis",
+    "a " * 90 + "Gout",
+]
+
+
+def test_names_stand_where_the_offsets_say(directories, tmp_path):
+    got = run(directories / "token", "\n".join(LINES), tmp_path)
+    assert [x["text"] for x in got] == LINES and got[1]["entities"] == []
+    assert sum(len(x["entities"]) for x in got) > 3
+    for x in got:
+        for e in x["entities"]:
+            assert x["text"][e["start"] : e["end"]] == e["text"] != "" and e["type"] == "d"
+    # the same by the parts
+    model, tokenizer = minibio.load(directories / "token", head="token")
+    sentence, spans = ner.sentence_of(LINES[2], tokenizer)
+    (window,) = ner.make_windows([sentence], tokenizer, 40)
+    logits = model(minibio.Batch.from_sequences([window.tokens])).logits[1:-1]
+    tags = [[model.labels[k] for k in logits.argmax(1)]]
+    words, _ = ner.rejoin([window], tags)
+    assert [(m.start, m.end) for m in ner.mentions(words[0], spans)] == [
+        (e["start"], e["end"]) for e in got[2]["entities"]
+    ]
+
+
+def test_order_and_answers_do_not_depend_on_the_batch(directories, tmp_path):
+    text = "\n".join(f"{'The Gout ' * (i % 7)} {i}" for i in range(3 * CHUNK + 5))
+    one, other = (run(directories / "token", text, tmp_path, B=B) for B in (1, 5))
+    assert one == other and [x["text"] for x in one] == text.split("\n")
+
+
+def test_lines_are_answered_as_they_come(directories, monkeypatch):
+    """No more than a chunk is read before its answers are there: a pipe of any length will do."""
+    read = [0]
+
+    def lines(path, expected):
+        for i in range(10**9):
+            read[0] += 1
+            yield i, f"The Gout {i}"
+
+    monkeypatch.setattr(module, "read_lines", lines)
+    answers = predict(Predictor(directories / "token", B=2), "endless", False)
+    for i in range(50):
+        assert next(answers)["text"] == f"The Gout {i}"
+        assert read[0] <= (i // (2 * CHUNK) + 1) * 2 * CHUNK
+
+
+def test_the_standard_input(directories, monkeypatch):
+    class Stdin:
+        buffer = io.BytesIO(b"The Gout\r\nSepsis\n")
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    got = list(predict(Predictor(directories / "token"), "-", False))
+    assert [x["text"] for x in got] == ["The Gout", "Sepsis"]
+
+
+def test_relations_of_marked_text_and_of_places(directories, tmp_path):
+    marked = "The << Gout >> causes [[ Colic ]] then"
+    (got,) = run(directories / "sequence", f"\n{marked}\n\n", tmp_path)
+    assert marked[slice(*got["first"])] == "<< Gout >>"
+    assert marked[slice(*got["second"])] == "[[ Colic ]]"
+    item = {"id": 7, "text": "The Gout causes Colic then", "first": [4, 8], "second": [16, 21]}
+    (same,) = run(directories / "sequence", json.dumps(item), tmp_path, is_json=True)
+    assert same["id"] == 7 and same["first"] == [4, 8] and same["text"] == item["text"]
+    assert (same["label"], same["probability"]) == (got["label"], got["probability"])
+    model, tokenizer = minibio.load(directories / "sequence", head="sequence")
+    (feature,) = relation.make_features([relation.marked(marked)], tokenizer, 40)
+    p = model(minibio.Batch.from_sequences([feature.tokens])).logits.softmax(1)[0]
+    assert got["label"] == HEADS["sequence"][int(p.argmax())]
+    assert got["probability"] == pytest.approx(p.max().item(), abs=2e-6)
+
+
+def test_texts_are_prepared_as_they_were_in_training(directories, tmp_path):
+    """A model that learnt @ARG1$ and @ARG2$ gets them, whatever the text has."""
+    (directories / "sequence" / "relation.json").write_text('{"config": {"anonymise": true}}')
+    try:
+        given = [f"The << {x} >> causes [[ {y} ]]" for x, y in (("Gout", "Colic"), ("a", "Ulcer"))]
+        a, b = run(directories / "sequence", "\n".join(given), tmp_path)
+        assert (a["label"], a["probability"]) == (b["label"], b["probability"])
+    finally:
+        (directories / "sequence" / "relation.json").unlink()
+    a, b = run(directories / "sequence", "\n".join(given), tmp_path)
+    assert a["probability"] != b["probability"]
+
+
+def test_questions(directories, tmp_path):
+    snippets = ["The patient had Gout .", "Colic", "\u200b"]
+    item = {"id": "q", "question": "Which name ?", "snippets": snippets}
+    lines = "Which name ?\t" + "\t".join(snippets)
+    (got,) = run(directories / "span", lines, tmp_path)
+    (same,) = run(directories / "span", json.dumps(item), tmp_path, is_json=True)
+    assert same == {"id": "q", **got} and 1 < len(got["answers"]) <= 5
+    for a in got["answers"]:
+        assert snippets[a["snippet"]][a["start"] : a["end"]] == a["text"] != ""
+    passages = qa.passages_of("Which name ?", snippets)
+    model, tokenizer = minibio.load(directories / "span", head="span")
+    windows = qa.make_windows(passages, tokenizer, 40)
+    logits = qa.predict(model, windows, 8, "cpu", torch.no_grad)
+    want = qa.rank(passages, windows, logits)["question"]
+    assert [a["text"] for a in got["answers"]] == [a.text for a in want]
+    (none,) = run(directories / "span", "Which ?\t\u200b", tmp_path)
+    assert none["answers"] == []
+
+
+@pytest.mark.parametrize(
+    ("head", "is_json", "line", "message"),
+    [
+        ("sequence", False, "The Gout", "line 2 marks no two entities"),
+        ("span", False, "Which name ?", "line 2 is 'Which name .*expected question TAB snippet"),
+        ("token", True, "{", "line 2 is not JSON"),
+        ("token", True, "[1]", r"line 2 is '\[1\]', expected an object"),
+        ("token", True, '{"text": 3}', "line 2 is .*expected a text"),
+        ("token", True, r'{"text": "\ud800"}', "line 2 has half a surrogate pair"),
+        ("sequence", True, '{"text": "a b", "first": [0, 1]}', r"expected \[start, end\] each"),
+        ("sequence", True, '{"text": "a b", "first": [0, 1], "second": [2, 9]}',
+         "line 2: entity 2..9 is not in a text of 3"),
+        ("span", True, '{"question": "a", "snippets": []}', "a list .snippets."),
+        ("span", True, '{"question": "a", "snippets": [1]}', "a list .snippets."),
+    ],
+)  # fmt: skip
+def test_bad_lines_are_named_and_what_came_before_is_answered(
+    head, is_json, line, message, directories, tmp_path
+):
+    good = {
+        "token": '{"text": "a"}',
+        "sequence": '{"text": "<< a >> [[ b ]]"}' if is_json else "<< a >> [[ b ]]",
+        "span": '{"question": "a", "snippets": ["b"]}' if is_json else "a\tb",
+    }[head]
+    (tmp_path / "text").write_text(f"{good}\n{line}\n", "utf-8")
+    answers = predict(Predictor(directories / head), str(tmp_path / "text"), is_json)
+    assert next(answers)
+    with pytest.raises(InputError, match=message) as error:
+        next(answers)
+    assert "\n" not in str(error.value) and str(tmp_path / "text") in str(error.value)
+
+
+def test_bytes_that_are_no_text(directories, tmp_path):
+    (tmp_path / "text").write_bytes(b"a\n\xff\n")
+    with pytest.raises(InputError, match="text: line 2, byte 1 is not UTF-8"):
+        list(predict(Predictor(directories / "token"), str(tmp_path / "text"), False))
+    with pytest.raises(InputError, match="nothing: No such file"):
+        list(predict(Predictor(directories / "token"), str(tmp_path / "nothing"), False))
+
+
+def test_directories_without_such_a_head(tmp_path, directories):
+    encoder = make_encoder(tmp_path / "mlm", make_tokenizer())
+    with pytest.raises(InputError, match="BertForMaskedLM.*expected a model for tokens"):
+        Predictor(encoder)
+    with pytest.raises(InputError, match="no such directory"):
+        Predictor(tmp_path / "nowhere")
+    minibio.save(Model(tiny_config("bert"), "span"), None, tmp_path / "bare")
+    with pytest.raises(InputError, match="bare has no tokenizer"):
+        Predictor(tmp_path / "bare")
+
+
+def test_chunks():
+    assert list(in_chunks(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(in_chunks([], 3)) == [] and list(in_chunks([1, 2], 2)) == [[1, 2]]
+    assert parse("{", "x", "token", False) == {"text": "{"}
