@@ -1,9 +1,9 @@
 """How fast text becomes samples on this machine, each part beside what it cannot do without.
 
-    python -m data.shard.bench parse XML...                   the parser beside a bare iterparse loop
+    python -m data.shard.bench parse XML...                   the parser beside bare iterparse
     python -m data.shard.bench shard JSONL --tokenizer DIR    data.shard beside encode_batch_fast
     python -m data.shard.bench sample                         batches, masks and all, in one process
-    python -m data.shard.bench memory JSONL --tokenizer DIR   data.shard's peak, on one and ten copies
+    python -m data.shard.bench memory JSONL --tokenizer DIR   data.shard's peak on 1 and 10 copies
 
 The sides take turns, so that a change of the clock's speed meets them all; rates are medians with
 their 20th and 80th percentile, shares medians over the rounds. Inputs are unpacked beforehand.
