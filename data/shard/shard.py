@@ -34,7 +34,7 @@ from data.shard.pieces import COUNTED, Piece, Recipe, bare_tokens, key_hash
 from data.shard.records import FLAGS, blocks, check_inputs, documents
 from data.shard.workplace import all_pieces, prepare, tokenise, workplace
 from minibio.run.errors import InputError
-from minibio.run.files import check_dir, read_json, remove_leftovers, staged_dir, write_json
+from minibio.run.files import check_dir, read_json, staged_dir, write_json
 from minibio.text.shards import FORMAT, ShardWriter, verify
 from minibio.text.tokenizer import Tokenizer
 
@@ -68,7 +68,6 @@ def shard(inputs: list[str | Path], tokenizer: str | Path | Tokenizer | None, ou
     check_inputs(inputs)
     check_options(length, held_out, tokenizer, train_tokenizer, workers, duplicates)
     out = check_dir(out, overwrite)
-    remove_leftovers(out)
     sentences = leakage.Sentences.read(exclude) if exclude else None
     if train_tokenizer is not None:
         texts = TrainTexts(inputs, held_out, keep_eval)

@@ -5,7 +5,7 @@ A run that is killed, or a disk that fills up, leaves the old file or none, neve
 place that cannot be written, a directory already in use, a damaged JSON file, is one `InputError`.
 """
 
-import glob
+import fcntl
 import json
 import os
 import shutil
@@ -62,29 +62,41 @@ def check_dir(path, overwrite: bool = False) -> Path:
     return path
 
 
-def remove_leftovers(path) -> None:
-    """Remove what a process that was killed left beside `path`: never that of a living one."""
-    path = Path(os.path.realpath(path))
-    for left in path.parent.glob(f".{glob.escape(path.name)}.new-*"):
-        number = left.name.rpartition("-")[2]
-        if number.isdecimal() and not is_alive(int(number)):
-            remove(left)
+@contextmanager
+def locked(path):
+    """Exclusive use of whatever the lock file `path` stands for, until the block ends.
 
+    The file is removed at the end. One that a killed process left locks nothing and is taken over.
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    Raises:
+        InputError: another process holds it.
+    """
+    path = Path(path)
+    while True:
+        file = open(path, "ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                break
+        except BlockingIOError:
+            file.close()
+            raise InputError(
+                f"{path}: another process is writing there; wait for its end"
+            ) from None
+        file.close()  # the process before removed it after it was opened here
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # another user's; no number a process can have
-        pass
-    return True
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
-def _beside(path: Path, what: str) -> Path:
-    """A hidden name in the same directory, so that a rename moves no data."""
-    return path.parent / f".{path.name}.{what}-{os.getpid()}"
+def beside(path: Path, what: str) -> Path:
+    """A hidden name in the same directory, so that a rename moves no data.
+
+    The same for every process, so that the next one finds what a killed one left.
+    """
+    return path.parent / f".{path.name}.{what}"
 
 
 def remove(path: Path) -> None:
@@ -107,28 +119,33 @@ def staged_dir(path, overwrite: bool = False):
         overwrite: a directory with files in it is replaced, and kept until the new one is whole.
     Raises:
         InputError: `path` is a file, holds files and `overwrite` is False, contains the working
-            directory, or cannot be written. All before the block runs.
+            directory, cannot be written, or is being written. All before the block runs.
     """
     path = check_dir(path, overwrite)
-    is_used = path.is_dir() and any(path.iterdir())
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged, old = _beside(path, "new"), _beside(path, "old")
-    remove(staged)
-    staged.mkdir()
-    try:
-        yield staged
-        if is_used:
-            path.rename(old)
-        try:
-            staged.rename(path)
-        except OSError:
-            if is_used:
-                old.rename(path)
-            raise
-    except BaseException:  # an interrupt too leaves nothing behind
+    staged, old = beside(path, "new"), beside(path, "old")
+    with locked(beside(path, "lock")):
+        if old.exists() and not path.exists():  # killed between the two renames below
+            old.rename(path)
+            check_dir(path, overwrite)
+        is_used = path.is_dir() and any(path.iterdir())
+        remove(old)
         remove(staged)
-        raise
-    remove(old)
+        staged.mkdir()
+        try:
+            yield staged
+            if is_used:
+                path.rename(old)
+            try:
+                staged.rename(path)
+            except OSError:
+                if is_used:
+                    old.rename(path)
+                raise
+        except BaseException:  # an interrupt too leaves nothing behind
+            remove(staged)
+            raise
+        remove(old)
 
 
 @contextmanager
@@ -136,20 +153,18 @@ def staged_file(path):
     """A temporary path beside `path`; the file written there replaces it when the block succeeds.
 
     Raises:
-        InputError: `path` is a directory or cannot be written, before the block runs.
+        InputError: `path` is a directory, cannot be written, or is being written; before the block
+            runs.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise InputError(f"{path} is a directory, expected a file to write; choose another path")
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = _beside(path, "new")
-    try:
+    staged = beside(path, "new")
+    with locked(staged):
         yield staged
         os.replace(staged, path)
-    except BaseException:
-        remove(staged)
-        raise
 
 
 def read_json(path) -> dict:
@@ -157,7 +172,7 @@ def read_json(path) -> dict:
 
     Raises:
         InputError: there is no such file, it is not UTF-8 text, not JSON (line and column are
-            named), or no object.
+            named), or not an object.
     """
     path = Path(path)
     try:

@@ -8,12 +8,13 @@ import tempfile
 
 import pytest
 
+from helpers import ROOT
 from minibio.run.errors import InputError
 from minibio.run.files import (
     check_dir,
     check_writable,
+    locked,
     read_json,
-    remove_leftovers,
     staged_dir,
     staged_file,
     write_json,
@@ -65,7 +66,7 @@ def test_a_failed_rename_brings_the_old_directory_back(tmp_path, monkeypatch):
     rename = type(out).rename
 
     def fail_on_new(self, target):
-        if ".new-" in self.name:
+        if self.name.endswith(".new"):
             raise OSError("disk gone")
         return rename(self, target)
 
@@ -169,16 +170,55 @@ def test_a_file_system_that_takes_no_files(tmp_path, monkeypatch):
 # what a killed run leaves
 
 
-def test_leftovers_of_dead_processes_are_removed_and_no_others(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    names = [f".out.new-{dead.pid}", f".out.new-{os.getpid()}", ".out.new-x", f".o.new-{dead.pid}"]
-    for name in names:
-        (tmp_path / name).mkdir()
-    (tmp_path / "out").mkdir()
-    remove_leftovers(tmp_path / "out")
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == sorted([*names[1:], "out"])
+def killed(code):
+    """A process of its own, in which `die()` is kill -9."""
+    setup = "import os\nfrom minibio.run.files import *\ndie = lambda: os.kill(os.getpid(), 9)\n"
+    done = subprocess.run([sys.executable, "-c", setup + code], cwd=ROOT, capture_output=True)
+    assert done.returncode == -9, done.stderr
+
+
+def test_the_next_write_takes_away_what_a_killed_one_left(tmp_path):
+    out = tmp_path / "out"
+    killed(f"with staged_dir({str(out)!r}) as s:\n (s / 'half').touch()\n die()")
+    killed(f"with staged_file({str(tmp_path / 'x')!r}) as s:\n s.write_text('half')\n die()")
+    assert tree(tmp_path) == [".out.lock", ".out.new", ".out.new/half", ".x.new"]
+    with staged_dir(out) as staged:
+        (staged / "whole").touch()
+    with staged_file(tmp_path / "x") as staged:
+        staged.write_text("whole")
+    assert tree(tmp_path) == ["out", "out/whole", "x"]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_directory_killed_while_it_is_replaced_is_the_old_or_the_new_one(tmp_path, at):
+    out = tmp_path / "out"
+    write_json(out / "old.json", {})
+    killed(
+        "import pathlib\nrename, n = pathlib.Path.rename, []\n"
+        "def count(self, to):\n rename(self, to)\n n.append(1)\n"
+        f" if len(n) == {at}: die()\n"
+        "pathlib.Path.rename = count\n"
+        f"with staged_dir({str(out)!r}, overwrite=True) as s:\n (s / 'new').touch()"
+    )
+    with pytest.raises(InputError, match="already holds files"):
+        with staged_dir(out):
+            raise AssertionError("the block must not run")
+    assert [name for name in tree(out)] == (["old.json"] if at == 1 else ["new"])
+    with staged_dir(out, overwrite=True) as staged:
+        (staged / "newer").touch()
+    assert tree(tmp_path) == ["out", "out/newer"]
+
+
+def test_a_lock_is_for_one_process_and_leaves_nothing(tmp_path):
+    with locked(tmp_path / ".lock"):
+        with pytest.raises(InputError, match="another process is writing there"):
+            with locked(tmp_path / ".lock"):
+                raise AssertionError("the block must not run")
+    assert tree(tmp_path) == []
+    with staged_file(tmp_path / "x") as staged, pytest.raises(InputError, match="another process"):
+        staged.touch()
+        with staged_file(tmp_path / "x"):
+            raise AssertionError("the block must not run")
 
 
 def test_check_dir_refuses_what_staged_dir_would(tmp_path):
