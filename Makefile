@@ -72,7 +72,8 @@ study: .venv/.plot  ## every method with its teacher and without, 45 minutes a s
 			--out $(STUDY)/$$seed || exit; \
 	done
 	@$(PY) eval.py table $(STUDY)/ner --teacher teacher --out $(STUDY) \
-		--as $(foreach s,$(SEEDS),teacher-$(s)=teacher ib-teacher-$(s)=ib-teacher)
+		--as $(foreach s,$(SEEDS),teacher-$(s)=teacher ib-teacher-$(s)=ib-teacher \
+			$(foreach m,$(STUDENTS),$(s)/$(m)=$(m)))
 
 test: .venv/.test  ## every test but the slow ones; GPU tests are skipped without a GPU
 	@$(PY) -m pytest -q

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from minibio.bench.speed import add_arguments as add_speed
-from minibio.report import figures as report
-from minibio.report.compare import compare
+from minibio.report import scores as report
+from minibio.report.compare import add_arguments as add_compare
 from minibio.report.tables import add_arguments as add_table
 from minibio.run import dist, errors, files, optim
 from minibio.run.errors import InputError
@@ -210,19 +210,7 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
 
     g = commands.add_parser("compare", help="a table of runs: size, loss, entity F1, speed")
-    g.set_defaults(run=compare)
-    g.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of train.py")
-    g.add_argument("--ner", nargs="+", type=Path, default=[], metavar="DIR",
-                   help="directories of `eval.py ner`, in the order of the runs")  # fmt: skip
-    g.add_argument("--corpus", type=Path, help="token shards (default: those of the first run)")
-    g.add_argument("--documents", type=positive, default=1024,
-                   help="held-out documents to measure on")  # fmt: skip
-    g.add_argument("--length", type=positive,
-                   help="tokens of the longest document (default: the runs')")  # fmt: skip
-    g.add_argument("--repeats", type=positive, default=5,
-                   help="timed passes of each model, in turns")  # fmt: skip
-    g.add_argument("--out", type=Path, default=Path("runs/compare"),
-                   help="directory for compare.json and compare.md")  # fmt: skip
+    add_compare(g)
 
     g = commands.add_parser("speed", help="Figure 2: latency, throughput, memory, size on disk")
     add_speed(g)

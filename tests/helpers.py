@@ -150,8 +150,9 @@ SCORES = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3}
 
 
 def run_record(
-    task="ner", model="runs/tiny-biobert", data="NCBI_disease", seed=0, f1=0.8, **config
-):
+    task="ner", model="runs/tiny-biobert", data="NCBI_disease", seed=0, f1=0.8, teacher=None,
+    **config,
+):  # fmt: skip
     """As the commands write them."""
     test = {
         "ner": {"word": {**SCORES, "f1": f1}, "piece": {**SCORES, "f1": f1 - 0.1}},
@@ -161,13 +162,9 @@ def run_record(
     if task == "qa":
         config = {"tests": [f"BioASQ-test-factoid-7b-{i}" for i in range(1, 6)], **config}
     return {
-        "task": task,
-        "model": model,
-        "data": data,
-        "seed": seed,
-        "config": config,
-        "test": test,
-    }
+        "task": task, "model": model, "teacher": teacher, "data": data, "seed": seed,
+        "config": config, "test": test,
+    }  # fmt: skip
 
 
 def write_run(place, **what):

@@ -1,11 +1,11 @@
-"""What a model costs to run: the paper's Figure 2, with what its caption leaves out (F63).
+"""The cost of running a model: the paper's Figure 2, with what its caption leaves out (F63).
 
     python eval.py speed tiny-biobert bio-mobilebert distil-biobert biobert --precision fp32 int8
 
 A model is a Hugging Face directory or a row of `MODELS` with weights at random: speed does not
-depend on their values. The encoder alone is measured, in inference, on B texts of just T tokens
+depend on their values. Only the encoder is measured, in inference, on B texts of exactly T tokens
 each. For every B and T all models in all precisions take turns, so that a change of the machine's
-pace meets them all; every combination has as many rounds as fit into `--seconds`, at least
+speed meets them all; every combination has as many rounds as fit into `--seconds`, at least
 `LEAST_ROUNDS` and at most `--rounds`, and the table says how many. Reported are
 
     latency       median and 95th percentile of one call, milliseconds
@@ -16,7 +16,7 @@ pace meets them all; every combination has as many rounds as fit into `--seconds
     fp32    as loaded
     bf16    weights and products; norms and softmax inside are PyTorch's own for that type
     int8    the weights of all linear layers, one scale a matrix; their inputs are quantised as they
-            come, one scale a call. A CPU's alone. Tables of embeddings stay fp32
+            come, one scale a call. On CPUs only. Tables of embeddings stay fp32
 """
 
 import argparse
@@ -37,7 +37,7 @@ from minibio.batch import Batch
 from minibio.config import MODELS
 from minibio.model.convert import load
 from minibio.model.heads import Model
-from minibio.report import charts, plot
+from minibio.report import plot
 from minibio.run import log
 from minibio.run.dist import Ranks, pick_device
 from minibio.run.errors import InputError
@@ -50,7 +50,7 @@ LEAST_ROUNDS = 5
 
 
 def open_encoder(name: str) -> nn.Module:
-    """The encoder of a row of MODELS, at random, or of a directory, as trained.
+    """The encoder of a row of MODELS, random, or of a directory, as trained.
 
     Raises:
         InputError: it is neither, or the directory holds no model that can be read.
@@ -59,8 +59,8 @@ def open_encoder(name: str) -> nn.Module:
         return Model(MODELS[name], "encoder").eval().encoder
     if not Path(name).is_dir():
         raise InputError(
-            f"{name!r} is no directory and no configuration, expected a Hugging Face directory or "
-            f"one of {', '.join(MODELS)}"
+            f"{name!r} is neither a directory nor a configuration, expected a Hugging Face "
+            f"directory or one of {', '.join(MODELS)}"
         )
     return load(name, head="encoder")[0].float().encoder
 
@@ -77,7 +77,7 @@ def quantised(encoder: nn.Module) -> nn.Module:
         from torch.ao.quantization import quantize_dynamic
     except ImportError:
         raise InputError(
-            f"--precision int8: PyTorch {torch.__version__} has no quantize_dynamic any more"
+            f"--precision int8: PyTorch {torch.__version__} no longer has quantize_dynamic"
         ) from None
     with warnings.catch_warnings():  # its successor is a package of its own
         warnings.simplefilter("ignore")
@@ -93,7 +93,7 @@ def at_precision(encoder: nn.Module, precision: str, device: torch.device) -> nn
 
 
 def stored(encoder: nn.Module) -> dict[str, Tensor]:
-    """What of an encoder goes to disk; of a quantised layer int8 weights, scale, zero and bias."""
+    """Tensors of an encoder on disk; of a quantised layer its int8 weights, scale, zero, bias."""
     tensors = {}
     for name, x in encoder.state_dict().items():
         layer = name.removesuffix("._packed_params._packed_params")
@@ -117,7 +117,7 @@ def texts(V: int, B: int, T: int, device: torch.device) -> Batch:
 
 
 def rounds_for(calls: list, device: torch.device, most: int, seconds: float) -> int:
-    """How often all calls fit into the time, going by one round of them."""
+    """How often all calls fit into the time, judged by one round of them."""
     one = sum(float(laps.sum()) for laps in milliseconds(calls, device, 1, warmup=1)) / 1000
     return min(most, max(LEAST_ROUNDS, int(seconds / max(one, 1e-9))))
 
@@ -131,29 +131,36 @@ def figures(times: np.ndarray, B: int, T: int) -> dict:
     }  # fmt: skip
 
 
-def check(args, device: torch.device) -> None:
-    """Refuse what cannot be measured, before anything is.
+class Grid(NamedTuple):
+    """All that is measured: every model in every precision at every batch size and length."""
 
-    Raises:
-        InputError: a number below 1, a model named twice, int8 on a GPU.
-    """
-    for name in ("batch", "length", "rounds"):
-        values = getattr(args, name)
-        if min(values if isinstance(values, list) else [values]) < 1:
-            raise InputError(f"--{name} is {values}, expected numbers of at least 1")
-    if not args.seconds > 0:
-        raise InputError(f"--seconds is {args.seconds}, expected more than 0")
-    for name in ("models", "precision", "batch", "length"):
-        values = getattr(args, name)
-        twice = [x for i, x in enumerate(values) if x in values[:i]]
-        if twice:
-            raise InputError(f"{twice[0]} is named twice among the {name}: drop one")
-    if "int8" in args.precision and device.type != "cpu":
-        raise InputError(f"--precision int8 is a CPU's, the device is {device}; pass --device cpu")
+    models: list[str]  # directories, or rows of MODELS
+    precision: list[str]
+    batch: list[int]  # texts of one call
+    length: list[int]  # tokens of each
+
+    def check(self, device: torch.device) -> None:
+        """Refuse what cannot be measured, before anything is.
+
+        Raises:
+            InputError: a number below 1, a value named twice, int8 on a GPU.
+        """
+        for name in ("batch", "length"):
+            values = getattr(self, name)
+            if min(values) < 1:
+                raise InputError(f"--{name} is {values}, expected numbers of at least 1")
+        for name, values in self._asdict().items():
+            twice = [x for i, x in enumerate(values) if x in values[:i]]
+            if twice:
+                raise InputError(f"{twice[0]} is named twice among the {name}: drop one")
+        if "int8" in self.precision and device.type != "cpu":
+            raise InputError(
+                f"--precision int8 runs on CPUs only, the device is {device}; pass --device cpu"
+            )
 
 
 class Subject(NamedTuple):
-    """One model in one precision, and what does not depend on the texts."""
+    """One model in one precision, and its figures that do not depend on the texts."""
 
     label: str
     precision: str
@@ -163,23 +170,23 @@ class Subject(NamedTuple):
     disk: float  # MiB
 
 
-def subjects(args, device: torch.device) -> list[Subject]:
+def subjects(grid: Grid, device: torch.device) -> list[Subject]:
     """All models in all precisions.
 
     Raises:
         InputError: a model cannot be read, or the texts are longer than its positions.
     """
     found = []
-    labels = plot.labels([Path(name) for name in args.models])
-    for name, label in zip(args.models, labels, strict=True):
+    labels = plot.labels([Path(name) for name in grid.models])
+    for name, label in zip(grid.models, labels, strict=True):
         encoder = open_encoder(name)
-        if max(args.length) > encoder.config.P:
+        if max(grid.length) > encoder.config.P:
             raise InputError(
-                f"--length is {max(args.length)}, expected at most {encoder.config.P}: {name} has "
+                f"--length is {max(grid.length)}, expected at most {encoder.config.P}: {name} has "
                 f"no more positions"
             )
         n = sum(p.numel() for p in encoder.parameters())
-        for precision in args.precision:
+        for precision in grid.precision:
             other = at_precision(encoder, precision, device)
             tensors = stored(other)
             weights = sum(x.nbytes for x in tensors.values()) / 2**20
@@ -188,33 +195,34 @@ def subjects(args, device: torch.device) -> list[Subject]:
     return found
 
 
-def measure(args, device: torch.device, models: list[Subject]) -> list[dict]:
+def measure(
+    models: list[Subject], shapes: list[tuple[int, int]], rounds: int, seconds: float,
+    device: torch.device, table: Table,
+) -> list[dict]:  # fmt: skip
     """A row for each model, precision, B and T; each is printed and written as it is known."""
     rows = []
-    shapes = [(B, T) for B in args.batch for T in args.length]
     bar = log.progress(len(shapes), "speed", Ranks(0, 0, 1, device), unit="shape")
-    with Table(args.out / "speed.csv", describe(device)) as table:
-        for B, T in shapes:
-            calls = [partial(m.encoder, texts(m.encoder.config.V, B, T, device)) for m in models]
-            stages = [[call] for call in calls]
-            rounds = rounds_for(stages, device, args.rounds, args.seconds)
-            times = milliseconds(stages, device, rounds, warmup=1)
-            for m, call, laps in zip(models, calls, times, strict=True):
-                row = {
-                    "model": m.label, "precision": m.precision, "device": device.type,
-                    "batch": B, "length": T, "rounds": rounds, **figures(laps, B, T),
-                    "peak_mib": round(m.weights + extra_mib(call, device), 1),
-                    "parameters": m.parameters, "disk_mib": round(m.disk, 2),
-                }  # fmt: skip
-                table.add(row, line(row))
-                rows.append(row)
-            bar.update()
+    for B, T in shapes:
+        calls = [partial(m.encoder, texts(m.encoder.config.V, B, T, device)) for m in models]
+        stages = [[call] for call in calls]
+        n = rounds_for(stages, device, rounds, seconds)
+        times = milliseconds(stages, device, n, warmup=1)
+        for m, call, laps in zip(models, calls, times, strict=True):
+            row = {
+                "model": m.label, "precision": m.precision, "device": device.type,
+                "batch": B, "length": T, "rounds": n, **figures(laps, B, T),
+                "peak_mib": round(m.weights + extra_mib(call, device), 1),
+                "parameters": m.parameters, "disk_mib": round(m.disk, 2),
+            }  # fmt: skip
+            table.add(row, line(row))
+            rows.append(row)
+        bar.update()
     bar.close()
     return rows
 
 
 def line(row: dict) -> str:
-    """One row as people read it."""
+    """One row, for the terminal."""
     return (
         f"{row['model']:<22}{row['precision']:<5}{row['batch']:>4} x {row['length']:<4}"
         f"{row['ms_p50']:>11,.2f} ms (95 %: {row['ms_p95']:,.2f})"
@@ -224,24 +232,49 @@ def line(row: dict) -> str:
 
 
 @torch.inference_mode()
-def speed(args) -> None:
-    """Measure all, into speed.csv, and draw a picture for each precision."""
-    device = pick_device(args.device)
-    check(args, device)
-    pictures = {} if args.no_picture else {p: args.out / f"speed-{p}.png" for p in args.precision}
-    for path in (args.out / "speed.csv", *pictures.values()):
+def speed(
+    grid: Grid, out: Path, *, rounds: int = 50, seconds: float = 20.0, pictures: bool = True,
+    device: str | None = None,
+) -> None:  # fmt: skip
+    """Measure all, into speed.csv, and draw a picture for each precision.
+
+    Args:
+        out:     directory to write.
+        rounds:  timed calls of a model at one batch size and length, at most.
+        seconds: for all models at one batch size and length.
+    Raises:
+        InputError: something cannot be measured, or pictures cannot be drawn.
+    """
+    where = pick_device(device)
+    grid.check(where)
+    if rounds < 1:
+        raise InputError(f"--rounds is {rounds}, expected at least 1")
+    if not seconds > 0:
+        raise InputError(f"--seconds is {seconds}, expected more than 0")
+    images = {p: out / f"speed-{p}.png" for p in grid.precision if pictures}
+    for path in (out / "speed.csv", *images.values()):
         check_writable(path)
-    for path in pictures.values():
+    for path in images.values():
         plot.new_figure(path, 1, 1)  # what it would refuse at the end
-    rows = measure(args, device, subjects(args, device))
-    for precision, path in pictures.items():
-        charts.time_and_memory([row for row in rows if row["precision"] == precision], path)
+    models = subjects(grid, where)
+    shapes = [(B, T) for B in grid.batch for T in grid.length]
+    with Table(out / "speed.csv", describe(where)) as table:
+        rows = measure(models, shapes, rounds, seconds, where, table)
+    for precision, path in images.items():
+        plot.time_and_memory([row for row in rows if row["precision"] == precision], path)
         print(path)
 
 
+def run_speed(args: argparse.Namespace) -> None:
+    """`eval.py speed`."""
+    grid = Grid(args.models, args.precision, args.batch, args.length)
+    speed(grid, args.out, rounds=args.rounds, seconds=args.seconds, pictures=not args.no_picture,
+          device=args.device)  # fmt: skip
+
+
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The options, but for --device and --threads, which all commands have."""
-    p.set_defaults(run=speed)
+    """The options of `eval.py speed`, except --device and --threads, which all commands have."""
+    p.set_defaults(run=run_speed)
     p.add_argument("models", nargs="*", default=FIGURE_2, metavar="MODEL",
                    help="Hugging Face directory or row of MODELS (default: Figure 2)")  # fmt: skip
     p.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
@@ -250,6 +283,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rounds", type=int, default=50, help="timed calls, at most (%(default)s)")
     p.add_argument("--seconds", type=float, default=20.0,
                    help="for all models at one batch and length (%(default)s)")  # fmt: skip
-    p.add_argument("--no-picture", action="store_true", help="the table alone")
+    p.add_argument("--no-picture", action="store_true", help="only the table")
     p.add_argument("--out", type=Path, default=Path("runs/speed"),
                    help="directory of speed.csv, speed-PRECISION.png (%(default)s)")  # fmt: skip

@@ -2,25 +2,25 @@
 
     python eval.py table runs --out runs/tables --as tiny=TinyBioBERT teacher=BioBERT-v1.1
 
-What a run has to hold stands in records.py. Rows and columns are the paper's; a set or a model that
-the paper has not stands after them, and a cell without a run stays empty. Entities are set beside
-the paper's by word pieces, as it counted (F45), and given by words below. A score is the mean over
-seeds (a seed's: over its folds) with a 95 % interval by Student's t; a share of the teacher's score
-is taken seed by seed where both have the seed, else of the teacher's mean.
+Rows and columns are the paper's; records.py says which runs belong to them. Other sets and models
+come after the paper's, and a cell without a run is empty. A score is the mean over seeds (a seed's:
+over its folds) with a 95 % interval by Student's t. Entities are compared with the paper by word
+pieces, as it counted (F45), and given by words below. A share of the teacher's score is taken seed
+by seed where both have the seed, else of the teacher's mean.
 """
 
 import argparse
 import csv
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minibio.report import charts, plot
 from minibio.report import paper_tables as paper
-from minibio.report.figures import interval, percent, table
+from minibio.report import plot
 from minibio.report.records import METRICS, Run, find_runs
+from minibio.report.scores import interval, percent, table
 from minibio.run.errors import InputError
 from minibio.run.files import check_writable, staged_file
 
@@ -67,13 +67,12 @@ def by_seed(runs: Sequence[Run]) -> Cells:
 
 
 def score(seeds: Seeds) -> Score | None:
-    """Mean and interval; None of no seed."""
+    """Mean and interval; None without a seed."""
     return Score(*interval(list(seeds.values())), tuple(seeds)) if seeds else None
 
 
 def share(student: Seeds, teacher: Seeds) -> Seeds:
-    """The student's part of the teacher's score, seed by seed; {} where there is nothing to
-    divide, or by."""
+    """The student's share of the teacher's score, seed by seed; {} where it is not defined."""
     if not student or not teacher:
         return {}
     common = [seed for seed in student if seed in teacher]
@@ -83,12 +82,12 @@ def share(student: Seeds, teacher: Seeds) -> Seeds:
 
 
 def together(shares: Sequence[Seeds]) -> Seeds:
-    """The mean over sets, for the seeds that all of them have."""
+    """Mean over sets, for the seeds that all of them have."""
     common = set.intersection(*map(set, shares)) if shares else set()
     return {seed: statistics.fmean(x[seed] for x in shares) for seed in sorted(common)}
 
 
-# what is shown
+# cells
 
 
 class Cell(NamedTuple):
@@ -113,7 +112,7 @@ def paper_cell(row: str, metric: str, model: str) -> tuple[float | None, float |
 def layout(runs: Sequence[Run], number: int) -> tuple[list[str], list[str], tuple[str, ...]]:
     """Rows, columns and metrics of one table: the paper's, then what only we have.
 
-    What the paper has in none of its tables stands in the first table of its kind.
+    A model that is in none of the paper's tables goes into the first table of its kind.
     """
     kind = next(kind for kind, numbers in KINDS.items() if number in numbers)
     own = paper.TABLES[number]
@@ -147,16 +146,16 @@ def cells(runs: Sequence[Run], teacher: str) -> list[Cell]:
     return found
 
 
-GROUPS = {  # the shares taken together: name -> kind -> metric
+GROUPS = {  # means of shares: name -> kind -> metric
     "entities, F by pieces": {"ner": "F"}, "entities, F by words": {"ner": "F words"},
     "relations, F": {"relation": "F"}, "answers, MRR": {"qa": "M"}, "all": MAIN,
 }  # fmt: skip
 
 
 def overall(runs: Sequence[Run], teacher: str) -> list[Cell]:
-    """What each model retains of the teacher, the mean over the sets that both were scored on.
+    """Share of the teacher that each model retains: the mean over the sets both were scored on.
 
-    The paper's share is over the same sets, and none where it lacks one of them.
+    The paper's share is over the same sets, and missing where it lacks one of them.
     """
     ours, found = by_seed(runs), []
     for name, metrics in GROUPS.items():
@@ -243,7 +242,7 @@ def write_csv(path: Path, found: Sequence[Cell]) -> None:
             )  # fmt: skip
 
 
-def panels(found: Sequence[Cell]) -> list[charts.Panel]:
+def panels(found: Sequence[Cell]) -> list[plot.Panel]:
     """One panel a kind: the main figure of every model of ours on every set of ours, in per cent,
     and the paper's as marks (of entities by pieces, since the paper has no other)."""
     result = []
@@ -265,7 +264,7 @@ def panels(found: Sequence[Cell]) -> list[charts.Panel]:
                 for model in models
             }
 
-        result.append(charts.Panel(
+        result.append(plot.Panel(
             title, rows, values(lambda c: 100 * c.ours.mean),
             values(lambda c: c.ours.half_width and (100 * c.ours.half_width,) * 2),
             values(lambda c: c.paper and 100 * c.paper),
@@ -273,29 +272,49 @@ def panels(found: Sequence[Cell]) -> list[charts.Panel]:
     return result
 
 
-def tables(args) -> None:
-    """Write tables.md, tables.csv and tables.png."""
-    columns = dict(pair(text) for text in args.columns)
-    outputs = {kind: args.out / f"tables.{kind}" for kind in ("md", "csv", "png")}
-    for path in outputs.values():
+def tables(
+    places: Sequence[Path], out: Path, columns: Mapping[str, str] | None = None,
+    teacher: str | None = None,
+) -> str:  # fmt: skip
+    """Write tables.md, tables.csv and tables.png.
+
+    Args:
+        places:  directories of runs, or above them.
+        out:     directory to write.
+        columns: name of a model's directory -> its column.
+        teacher: column whose score is the whole; None = BioBERT's, v1.1 or else v1.2.
+    Returns:
+        the text of tables.md.
+    Raises:
+        InputError: as `find_runs`; no run is of the teacher that is named; matplotlib is missing.
+    """
+    paths = {kind: out / f"tables.{kind}" for kind in ("md", "csv", "png")}
+    for path in paths.values():
         check_writable(path)
-    plot.new_figure(outputs["png"], 1, 1)  # what it would refuse at the end
-    runs = find_runs(args.runs, columns)
-    unused = sorted(set(columns.values()) - {run.model for run in runs})
-    if unused:
-        raise InputError(f"--as {unused[0]}: no run is of that model")
-    found, totals = cells(runs, args.teacher), overall(runs, args.teacher)
-    text = markdown(found, totals, args.teacher)
-    with staged_file(outputs["md"]) as staged:
+    plot.new_figure(paths["png"], 1, 1)  # what it would refuse at the end
+    runs = find_runs(places, columns or {})
+    models = dict.fromkeys(run.model for run in runs)
+    if teacher is None:
+        teacher = next((x for x in (paper.TEACHER, "BioBERT-v1.2") if x in models), paper.TEACHER)
+    elif teacher not in models:
+        raise InputError(f"--teacher {teacher}: no such column, expected {', '.join(models)}")
+    found, totals = cells(runs, teacher), overall(runs, teacher)
+    text = markdown(found, totals, teacher)
+    with staged_file(paths["md"]) as staged:
         staged.write_text(text, "utf-8")
-    write_csv(outputs["csv"], [*found, *totals])
-    charts.scores(panels(found), outputs["png"])
-    print(text)
-    print(*outputs.values(), sep="\n")
+    write_csv(paths["csv"], [*found, *totals])
+    plot.scores(panels(found), paths["png"])
+    return text
+
+
+def run_table(args: argparse.Namespace) -> None:
+    """`eval.py table`."""
+    print(tables(args.runs, args.out, dict(map(pair, args.columns)), args.teacher))
+    print(*(args.out / f"tables.{kind}" for kind in ("md", "csv", "png")), sep="\n")
 
 
 def pair(text: str) -> tuple[str, str]:
-    """NAME=COLUMN."""
+    """NAME=COLUMN -> both."""
     name, _, column = text.partition("=")
     if not name or not column:
         raise InputError(f"--as {text!r}: expected NAME=COLUMN, as in tiny=TinyBioBERT")
@@ -303,13 +322,13 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """The options."""
-    p.set_defaults(run=tables)
+    """The options of `eval.py table`."""
+    p.set_defaults(run=run_table)
     p.add_argument("runs", nargs="+", type=Path, metavar="DIR",
                    help="directories of ner, relation or qa, or above them")  # fmt: skip
     p.add_argument("--as", nargs="+", default=[], dest="columns", metavar="NAME=COLUMN",
-                   help="the column of a model, by its directory's name")  # fmt: skip
-    p.add_argument("--teacher", default=paper.TEACHER, metavar="COLUMN",
-                   help="whose score is the whole (%(default)s)")  # fmt: skip
+                   help="the column of a model, by the end of its directory's path")  # fmt: skip
+    p.add_argument("--teacher", metavar="COLUMN",
+                   help=f"whose score is the whole (default: {paper.TEACHER})")  # fmt: skip
     p.add_argument("--out", type=Path, default=Path("runs/tables"),
                    help="directory of tables.md, .csv and .png (%(default)s)")  # fmt: skip

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from data.fetch import sources
 from helpers import run_record as record
 from helpers import write_run as write
+from minibio.report import paper_tables as paper
 from minibio.report import records
 from minibio.run.errors import InputError
 
@@ -32,6 +34,8 @@ def test_a_run_of_each_kind(tmp_path):
         ("tiny-biobert", "TinyBioBERT"), ("bio_mobilebert", "BioMobileBERT"),
         ("biobert", "BioBERT-v1.1"), ("biobert-v1.1", "BioBERT-v1.1"),
         ("bio-distilbert-cased", "BioDistilBERT"), ("mine", "mine"), ("tiny", "tiny"),
+        ("biobert-base-cased-v1.2", "BioBERT-v1.2"), ("distilbert-base-uncased", "DistilBERT"),
+        ("TinyBERT_General_4L_312D", "TinyBERT"), ("mobilebert-uncased", "MobileBERT"),
     ],
 )  # fmt: skip
 def test_names_of_models(tmp_path, name, expected):
@@ -46,6 +50,7 @@ def test_names_of_models(tmp_path, name, expected):
         ({"data": "ncbi-disease"}, "NCBI-disease"), ({"data": "s800"}, "Species-800"),
         ({"data": "BC5CDR-chem"}, "BC5CDR-chem"), ({"data": "my set"}, "my set"),
         ({"task": "relation", "data": "chemprot", "classes": 13}, "CHEMPROT"),
+        ({"task": "relation", "data": "chemprot13", "classes": 13}, "CHEMPROT"),
         ({"task": "relation", "data": "chemprot", "classes": 6}, "CHEMPROT, 6 classes"),
         ({"task": "relation", "data": "GAD", "classes": 2, "fold": 3}, "GAD"),
         ({"task": "qa"}, "BioASQ 7b"),
@@ -112,3 +117,130 @@ def test_places_without_records_and_runs_that_are_twice_there(tmp_path):
         records.find_runs([tmp_path], {})
     write(tmp_path / "b", seed=1)
     assert len(records.find_runs([tmp_path], {})) == 2
+
+
+# like with like
+
+
+def names(tmp_path, *runs, columns=None):
+    """(row, column) of each run, in the order they are given."""
+    for i, what in enumerate(runs):
+        write(tmp_path / f"{i:02d}", **{"seed": i, **what})
+    return [(run.row, run.model) for run in records.find_runs([tmp_path], columns or {})]
+
+
+PLAIN = ("NCBI-disease", "TinyBioBERT")
+
+
+def test_runs_that_differ_in_the_seed_share_their_place(tmp_path):
+    assert names(tmp_path, {}, {}, {}) == [PLAIN] * 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"patience": 2}, "early-stopping 2"), ({"epochs": 20}, "epochs 20"),
+        ({"lr": 1e-3, "weight_decay": 0.0}, "lr 0.001, weight-decay 0.0"),
+        ({"method": "distil", "alpha": [1.0, 0.5]}, "method distil, alpha 1.0 0.5"),
+        ({"something_new": "x"}, "something-new x"), ({"something_new": True}, "something-new"),
+    ],
+)  # fmt: skip
+def test_another_setting_of_the_training_is_a_column(tmp_path, setting, said):
+    got = names(tmp_path, {}, {}, setting, setting)
+    assert got == [PLAIN] * 2 + [("NCBI-disease", f"TinyBioBERT, {said}")] * 2
+
+
+def test_a_setting_that_all_runs_share_is_not_named(tmp_path):
+    assert names(tmp_path, {"epochs": 20}, {"epochs": 20}) == [PLAIN] * 2
+
+
+def test_two_settings_other_than_the_default_are_both_named(tmp_path):
+    got = names(tmp_path, {"epochs": 10}, {"epochs": 20}, {"epochs": 20})
+    assert [model for _, model in got] == [f"TinyBioBERT, epochs {n}" for n in (10, 20, 20)]
+
+
+def test_a_setting_names_the_column_on_every_set_of_the_task(tmp_path):
+    """Else a column would mix them, and so would the mean over its sets."""
+    got = names(tmp_path, {}, {"data": "BC2GM", "patience": 2})
+    assert got == [PLAIN, ("BC2GM", "TinyBioBERT, early-stopping 2")]
+
+
+def test_with_a_teacher_and_without(tmp_path):
+    found = [{}, {"teacher": "runs/biobert-ncbi"}, {"teacher": "elsewhere/base-1"}]
+    got = names(tmp_path, *found, columns={})
+    assert [model for _, model in got] == [
+        "TinyBioBERT", "TinyBioBERT, teacher biobert-ncbi", "TinyBioBERT, teacher base-1",
+    ]  # fmt: skip
+
+
+def test_models_of_one_name_in_two_places(tmp_path):
+    """Two trainings: together only where --as says that they are one model."""
+    found = [{"model": "runs/0/tiny"}, {"model": "runs/1/tiny"}, {"model": "runs/1/tiny"}]
+    got = names(tmp_path, *found)
+    assert [model for _, model in got] == [
+        "tiny, model runs/0/tiny",
+        *["tiny, model runs/1/tiny"] * 2,
+    ]
+    runs = records.find_runs([tmp_path], {"0/tiny": "Tiny", "1/tiny": "Tiny"})
+    assert {run.model for run in runs} == {"Tiny"}
+    cased = [{"model": "bio-distilbert-cased"}, {"model": "bio-distilbert-uncased"}]
+    got = names(tmp_path / "b", *cased)
+    assert [model for _, model in got] == [f"BioDistilBERT, model {x['model']}" for x in cased]
+
+
+def test_models_of_another_shape_are_apart_even_if_as_calls_them_one(tmp_path):
+    found = [{"model": "a", "shape": {"L": 4, "C": 64}}, {"model": "b", "shape": {"L": 2, "C": 64}}]
+    got = names(tmp_path, *found, columns={"a": "Tiny", "b": "Tiny"})
+    assert [model for _, model in got] == ["Tiny, L 4", "Tiny, L 2"]
+
+
+def test_folds_and_splits_by_seed_are_other_rows(tmp_path):
+    gad = {"task": "relation", "data": "gad", "classes": 2}
+    got = names(tmp_path, *({**gad, "seed": 42, "fold": n, "data_is": str(n)} for n in (1, 2)),
+                *({**gad, "at_random": True, "data_is": f"x{n}"} for n in (0, 1)))  # fmt: skip
+    assert [row for row, _ in got] == ["GAD, folds"] * 2 + ["GAD, split"] * 2
+    got = names(tmp_path / "b", *({**gad, "at_random": True, "data_is": f"x{n}"} for n in (0, 1)))
+    assert [row for row, _ in got] == ["GAD"] * 2
+
+
+def test_classes_and_names_are_other_rows(tmp_path):
+    chemprot = {"task": "relation", "data": "chemprot13"}
+    got = names(tmp_path, {**chemprot, "classes": 13}, {**chemprot, "classes": 5},
+                {**chemprot, "classes": 5, "anonymise": True})  # fmt: skip
+    assert [row for row, _ in got] == [
+        "CHEMPROT", "CHEMPROT, 5 classes", "CHEMPROT, 5 classes, anonymise",
+    ]  # fmt: skip
+
+
+def test_data_that_changed_under_one_name(tmp_path):
+    got = names(tmp_path, {"data_is": "abcdefgh"}, {"data_is": "12345678"})
+    assert [row for row, _ in got] == ["NCBI-disease, data abcdef", "NCBI-disease, data 123456"]
+
+
+def test_questions_of_other_files(tmp_path):
+    batch = [{"task": "qa", "tests": [f"BioASQ-test-factoid-6b-{i}"]} for i in (1, 2)]
+    got = names(tmp_path, *batch)
+    assert [row for row, _ in got] == [
+        f"BioASQ 6b, 162 questions, tests BioASQ-test-factoid-6b-{i}" for i in (1, 2)
+    ]
+
+
+def test_a_first_stage_is_named_and_is_not_a_run_of_its_own(tmp_path):
+    write(tmp_path / "two", task="qa", seed=1)
+    write(tmp_path / "two" / "first", task="qa", data="squad", seed=1)
+    got = names(tmp_path, {"task": "qa", "seed": 1})
+    assert [model for _, model in got] == ["TinyBioBERT", "TinyBioBERT, first squad"]
+
+
+def test_names_that_no_run_has(tmp_path):
+    with pytest.raises(InputError, match="--as nosuch=X: no run is of 'nosuch'; there are a, b"):
+        names(tmp_path, {"model": "x/a"}, {"model": "x/b"}, columns={"nosuch": "X"})
+
+
+def test_every_set_and_model_that_is_fetched_has_the_papers_name():
+    names_of = (*paper.NER, *paper.RELATION)
+    for data in (*sources.SETS["ner"], *sources.SETS["relation"]):
+        assert records.row_of("ner", {"data": data}) in names_of, data
+    for model in sources.SETS["starts"]:
+        assert records.column_of(f"runs/{model}", {})[0] in paper.CONTINUED, model
+    assert records.column_of(sources.TEACHER, {})[0] == "BioBERT-v1.2"  # F1: the paper's is v1.1

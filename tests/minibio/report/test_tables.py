@@ -108,8 +108,15 @@ def test_the_command(tmp_path, capsys):
         for model, f1 in (("teacher", 0.8), ("tiny-biobert", 0.6 + seed / 10)):
             place = tmp_path / "runs" / f"{model}-{seed}"
             write(place / "ner", model=f"x/{model}", seed=seed, f1=f1)
-            write(place / "relation", task="relation", data="GAD", model=model, seed=seed, f1=f1)
-            write(place / "qa", task="qa", model=model, seed=seed, f1=f1,
+            write(
+                place / "relation",
+                task="relation",
+                data="GAD",
+                model=f"x/{model}",
+                seed=seed,
+                f1=f1,
+            )
+            write(place / "qa", task="qa", model=f"x/{model}", seed=seed, f1=f1,
                   tests=["BioASQ-test-factoid-6b-1"])  # fmt: skip
     out = tmp_path / "tables"
     arguments = ["table", str(tmp_path / "runs"), "--out", str(out)]
@@ -143,7 +150,8 @@ def test_bad_options(tmp_path):
     for extra, message in (
         (["--as", "tiny"], "--as 'tiny': expected NAME=COLUMN"),
         (["--as", "=x"], "expected NAME=COLUMN"),
-        (["--as", "tiny=Wide"], "--as Wide: no run is of that model"),
+        (["--teacher", "no"], "--teacher no: no such column, expected TinyBioBERT"),
+        (["--as", "tiny=Wide"], "--as tiny=Wide: no run is of 'tiny'; there are tiny-biobert"),
     ):
         with pytest.raises(InputError, match=message):
             command.main(["table", str(tmp_path / "run"), "--out", str(tmp_path / "o"), *extra])

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from minibio.report import figures as report
+from minibio.report import scores as report
 
 WORD = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1200}
 

@@ -1,7 +1,7 @@
-"""What eval.py tells people: tables that line up, scores by name, means over runs.
+"""Scores as people read them: tables that line up, one record's scores, means over seeds and folds.
 
 Figures are fractions of 1 in files and per cent on the terminal. Where two ways of counting give
-two figures, both are named, and the one that is published elsewhere stands first.
+two figures, both are named, and the one that other publications give comes first.
 """
 
 import math
@@ -15,11 +15,12 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
 
 
 def percent(x: float | None) -> str:
+    """0.8793 -> 87.93; None, a missing figure, -> -."""
     return "-" if x is None else f"{100 * x:.2f}"
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Markdown that lines up on a terminal too: first column left, numbers right."""
+    """A Markdown table that lines up on a terminal too: first column left, numbers right."""
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
 
     def line(row):
@@ -37,18 +38,19 @@ def columns(title: str, rows: Mapping[str, object]) -> str:
 
 
 def scores(record: dict) -> str:
-    """The scores of a fine-tuning's record, as a table with what it takes to read it."""
+    """The scores in a fine-tuning's record, as a table and the note that it needs."""
     return {"ner": ner, "relation": relation, "qa": qa}[record["task"]](record["test"])
 
 
 def row(name: str, figures: Mapping[str, float]) -> list[str]:
-    """Precision, recall, F1 and support of one line."""
+    """One line: name, precision, recall, F1, support."""
     support = figures.get("support")
     return [name, *(percent(figures[k]) for k in ("precision", "recall", "f1")),
             "-" if support is None else f"{support:,}"]  # fmt: skip
 
 
 def ner(test: dict) -> str:
+    """Entities by words, by type where there are several, and by word pieces."""
     word, piece = test["word"], test["piece"]
     body = [row("entities by words", word)]
     if len(word["per_type"]) > 1:
@@ -62,6 +64,7 @@ def ner(test: dict) -> str:
 
 
 def relation(test: dict) -> str:
+    """Both averages, the published one first, and each class."""
     names = {"micro": "micro, over the relations", "macro": "macro, the mean of the classes"}
     main = test["main"]
     other = "macro" if main == "micro" else "micro"
@@ -73,6 +76,7 @@ def relation(test: dict) -> str:
 
 
 def qa(test: dict) -> str:
+    """Strict and lenient accuracy and MRR, of all questions and of each test file."""
     if "mrr" not in test:
         return "\nno --golden, so no score; the answers are in submission.json and n_best.json\n"
     names = ("strict_accuracy", "lenient_accuracy", "mrr")
@@ -84,7 +88,7 @@ def qa(test: dict) -> str:
 
 
 def figures(record: dict) -> dict[str, float]:
-    """The few scores of a record that are averaged over runs, by name, the main one first."""
+    """The scores of a record that are averaged over runs, by name, the main one first."""
     test = record["test"]
     if record["task"] == "ner":
         named = {f"word {k}": test["word"][k] for k in ("f1", "precision", "recall")}
@@ -131,7 +135,7 @@ def summary(records: Mapping[tuple[int, str], dict]) -> dict:
 
 
 def means(known: dict) -> str:
-    """The table of a summary."""
+    """The table of a `summary`."""
     n = len(known[known["over"]])
     body = [
         [name, percent(x["mean"]), percent(x["half_width"]), *map(percent, x["values"])]
