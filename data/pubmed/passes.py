@@ -1,9 +1,9 @@
-"""The two passes over one file of PubMed, and the files it gives: for data/pubmed/pubmed.py.
+"""The two passes over one file of PubMed, and the files that come of it.
 
 The first pass parses the XML, into a file of all its citations and an index of their PMIDs; the
-second leaves out what no longer stands when all files are read. Each ends with a record of what it
-read and wrote, a small JSON file written last: a pass whose record fits what is there is not done
-again. A pass is one call, for any process to make.
+second leaves out what does not count when all files are read. Each notes what it read and wrote in
+a small JSON file, written last: a pass whose note fits what is there is not run again. A pass is
+one call, for any process to make.
 """
 
 import gzip
@@ -12,12 +12,16 @@ import json
 import lzma
 import os
 import shutil
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.pubmed import index as index
+import numpy as np
+
+from data.fingerprint import fingerprint, identity
+from data.pubmed import index
 from data.pubmed.citations import DELETIONS, Damaged, Record, citation, deleted, elements
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, staged_file, write_json
@@ -33,7 +37,7 @@ DROPPED = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is written; one directory has one set of them."""
+    """The records that are written, and their form; one directory has one set of options."""
 
     format: str = "gz"
     title_only: bool = True
@@ -41,115 +45,95 @@ class Options:
     languages: tuple[str, ...] = ()  # empty: all
 
 
-@dataclass(frozen=True)
 class Source:
-    """An input file, and the files that come of it."""
+    """An input file, and the files that come of it.
 
-    path: Path
-    stem: str
-    out: Path
-    ending: str
+    Attributes:
+        result:    the citations that count, for the user.
+        citations: all citations of the file, and
+        index:     its events: what the first pass writes.
+        note:      says what the passes read and wrote.
+    """
 
-    @property
-    def citations(self) -> Path:
-        return self.out / "parsed" / f"{self.stem}{self.ending}"
+    def __init__(self, path: Path, stem: str, out: Path, ending: str):
+        self.path, self.stem, self.out = path, stem, out
+        self.result = out / f"{stem}{ending}"
+        self.citations = out / "parsed" / f"{stem}{ending}"
+        self.index = out / "parsed" / f"{stem}.index"
+        self.note = out / "parsed" / f"{stem}.json"
 
-    @property
-    def index(self) -> Path:
-        return self.out / "parsed" / f"{self.stem}.index"
+    def noted(self) -> dict:
+        """The note; empty where there is none, or it is damaged."""
+        try:
+            note = read_json(self.note)
+        except InputError:
+            return {}
+        return note if note.pop("check", None) == fingerprint(note) else {}
 
-    @property
-    def parsed(self) -> Path:
-        """The record of the first pass, written last: it says that the other two are whole."""
-        return self.out / "parsed" / f"{self.stem}.parsed.json"
+    def write(self, note: dict) -> None:
+        note = json.loads(json.dumps(note))  # as it will be read again
+        write_json(self.note, note | {"check": fingerprint(note)})
 
-    @property
-    def result(self) -> Path:
-        return self.out / f"{self.stem}{self.ending}"
+    def is_parsed(self) -> bool:
+        note = self.noted()
+        return (
+            bool(note) and note["input"] == identity(self.path) and note["parsed"] == self.parsed()
+        )
 
-    @property
-    def selected(self) -> Path:
-        """The record of the second pass, written last."""
-        return self.out / "parsed" / f"{self.stem}.selected.json"
+    def is_selected(self, fates: np.ndarray | None = None) -> bool:
+        """Whether the second pass is done, with these fates where some are given."""
+        note = self.noted()
+        if "selected" not in note or note["selected"] != size(self.result):
+            return False
+        return fates is None or note["fates"] == fingerprint(fates)
+
+    def parsed(self) -> list:
+        """The output of the first pass, to be compared."""
+        events = self.index.read_bytes() if self.index.exists() else None
+        return [size(self.citations), fingerprint(events)]
 
     def remove(self) -> None:
-        for path in (self.parsed, self.selected, self.result, self.citations, self.index):
+        for path in (self.note, self.result, self.citations, self.index):
             path.unlink(missing_ok=True)
 
 
-def identity(path: Path) -> dict:
-    stat = path.stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def sizes(*paths: Path) -> list[int]:
-    """Bytes of each file, -1 where there is none."""
-    return [path.stat().st_size if path.exists() else -1 for path in paths]
-
-
-def record_in(path: Path) -> dict:
-    """What a pass noted of a file; nothing where it did not, or the note cannot be read."""
-    try:
-        return read_json(path)
-    except InputError:
-        return {}
-
-
-def is_parsed(source: Source) -> bool:
-    record = record_in(source.parsed)
-    return record.get("input") == identity(source.path) and record.get("bytes") == sizes(
-        source.citations, source.index
-    )
-
-
-def is_selected(source: Source, fates: index.Span) -> bool:
-    record = record_in(source.selected)
-    return (
-        record.get("parsed") == record_in(source.parsed)
-        and record.get("fates") == fates.digest()
-        and record.get("bytes") == sizes(source.result)
-    )
+def size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return path.stat().st_size if path.exists() else None
 
 
 # ---- the two passes, a file each ----
 
 
-def parse(source: Source, options: Options) -> str | None:
+def parse(options: Options, source: Source) -> str | None:
     """Write the citations and the index of one file; a message where it is damaged."""
     source.remove()
-    counts = Counter()
-    before = identity(source.path)
+    before, counts, events = identity(source.path), Counter(), []
     try:
-        with (
-            staged_file(source.index) as staged,
-            staged.open("wb") as events,
-            writer(source.citations) as lines,
-        ):
+        with writer(source.citations) as lines:
             for element in elements(source.path):
                 if element.tag in DELETIONS:
-                    for pmid, version in deleted(element):
-                        events.write(index.pack(pmid, version, index.DELETION))
-                        counts["deletions"] += 1
+                    events += [(*key, index.DELETION) for key in deleted(element)]
                     continue
                 counts["records"] += 1
                 record = citation(element, counts) if element.tag in RECORDS else None
                 reason = why_skipped(element.tag, record, options)
                 if record is not None:
                     kind = index.SKIPPED if reason else index.WRITTEN
-                    events.write(index.pack(record.pmid, record.version, kind))
+                    events.append((record.pmid, record.version, kind))
                 if reason:
                     counts[f"skipped: {reason}"] += 1
-                    continue
-                tally(record.citation, counts, 1)
-                lines.write(json.dumps(record.citation, ensure_ascii=False).encode() + b"\n")
+                else:
+                    tally(record.citation, counts, 1)
+                    lines.write(json.dumps(record.citation, ensure_ascii=False).encode() + b"\n")
     except Damaged as damage:
         return str(damage)
     except RecursionError:
         return f"{source.path}: record {counts['records']:,} has markup nested hundreds deep"
-    write_json(
-        source.parsed,
-        {"input": before, "bytes": sizes(source.citations, source.index), "counts": counts},
-    )
+    counts["deletions"] = sum(kind == index.DELETION for _, _, kind in events)
+    with staged_file(source.index) as staged:
+        np.array(events, index.EVENT).tofile(staged)
+    source.write({"input": before, "parsed": source.parsed(), "counts": counts})
     return None
 
 
@@ -180,34 +164,41 @@ def tally(citation: dict, counts: Counter, sign: int) -> None:
     counts[f"language: {citation['language']}"] += sign
 
 
-def select(source: Source, fates: index.Span) -> None:
-    """Write those citations of one file that stand."""
-    record = read_json(source.parsed)
-    counts = Counter(record["counts"])
-    for path in (source.selected, source.result):  # a link would not replace its own other name
-        path.unlink(missing_ok=True)
-    if all(fate == index.STANDS for fate in fates.of_lines(source.index)):
+def select(job: tuple[Source, np.ndarray]) -> None:
+    """Write those citations of one file that count.
+
+    Args:
+        job: the file, and the fate of each of its lines.
+    Raises:
+        InputError: the file of its citations is damaged.
+    """
+    source, fates = job
+    note = {name: source.noted()[name] for name in ("input", "parsed", "counts")}
+    source.write(note)  # the second pass is not done until it is noted again
+    counts = Counter(note["counts"])
+    if (fates == index.KEPT).all():
         with staged_file(source.result) as staged:
             link(source.citations, staged)
     else:
-        with reader(source.citations) as lines, writer(source.result) as out:
-            for line, fate in zip(lines, fates.of_lines(source.index), strict=True):
-                if fate == index.STANDS:
-                    out.write(line)
-                else:
-                    counts[DROPPED[fate]] += 1
-                    tally(json.loads(line), counts, -1)
-    write_json(
-        source.selected,
-        {
-            "parsed": record, "fates": fates.digest(), "bytes": sizes(source.result),
-            "counts": counts,
-        },
-    )  # fmt: skip
+        try:
+            with reader(source.citations) as lines, writer(source.result) as out:
+                for line, fate in zip(lines, fates.tolist(), strict=True):
+                    if fate == index.KEPT:
+                        out.write(line)
+                    else:
+                        counts[DROPPED[fate]] += 1
+                        tally(json.loads(line), counts, -1)
+        except (ValueError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            source.remove()
+            raise InputError(f"{source.citations} was damaged ({error}); run again") from None
+    source.write(
+        note | {"fates": fingerprint(fates), "selected": size(source.result), "totals": counts}
+    )
 
 
 def link(old: Path, new: Path) -> None:
-    """A second name for a file; a copy where the file system knows no such thing."""
+    """A second name for a file; a copy where the file system has no such thing."""
+    new.unlink(missing_ok=True)
     try:
         os.link(old, new)
     except OSError:

@@ -1,50 +1,54 @@
 """PubMed's XML to JSON lines: `python -m data.pubmed XML... --out DIR`.
 
 Each input, `pubmed25n0001.xml.gz`, gives one output, `DIR/pubmed25n0001.jsonl.gz`: one citation a
-line (data/pubmed/citations.py says what is in it), of those that stand when all files are read
-(data/pubmed/index.py says which do). `python -m data.shard DIR/*.jsonl.gz` reads them on. Inputs
-with PubMed's own names count in the order of year and number, which puts updates after the
-baseline; all others after those, in the order given.
+line (data/pubmed/citations.py has its fields), of those that count when all files are read
+(data/pubmed/index.py has the rule). `python -m data.shard DIR/*.jsonl.gz` reads them. Inputs with
+PubMed's own names count in the order of year and number, which puts updates after the baseline; all
+others after those, in the order given.
 
-Two passes. The first parses each file alone, into DIR/parsed: all its citations, and an index of
-their PMIDs. The second settles the indexes, and leaves out of each file what no longer stands; a
-file where everything does is the parsed one under another name. Nothing is done twice: what stands
-in DIR of an input with the same size and time is kept, so that a run that was stopped, or met a
-damaged file, is taken up by the same command, and so is one with new update files.
+Two passes. The first parses each file by itself, into DIR/parsed: all its citations, and an index
+of their PMIDs. The second sorts the indexes, and leaves out of each file what does not count; a
+file where everything does is the parsed one under another name. Nothing is done twice: what DIR
+holds of an input with the same size and time is kept, so the same command resumes a run that was
+stopped or met a damaged file, and adds new update files. counts.json is written last.
 """
 
 import argparse
-import fcntl
 import json
 import re
-import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
-from data.parallel import follow_parent, n_cores
-from data.pubmed.index import Fates
-from data.pubmed.passes import Options, Source, is_parsed, is_selected, parse, select
+from data.parallel import n_cores, ordered
+from data.pubmed.index import line_fates
+from data.pubmed.passes import Options, Source, parse, select
 from minibio.run.errors import InputError
-from minibio.run.files import check_writable, read_json, write_json
+from minibio.run.files import check_writable, locked, read_json, write_json
 
-FORMAT = 1  # of DIR; a change of what is written changes it
+FORMAT = 2  # of DIR; a change of what is written changes it
 ENDINGS = {"plain": ".jsonl", "gz": ".jsonl.gz", "xz": ".jsonl.xz"}
-STANDARD = re.compile(r"pubmed(\d\d)n(\d{4,})")
+STANDARD = re.compile(r"(?:medline|pubmed)([0-9]{2})n([0-9]{4,})")  # NLM's prefix until 2017, since
 DEFAULT = Options()
 
 
-def pubmed(inputs: list[str | Path], out: str | Path, options: Options = DEFAULT,
-           workers: int = 1, progress: bool = True) -> tuple[dict, list[str]]:  # fmt: skip
+def pubmed(
+    inputs: list[str | Path],
+    out: str | Path,
+    options: Options = DEFAULT,
+    workers: int = 1,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> tuple[dict, list[str]]:
     """Write the citations of `inputs` to the directory `out`, a file each.
 
+    Args:
+        overwrite: nothing of an earlier run is kept.
     Returns:
         the count table, also in `out`/counts.json, and a message for each damaged file. Neither
         they nor the files depend on `workers`.
@@ -53,27 +57,49 @@ def pubmed(inputs: list[str | Path], out: str | Path, options: Options = DEFAULT
     """
     if workers < 1:
         raise InputError(f"--workers is {workers}, expected at least 1")
-    sources = in_order(inputs, Path(out), ENDINGS[options.format])
-    with claimed(Path(out), options, sources):
-        (Path(out) / "counts.json").unlink(missing_ok=True)  # is there when all is done
-        with Work(workers, progress) as work:
-            todo = [source for source in sources if not is_parsed(source)]
-            damages = work.run("parsing", parse, [(source, options) for source in todo])
-            damages = {source.stem: why for source, why in zip(todo, damages, strict=True) if why}
-            whole = [source for source in sources if source.stem not in damages]
-            with Fates([source.index for source in whole], Path(out) / "parsed") as fates:
-                jobs = [(source, fates[i]) for i, source in enumerate(whole)]
-                work.run("selecting", select, [job for job in jobs if not is_selected(*job)])
+    out = Path(out)
+    sources = in_order(inputs, out, ENDINGS[options.format])
+    with claimed(out, options, sources, overwrite):
+        (out / "counts.json").unlink(missing_ok=True)
+        todo = [source for source in sources if not source.is_parsed()]
+        messages = each("parsing", partial(parse, options), todo, workers, progress)
+        damages = {source.stem: why for source, why in zip(todo, messages, strict=True) if why}
+        whole = [source for source in sources if source.stem not in damages]
+        fates = line_fates([source.index for source in whole])
+        jobs = [job for job in zip(whole, fates, strict=True) if not job[0].is_selected(job[1])]
+        each("selecting", select, jobs, workers, progress)
         counts = table(whole, sorted(damages))
-        write_json(Path(out) / "counts.json", counts)
+        write_json(out / "counts.json", counts)
     return counts, list(damages.values())
+
+
+def each(what: str, function: Callable, jobs: list, workers: int, progress: bool) -> list:
+    """The results of a function for all jobs, in their order, with a bar on a terminal."""
+    from tqdm import tqdm
+
+    is_watched = progress and sys.stderr.isatty()
+    with closing(ordered(partial, (function,), jobs, workers)) as results:
+        bar = tqdm(results, what, len(jobs), unit=" files", disable=not is_watched)
+        return list(bar)
+
+
+def finished(inputs: list[str | Path], out: str | Path, options: Options) -> dict | None:
+    """The count table of a directory where the same command has done all; None elsewhere."""
+    out = Path(out)
+    sources = in_order(inputs, out, ENDINGS[options.format])
+    if not (out / "counts.json").exists():
+        return None
+    check_same(out, options, sources)
+    if not all(source.is_parsed() and source.is_selected() for source in sources):
+        return None
+    return read_json(out / "counts.json")
 
 
 # ---- the inputs and the directory ----
 
 
 def in_order(inputs: list[str | Path], out: Path, ending: str) -> list[Source]:
-    """The sources, those to be taken first first: PubMed's names by number, then all others.
+    """The sources in the order in which they count: PubMed's names by number, then all others.
 
     Raises:
         InputError: one is not there, has another ending, or would have another's output.
@@ -97,97 +123,59 @@ def in_order(inputs: list[str | Path], out: Path, ending: str) -> list[Source]:
 
 
 @contextmanager
-def claimed(out: Path, options: Options, sources: list[Source]):
-    """`out` as the place of this run alone; what a stopped run left half done is removed.
+def claimed(out: Path, options: Options, sources: list[Source], overwrite: bool = False):
+    """Exclusive use of `out`; what a stopped run left half done is removed.
 
     Raises:
         InputError: another run is writing there, or it holds something else: other files, the
             outputs of other options, or of an input that is not among `sources`.
     """
-    parsed, settings = out / "parsed", out / "parsed" / ".options.json"
+    parsed = out / "parsed"
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, expected a directory to write; choose another path")
     if out.is_dir() and any(out.iterdir()) and not parsed.is_dir():
         raise InputError(f"{out} already holds files; remove it or choose another path")
     check_writable(out)
     parsed.mkdir(parents=True, exist_ok=True)
-    with (parsed / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another run is writing there") from None
-        wanted = {"format of the directory": FORMAT, **json.loads(json.dumps(asdict(options)))}
-        if settings.exists():
-            for name, value in read_json(settings).items():
-                if value != wanted.get(name):
-                    raise InputError(
-                        f"{out} was written with {name} {value}, not {wanted.get(name)}; choose "
-                        "another directory"
-                    )
-        known = {source.parsed.name for source in sources}
-        others = sorted({path.name for path in parsed.glob("*.parsed.json")} - known)
-        if others:
-            stem = others[0].removesuffix(".parsed.json")
-            raise InputError(
-                f"{out} holds {stem} and {len(others) - 1} more, which are not among the inputs; "
-                "name all inputs, or choose another directory"
-            )
-        write_json(settings, wanted)
-        for half in [*out.glob(".*.new-*"), *parsed.glob(".*.new-*")]:
+    with locked(parsed / ".lock"):
+        if overwrite:
+            for old in parsed.glob("[!.]*"):
+                (out / old.name).unlink(missing_ok=True)
+                old.unlink()
+            (parsed / ".options.json").unlink(missing_ok=True)
+        check_same(out, options, sources)
+        write_json(parsed / ".options.json", wanted(options))
+        for half in [*out.glob(".*.new"), *parsed.glob(".*.new")]:
             half.unlink()
-        for half in parsed.glob(".index-*"):
-            shutil.rmtree(half)
         yield
 
 
-# ---- processes ----
+def wanted(options: Options) -> dict:
+    """The options as a directory notes them."""
+    return {"format of the directory": FORMAT, **json.loads(json.dumps(asdict(options)))}
 
 
-class Work:
-    """Calls of one function over many jobs, in `workers` processes, with a bar for who watches."""
+def check_same(out: Path, options: Options, sources: list[Source]) -> None:
+    """Refuse a directory of other options, or of an input that is not among `sources`.
 
-    def __init__(self, workers: int, progress: bool):
-        self.workers, self.progress = workers, progress
-        self.pool = None
-
-    def run(self, what: str, function: Callable, jobs: list[tuple]) -> list:
-        """What each job gives, in the order of the jobs.
-
-        Raises:
-            InputError: a process died. What was done is kept.
-        """
-        from tqdm import tqdm
-
-        is_watched = self.progress and sys.stderr.isatty()
-        with tqdm(total=len(jobs), desc=what, unit=" files", disable=not is_watched) as bar:
-            if self.workers == 1:
-                found = []
-                for job in jobs:
-                    found.append(function(*job))
-                    bar.update()
-                return found
-            if self.pool is None:  # started anew: a copy of this process might hold a lock
-                self.pool = ProcessPoolExecutor(
-                    self.workers, mp_context=get_context("spawn"), initializer=follow_parent
-                )
-            futures = [self.pool.submit(function, *job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BrokenProcessPool:
+    Raises:
+        InputError: it names what differs.
+    """
+    settings = out / "parsed" / ".options.json"
+    if settings.exists():
+        for name, value in read_json(settings).items():
+            if value != wanted(options).get(name):
                 raise InputError(
-                    "a worker process died, killed or out of memory; run again, perhaps with fewer "
-                    "--workers: what is done is kept"
-                ) from None
-            return [future.result() for future in futures]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)  # files under way are finished, and kept
+                    f"{out} was written with {name} {value}, not {wanted(options).get(name)}; "
+                    "choose another directory, or --overwrite"
+                )
+    known = {source.note.name for source in sources}
+    others = sorted({path.name for path in (out / "parsed").glob("[!.]*.json")} - known)
+    if others:
+        raise InputError(
+            f"{out} holds {others[0].removesuffix('.json')} and {len(others) - 1} more, which are "
+            "not among the inputs; name all inputs, or choose another directory"
+        )
 
 
 # ---- the command ----
@@ -197,7 +185,7 @@ def table(sources: list[Source], damaged: list[str]) -> dict:
     """The counts of all files: records = citations + skipped + dropped. Languages by number."""
     counts = Counter()
     for source in sources:
-        counts.update(read_json(source.selected)["counts"])
+        counts.update(source.noted()["totals"])
     counts = {name: n for name, n in counts.items() if n}
 
     def rows(prefix: str) -> dict:
@@ -214,21 +202,48 @@ def table(sources: list[Source], damaged: list[str]) -> dict:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("data.pubmed", description=__doc__.split("\n")[0])
-    p.add_argument("inputs", nargs="+", type=Path, metavar="XML",
-                   help="PubmedArticleSet XML, plain or gzip; all of them, each time")  # fmt: skip
-    p.add_argument("--out", type=Path, required=True, metavar="DIR",
-                   help="where the citations go, a file for each input")  # fmt: skip
+    p = argparse.ArgumentParser(
+        "data.pubmed", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    p.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="XML",
+        help="PubmedArticleSet XML, plain or gzip; all of them, each time",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where the citations go, a file for each input",
+    )
     p.add_argument("--format", choices=ENDINGS, default="gz", help="of the JSON lines")
-    p.add_argument("--workers", type=int, default=n_cores(),
-                   help="processes, a file each at a time")  # fmt: skip
-    p.add_argument("--title-only", action=argparse.BooleanOptionalAction, default=True,
-                   help="keep citations with a title and no abstract")  # fmt: skip
-    p.add_argument("--books", action=argparse.BooleanOptionalAction, default=True,
-                   help="keep books and their chapters")  # fmt: skip
-    p.add_argument("--language", nargs="+", default=[], metavar="CODE",
-                   help="keep articles in these languages only (eng fre ...); else all: PubMed's "
-                   "titles and abstracts are English whatever the article's is")  # fmt: skip
+    p.add_argument(
+        "--workers", type=int, default=n_cores(), help="processes, a file each at a time"
+    )
+    p.add_argument(
+        "--title-only",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep citations with a title and no abstract",
+    )
+    p.add_argument(
+        "--books",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep books and their chapters",
+    )
+    p.add_argument(
+        "--language",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="keep articles in these languages only (eng fre ...); otherwise all: PubMed's titles "
+        "and abstracts are English whatever the article's language is",
+    )
+    p.add_argument("--overwrite", action="store_true", help="start again in a DIR of this command")
     return p
 
 
@@ -236,7 +251,14 @@ def main(argv=None) -> int:
     args = parser().parse_args(argv)
     began = time.perf_counter()
     options = Options(args.format, args.title_only, args.books, tuple(sorted(set(args.language))))
-    counts, damages = pubmed(args.inputs, args.out, options, args.workers)
+    counts = None if args.overwrite else finished(args.inputs, args.out, options)
+    if counts:
+        print(
+            f"{args.out} is complete: {counts['citations']:,} citations of {counts['files']:,} "
+            "files; --overwrite starts again"
+        )
+        return 0
+    counts, damages = pubmed(args.inputs, args.out, options, args.workers, overwrite=args.overwrite)
     for name, value in counts.items():
         print(f"{name:<40} {len(value) if isinstance(value, list) else value:>14,}")
     print(f"{'seconds':<40} {time.perf_counter() - began:>14,.1f}")

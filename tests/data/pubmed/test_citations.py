@@ -251,6 +251,15 @@ def test_vernacular_titles_and_other_abstracts(tmp_path):
     assert counts["vernacular titles left out"] == 1
 
 
+def test_titles_that_are_none_are_counted_once(tmp_path):
+    records = [
+        article(i, title) for i, title in enumerate(("[Not Available].", "[In process]", ""))
+    ]
+    counts = Counter()
+    read(pubmed_file(tmp_path / "a.xml", *records, article(9, "[Not available]")), counts)
+    assert +counts == {"titles that only say not available": 2}
+
+
 def test_books(tmp_path):
     found = one(tmp_path, book(5))
     assert (found["pmid"], found["title"], found["year"]) == ("5", "A chapter.", 2011)

@@ -110,6 +110,28 @@ def test_formulas(inner, expected):
     assert math(inner) == expected
 
 
+AB = "<mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow>"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mfrac", ["", "a+b", "(a+b)/(a+b)", "a+b a+b a+b"]),
+        ("mroot", ["", "a+b", "a+b√(a+b)", "a+b a+b a+b"]),
+        ("msup", ["", "a+b", "a+b^(a+b)", "a+b a+b a+b"]),
+        ("mover", ["", "a+b", "a+b^(a+b)", "a+b a+b a+b"]),
+        ("msub", ["", "a+b", "a+b(a+b)", "a+b a+b a+b"]),
+        ("munder", ["", "a+b", "a+b(a+b)", "a+b a+b a+b"]),
+        ("msubsup", ["", "a+b", "a+b a+b", "a+b(a+b)^(a+b)"]),
+        ("munderover", ["", "a+b", "a+b a+b", "a+b(a+b)^(a+b)"]),
+    ],
+)
+def test_each_shape_has_its_number_of_children(name, expected):
+    """One child too few or too many: the children in reading order."""
+    for n, text in enumerate(expected):
+        assert math(f"<{name}>{AB * n}</{name}>") == text
+
+
 def test_a_formula_in_a_sentence():
     index = "<mml:math><mml:msub><mml:mi/><mml:mn>2</mml:mn></mml:msub></mml:math>"
     assert text_of(f"MoS{index} film") == "MoS2 film"

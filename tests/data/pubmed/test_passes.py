@@ -10,19 +10,9 @@ import pytest
 
 from data.pubmed import passes as module
 from data.pubmed.citations import Record
-from data.pubmed.index import Fates
-from data.pubmed.passes import (
-    Options,
-    Source,
-    is_parsed,
-    is_selected,
-    parse,
-    reader,
-    select,
-    tally,
-    why_skipped,
-    writer,
-)
+from data.pubmed.index import line_fates
+from data.pubmed.passes import Options, Source, parse, reader, select, tally, why_skipped, writer
+from minibio.run.errors import InputError
 from pubmed_files import article, book, deletion, pubmed_file
 
 CITATION = {
@@ -38,17 +28,17 @@ def make(tmp_path):
     def source(name, *records, ending=".jsonl", options=Options()):  # noqa: B008 - frozen
         (tmp_path / "out" / "parsed").mkdir(parents=True, exist_ok=True)
         made = Source(pubmed_file(tmp_path / name, *records), name[:-4], tmp_path / "out", ending)
-        assert parse(made, options) is None
+        assert parse(options, made) is None
         return made
 
     return source
 
 
 def select_all(*sources):
-    with Fates([source.index for source in sources], sources[0].out) as fates:
-        for i, source in enumerate(sources):
-            select(source, fates[i])
-            assert is_selected(source, fates[i])
+    fates = line_fates([source.index for source in sources])
+    for source, each in zip(sources, fates, strict=True):
+        select((source, each))
+        assert source.is_selected(each)
 
 
 def pmids(source):
@@ -56,8 +46,8 @@ def pmids(source):
         return [json.loads(line)["pmid"] for line in lines]
 
 
-def noted(path):
-    return {name: n for name, n in json.loads(path.read_text())["counts"].items() if n}
+def noted(source, counts="totals"):
+    return {name: n for name, n in source.noted()[counts].items() if n}
 
 
 def test_the_first_pass(make):
@@ -67,7 +57,7 @@ def test_the_first_pass(make):
     lines = source.citations.read_bytes().splitlines()
     assert [json.loads(line)["pmid"] for line in lines] == ["1", "3"]
     assert source.index.stat().st_size == 5 * 11
-    assert noted(source.parsed) == {
+    assert noted(source, "counts") == {
         "records": 5, "citations": 2, "sections": 2, "deletions": 2, "language: eng": 2,
         "characters": len("A title.Text of it.A chapter.Of a book."),
         "skipped: no text": 1, "skipped: no PMID, or no number": 1,
@@ -87,11 +77,11 @@ def test_the_second_pass(make):
     new = make("new.xml", article(1, "New", ()), deletion(2), article(4), article(5, "", ()))
     select_all(old, new)
     assert (pmids(old), pmids(new)) == (["3", "4"], ["1"])
-    counts = noted(old.selected)
+    counts = noted(old)
     assert counts["citations"] == 2 and counts["sections"] == 2
     assert counts["dropped: deleted"] == counts["dropped: same version again"] == 1
     assert counts["characters"] == 2 * len("A title.Text of it.")
-    counts = noted(new.selected)
+    counts = noted(new)
     assert counts["citations"] == counts["dropped: older version"] == counts["title only"] == 1
     assert counts["characters"] == len("New")
 
@@ -175,7 +165,7 @@ def test_a_damaged_file_leaves_nothing(make, text):
     source = make("a.xml", article(1))
     select_all(source)
     pubmed_file(source.path, article(1), article(2, text))
-    why = parse(source, Options())
+    why = parse(Options(), source)
     assert str(source.path) in why
     assert [path for path in source.out.rglob("*") if path.is_file()] == []
 
@@ -188,35 +178,63 @@ def test_a_full_disk_leaves_nothing_and_is_no_damage(make, monkeypatch):
 
     monkeypatch.setattr(module.json, "dumps", full)
     with pytest.raises(OSError, match="No space"):
-        parse(source, Options())
+        parse(Options(), source)
     assert [path for path in source.out.rglob("*") if path.is_file()] == []
 
 
 def test_what_is_done_is_known(make):
     source = make("a.xml", article(1), ending=".jsonl.gz")
-    assert is_parsed(source)
-    for path in (source.citations, source.index, source.parsed):
+    assert source.is_parsed()
+    for path in (source.citations, source.index, source.note):
         kept = path.read_bytes()
         path.write_bytes(kept[:-3])
-        assert not is_parsed(source)
+        assert not source.is_parsed()
         path.unlink()
-        assert not is_parsed(source)
+        assert not source.is_parsed()
         path.write_bytes(kept)
-        assert is_parsed(source)
+        assert source.is_parsed()
+    source.index.write_bytes(source.index.read_bytes()[:-1] + b"x")  # as long as before
+    assert not source.is_parsed()
+
+
+def test_a_changed_input_is_parsed_again(make):
+    source = make("a.xml", article(1))
     stat = source.path.stat()
     os.utime(source.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert not is_parsed(source)
+    assert not source.is_parsed()
+
+
+def test_a_damaged_note_is_no_note(make):
+    source = make("a.xml", article(1))
+    raw = source.note.read_text()
+    source.note.write_text(raw.replace('"records": 1', '"records": 2'))
+    assert source.noted() == {} and not source.is_parsed()
 
 
 def test_what_is_selected_is_known(make):
     a, b = make("a.xml", article(1), article(2)), make("b.xml", article(1))
     select_all(a)
-    with Fates([a.index, b.index], a.out) as fates:
-        assert not is_selected(a, fates[0])  # b changes what stands of it
-        assert not is_selected(b, fates[1])
-        select(a, fates[0])
-        assert is_selected(a, fates[0])
-        a.result.write_bytes(b"")
-        assert not is_selected(a, fates[0])
-        a.result.unlink()
-        assert not is_selected(a, fates[0])
+    fates = line_fates([a.index, b.index])
+    assert a.is_selected() and not a.is_selected(fates[0])  # b changes what counts of it
+    assert not b.is_selected()
+    select((a, fates[0]))
+    assert a.is_selected(fates[0])
+    a.result.write_bytes(b"")
+    assert not a.is_selected(fates[0])
+    a.result.unlink()
+    assert not a.is_selected(fates[0])
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.xz"])
+def test_damaged_citations_are_named_and_made_again(make, ending):
+    a, b = make("a.xml", *map(article, range(40)), ending=ending), make("b.xml", article(1))
+    fates = line_fates([a.index, b.index])
+    cut, overwritten = lambda raw: raw[:-40], lambda raw: raw[:50] + b"~" * 30 + raw[80:]
+    for change in (cut, overwritten):
+        a.citations.write_bytes(change(a.citations.read_bytes()))
+        with pytest.raises(InputError, match="a.jsonl.* was damaged .*run again"):
+            select((a, fates[0]))
+        assert not a.is_parsed() and not a.result.exists()
+        assert parse(Options(), a) is None
+    select((a, fates[0]))
+    assert len(pmids(a)) == 39

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data.pubmed import pubmed as module
 from data.pubmed.passes import Options
-from data.pubmed.pubmed import Work, main, pubmed, table
+from data.pubmed.pubmed import main, pubmed, table
 from data.shard import shard
 from helpers import ROOT, real_data
 from minibio.run.errors import InputError
@@ -95,7 +95,8 @@ def test_pubmeds_names_count_by_number_all_others_as_given(library, tmp_path):
     assert citations(tmp_path / "ab")["1"]["title"] == "B"
 
 
-def test_the_year_in_a_name_counts_first(tmp_path):
+def test_the_year_in_a_name_counts_first_whatever_its_prefix(tmp_path):
+    """NLM's files were called medline17n0001.xml.gz until 2017."""
     inputs = [
         pubmed_file(tmp_path / "pubmed26n0001.xml", article(1, "Later")),
         pubmed_file(tmp_path / "pubmed25n10000.xml", article(1, "Second")),
@@ -105,6 +106,13 @@ def test_the_year_in_a_name_counts_first(tmp_path):
     assert citations(tmp_path / "out")["1"]["title"] == "Later"
     run(inputs[1:], tmp_path / "two")
     assert citations(tmp_path / "two")["1"]["title"] == "Second"
+    older = [
+        pubmed_file(tmp_path / f"medline{n}.xml", article(1, n)) for n in ("17n0900", "16n0999")
+    ]
+    run([*inputs, *older], tmp_path / "older")
+    assert citations(tmp_path / "older")["1"]["title"] == "Later"
+    run(older, tmp_path / "medline")
+    assert citations(tmp_path / "medline")["1"]["title"] == "17n0900"
 
 
 def test_flags(library, tmp_path):
@@ -149,9 +157,10 @@ def watch(monkeypatch):
     for name, seen in calls.items():
         real = getattr(module, name)
 
-        def watched(source, *args, real=real, seen=seen):
+        def watched(*args, real=real, seen=seen):
+            source = args[1] if len(args) == 2 else args[0][0]
             seen.append(source.stem[-1])
-            return real(source, *args)
+            return real(*args)
 
         monkeypatch.setattr(module, name, watched)
     return calls
@@ -223,6 +232,33 @@ def test_new_updates_touch_what_they_change(library, tmp_path, monkeypatch):
     assert result(tmp_path / "out") == result(tmp_path / "fresh")
 
 
+def test_the_same_command_again_says_that_all_is_done(library, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    run(library, out)
+    before = result(out)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "pubmed", None)
+        assert run(library, out) == 0
+    assert capsys.readouterr().out == (
+        f"{out} is complete: 18 citations of 4 files; --overwrite starts again\n"
+    )
+    assert result(out) == before
+    (out / "pubmed25n0002.jsonl.gz").unlink()  # not complete: made again
+    assert run(library, out) == 0 and result(out) == before
+
+
+def test_overwrite_starts_again(library, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(library, out, "--format", "plain")
+    (out / "notes").write_text("mine")
+    calls = watch(monkeypatch)
+    assert run(library[:2], out, "--overwrite") == 0
+    assert calls["parse"] == ["1", "2"]
+    run(library[:2], tmp_path / "fresh")
+    assert result(out) == result(tmp_path / "fresh") | {"notes": b"mine"}
+
+
 def test_counts_are_there_when_all_is_done(library, tmp_path, monkeypatch):
     run(library[:2], tmp_path / "out")
     assert (tmp_path / "out" / "counts.json").exists()
@@ -257,8 +293,8 @@ def test_data_shard_reads_the_output(library, tmp_path, capsys):
     run(library, tmp_path / "out")
     outputs = sorted(map(str, (tmp_path / "out").glob("*.jsonl.gz")))
     made = tmp_path / "shards"
-    shard.main([*outputs, "--train-tokenizer", "90", "--held-out", "0", "--out", str(made)])
-    assert len(Shards(made)) == len(EXPECTED)
+    shard.main([*outputs, "--train-tokenizer", "90", "--held-out", "0.3", "--out", str(made)])
+    assert len(Shards(made)) + len(Shards(made, "held-out")) == len(EXPECTED)
 
 
 # ---- stopped ----
@@ -281,7 +317,7 @@ def test_a_killed_run_is_taken_up(tmp_path, workers):
     command += ["--out", str(out), "--workers", str(workers)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
     with process:
-        while process.poll() is None and not list(out.glob("parsed/*0002.parsed.json")):
+        while process.poll() is None and not list(out.glob("parsed/*0002.json")):
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL and not (out / "counts.json").exists()
@@ -291,42 +327,7 @@ def test_a_killed_run_is_taken_up(tmp_path, workers):
     names = {path.name.partition(".")[0] for path in out.rglob("*") if path.is_file()}
     assert names == {"", "counts", *(path.name.partition(".")[0] for path in inputs)}
     hidden = {path.name for path in out.rglob(".*")}
-    assert hidden == {".lock", ".options.json"}
-
-
-def test_workers_go_when_their_run_is_killed(tmp_path):
-    """The pool's workers would wait for ever for a parent that is no more."""
-    code = (
-        "import os, time\nfrom data.pubmed.pubmed import Work\n"
-        "if __name__ == '__main__':\n    with Work(2, False) as work:\n"
-        "        print(*set(work.run('', os.getpid, [()] * 4)), flush=True)\n"
-        "        time.sleep(99)\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        workers = list(map(int, process.stdout.readline().split()))
-        process.kill()
-    assert workers
-    for _ in range(500):
-        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{workers} still run")
-
-
-def test_a_worker_that_dies_is_an_error():
-    with pytest.raises(InputError, match="a worker process died"):
-        with Work(2, progress=False) as work:
-            work.run("", os._exit, [(3,), (3,)])
-
-
-def test_an_error_in_a_worker_is_passed_on(tmp_path):
-    with pytest.raises(ValueError, match="invalid literal"):
-        with Work(2, progress=False) as work:
-            work.run("", int, [("1",), ("x",)])
+    assert hidden == {".options.json"}
 
 
 # ---- what a user can get wrong ----
@@ -335,7 +336,7 @@ def test_an_error_in_a_worker_is_passed_on(tmp_path):
 def test_one_run_at_a_time(library, tmp_path):
     out = tmp_path / "out"
     with module.claimed(out, Options(), []):
-        with pytest.raises(InputError, match="another run is writing there"):
+        with pytest.raises(InputError, match="another process is writing there"):
             run(library, out)
     assert run(library, out) == 0
 
