@@ -233,12 +233,12 @@ def execute(row: RunConfig, args, ranks: dist.Ranks) -> bool:
         "start": str(args.start), "processes": ranks.world, "accumulate": args.accumulate,
     }  # fmt: skip
     for model in (student, teacher) if teacher is not None else (student,):
-        use_kernels(model, args.kernels)
+        use_kernels(model, kernels.parse_choice(args.kernels))
         if args.compile:
             compile_layers(model)
     chosen = {
-        op: "{} ({})".format(*kernels.resolve_impl(op, args.kernels, ranks.device))
-        for op in kernels.IMPLEMENTATIONS
+        op: "{} ({})".format(*chosen)
+        for op, chosen in check_kernels(args.kernels, ranks.device).items()
     }
     report("data and device", {**facts, "device": ranks.device, **chosen, "out": out})
     if args.dry_run:
@@ -329,8 +329,9 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--tf32", action="store_true", help="products of fp32 in TF32, on GPUs")
     g.add_argument("--compile", action="store_true", help="the layers, by torch.compile")
     g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
-    g.add_argument("--kernels", choices=("auto", "reference", "torch", "triton"), default="auto",
-                   help="of attention and the losses (default: auto)")  # fmt: skip
+    g.add_argument("--kernels", default="auto",
+                   help="of attention and the losses: auto, reference, torch, triton, or one of "
+                        "each, attention=triton,mlm=cuda (default: auto)")  # fmt: skip
     g.add_argument("--log-every", type=int, help="steps (default: a hundredth of the run)")
     g.add_argument("--eval-every", type=int, help="steps (default: a tenth of the run)")
     g.add_argument("--save-every", type=int,
@@ -390,13 +391,12 @@ def check(args) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {x}, expected at least 1")
 
 
-def check_kernels(impl: str, device: torch.device) -> None:
-    """Refuse an implementation that cannot run on `device`."""
-    for op in kernels.IMPLEMENTATIONS:
-        try:
-            kernels.resolve_impl(op, impl, device)
-        except ValueError as error:
-            raise InputError(f"--kernels {impl}: {error}") from None
+def check_kernels(text: str, device: torch.device) -> dict[str, tuple[str, str]]:
+    """Operation -> implementation and reason; InputError where one cannot run."""
+    try:
+        return kernels.resolve_choice(kernels.parse_choice(text), device)
+    except ValueError as error:
+        raise InputError(f"--kernels {text}: {error}") from None
 
 
 def main(argv=None) -> None:

@@ -1,106 +1,16 @@
-"""`attention` and `attention_kl`: the operations on attention maps, and what they refuse."""
+"""The three public functions: `attention`, `attention_kl` and `masked_mlm`."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels import attention_ops, reference
-from kernels.dispatch import FLOATS, resolve_impl
-from kernels.reference import DIVERGENCES
+from kernels import attention_ops, checks, mlm_ops, reference
+from kernels.dispatch import resolve_impl
+from kernels.reference import Decoder, wide_dtype
 
-# ---- what is refused
-
-
-def check_heads(op: str, tensors: dict[str, Tensor]) -> None:
-    """Refuse tensors that are not (N, H, D), or not of one shape, dtype and device."""
-    (first, x), *others = tensors.items()
-    if x.dim() != 3:
-        raise ValueError(f"{op}: {first} is {tuple(x.shape)}, expected (N, H, D)")
-    if x.dtype not in FLOATS:
-        raise ValueError(f"{op}: {first} is {x.dtype}, expected a floating-point type")
-    for name, y in others:
-        pairs = ((tuple(y.shape), tuple(x.shape)), (y.dtype, x.dtype), (y.device, x.device))
-        for got, expected in pairs:
-            if got != expected:
-                raise ValueError(f"{op}: {name} is {got}, expected {expected} (as {first})")
-
-
-def check_boundaries(op: str, x: Tensor, cu_seqlens: Tensor, max_len: int) -> None:
-    """Refuse boundaries that are none of a row of N tokens."""
-    if cu_seqlens.dim() != 1 or not cu_seqlens.numel() or cu_seqlens.dtype not in (
-        torch.int32, torch.int64,
-    ):  # fmt: skip
-        raise ValueError(
-            f"{op}: cu_seqlens is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}, "
-            f"expected (B+1,) int32 or int64: one place more than sequences"
-        )
-    if cu_seqlens.device != x.device:
-        raise ValueError(f"{op}: cu_seqlens is on {cu_seqlens.device}, expected {x.device} (as q)")
-    # Its values are read only where that does not wait for a device, and not while compiling.
-    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
-        return
-    places = cu_seqlens.tolist()
-    if places[0] != 0 or places[-1] != x.shape[0]:
-        raise ValueError(
-            f"{op}: cu_seqlens runs from {places[0]} to {places[-1]}, expected from 0 to "
-            f"{x.shape[0]}, the tokens of the row"
-        )
-    lengths = [b - a for a, b in zip(places, places[1:], strict=False)]
-    if any(T < 0 for T in lengths):
-        i = next(i for i, T in enumerate(lengths) if T < 0)
-        raise ValueError(
-            f"{op}: cu_seqlens falls from {places[i]} to {places[i + 1]} at {i + 1}, expected "
-            f"places that never decrease"
-        )
-    if max(lengths, default=0) > max_len:
-        raise ValueError(
-            f"{op}: max_len is {max_len}, expected at least {max(lengths)}, the longest sequence"
-        )
-
-
-def check_dropout(op: str, x: Tensor, max_len: int, dropout: float, keep: Tensor | None) -> None:
-    """Refuse a share that cannot be made good by scaling what is left, and bits that do not fit."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{op}: dropout is {dropout}, expected at least 0 and below 1")
-    if keep is None:
-        return
-    if keep.dtype != torch.uint8 or keep.device != x.device:
-        raise ValueError(
-            f"{op}: keep is {keep.dtype} on {keep.device}, expected torch.uint8 on {x.device}"
-        )
-    N, H, _ = x.shape
-    if keep.dim() != 3 or keep.shape[:2] != (N, H) or keep.shape[2] < -(-max_len // 8):
-        raise ValueError(
-            f"{op}: keep is {tuple(keep.shape)}, expected ({N}, {H}, {-(-max_len // 8)}): "
-            f"a bit for each key of the longest sequence, {max_len}"
-        )
-
-
-def check_teacher(op: str, x: Tensor, teacher: dict[str, Tensor], lse_t: Tensor | None) -> None:
-    """Refuse a teacher whose maps are not the student's in shape, or that is not frozen."""
-    check_heads(op, teacher)
-    q_t = teacher["q_t"]
-    if q_t.device != x.device:
-        raise ValueError(f"{op}: q_t is on {q_t.device}, expected {x.device} (as q_s)")
-    if q_t.shape[0] != x.shape[0]:
-        raise ValueError(f"{op}: q_t has {q_t.shape[0]} tokens, expected {x.shape[0]} (as q_s)")
-    if q_t.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"{op}: q_t has {q_t.shape[1]} heads, expected {x.shape[1]} (as q_s); "
-            f"maps are compared head by head"
-        )
-    if lse_t is not None and (lse_t.shape != x.shape[:2] or lse_t.device != x.device):
-        raise ValueError(
-            f"{op}: lse_t is {tuple(lse_t.shape)} on {lse_t.device}, "
-            f"expected {tuple(x.shape[:2])} on {x.device}"
-        )
-    for what, y in (*teacher.items(), ("lse_t", lse_t)):
-        if y is not None and y.requires_grad:
-            raise ValueError(
-                f"{op}: {what} requires a gradient, expected a frozen teacher; detach it"
-            )
-
-
-# ---- the operations
+# ---- attention maps
 
 
 def attention(
@@ -135,9 +45,7 @@ def attention(
     """
     op = "attention"
     impl, _ = resolve_impl(op, impl, q.device)
-    check_heads(op, {"q": q, "k": k, "v": v})
-    check_boundaries(op, q, cu_seqlens, max_len)
-    check_dropout(op, q, max_len, dropout, keep)
+    checks.check_attention(op, {"q": q, "k": k, "v": v}, cu_seqlens, max_len, dropout, keep)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seed = draw_seed(q, dropout, keep)
     if impl == "reference":
@@ -173,7 +81,7 @@ def attention_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention` of the student, and the divergence of its maps from the teacher's, row by row.
 
-    Dropout falls on the probabilities that multiply V alone; the divergence is of the whole maps.
+    Dropout falls only on the probabilities that multiply V; the divergence is of the whole maps.
 
     Args:
         q_s, k_s, v_s:    (N, H, D_s), as for `attention`.
@@ -194,14 +102,10 @@ def attention_kl(
     """
     op = "attention_kl"
     impl, _ = resolve_impl(op, impl, q_s.device)
-    if divergence not in DIVERGENCES:
-        raise ValueError(
-            f"{op}: divergence is {divergence!r}, expected one of {', '.join(DIVERGENCES)}"
-        )
-    check_heads(op, {"q_s": q_s, "k_s": k_s, "v_s": v_s})
-    check_teacher(op, q_s, {"q_t": q_t, "k_t": k_t}, lse_t)
-    check_boundaries(op, q_s, cu_seqlens, max_len)
-    check_dropout(op, q_s, max_len, dropout, keep)
+    checks.check_attention_kl(
+        op, {"q_s": q_s, "k_s": k_s, "v_s": v_s}, {"q_t": q_t, "k_t": k_t}, lse_t,
+        divergence, cu_seqlens, max_len, dropout, keep,
+    )  # fmt: skip
     scale_s = q_s.shape[-1] ** -0.5 if scale_s is None else scale_s
     scale_t = q_t.shape[-1] ** -0.5 if scale_t is None else scale_t
     seed = draw_seed(q_s, dropout, keep)
@@ -221,7 +125,7 @@ def attention_kl(
 
 
 def draw_seed(x: Tensor, dropout: float, keep: Tensor | None) -> Tensor | None:
-    """What this call's dropout follows from, (1,) int64 on the device; None = nothing is drawn."""
+    """The seed of this call's dropout, (1,) int64 on the device; None = nothing is drawn."""
     if not dropout or keep is not None:
         return None
     return torch.randint(2**62, (1,), device=x.device)
@@ -236,3 +140,105 @@ def reference_mask(
     generator = torch.Generator(x.device).manual_seed(int(seed))
     numbers = torch.rand(*x.shape[:2], max_len, generator=generator, device=x.device)
     return reference.pack_bits(numbers >= dropout)
+
+
+# ---- rows of logits
+
+
+class MaskedLM(NamedTuple):
+    """The losses of one call of `masked_mlm`; () each, float32 (float64 for float64)."""
+
+    loss: Tensor  # a_mlm mlm + a_soft soft: the only one with a gradient
+    mlm: Tensor  # nats
+    soft: Tensor  # nats times T^2
+
+
+def masked_mlm(
+    s: Decoder,
+    labels: Tensor | None,
+    t: Decoder | None = None,
+    *,
+    weights: Sequence[float] = (1.0, 1.0),
+    temperature: float = 1.0,
+    divergence: str = "kl_ts",
+    count: float | Tensor | None = None,
+    impl: str = "auto",
+) -> MaskedLM:
+    """Eq. 1 and 2 (or 8), weighted and summed, without ever storing the logits x = h E^T + b.
+
+        loss = a_mlm mlm + a_soft soft
+        mlm  = 1 / count  sum_m -ln softmax(x_s)[label]
+        soft = 1 / count  sum_m T^2 KL(softmax(x_t / T) || softmax(x_s / T))
+
+    Gradients go to the student's h, E and bias. They are computed in forward, for the sum, so mlm
+    and soft are for the log: they have none.
+
+    Args:
+        s, t:    `Decoder(h, E, bias)` of student and teacher: h (M, d) float16, bfloat16, float32
+                 or float64, the predicted tokens' hidden states, ready for the decoder; E one block
+                 (V, d) or two that add up to d, in the type of h; bias (V,) of any floating-point
+                 type, or None. Only V is the same on both sides. t None = soft is 0.
+        labels:  (M,) int64; -100 = the row counts neither in mlm nor in soft. None = mlm is 0, and
+                 every row counts in soft.
+        weights: a_mlm, a_soft. With a weight of 0 the term is 0.
+        temperature: T of soft, above 0.
+        divergence:  "kl_ts" as above (Eq. 2), or "soft_ce", -T^2 sum p_t ln p_s (Eq. 8).
+        count:   what the sums are divided by: the rows of all micro-batches and processes, as a
+                 number or a tensor of one element. None = this call's rows whose label is not
+                 -100. 0 gives 0.
+        impl:    "auto", "reference", "torch", "triton", "triton-stream" or "cuda"
+                 (`kernels.resolve_impl`).
+    Returns:
+        `MaskedLM`. M = 0, or nothing counted: 0, with gradients of 0.
+    Raises:
+        ValueError: shapes, types, devices, labels or options do not fit, or the teacher's tensors
+            require a gradient, which they never receive.
+    Precision: losses and the gradients of E and bias are summed in float32 (float64 for float64).
+        `torch` and `triton-stream` keep logits in float32 as well; `triton` has them rounded to the
+        type of h, as a model's own linear layer would.
+    """
+    op = "masked_mlm"
+    impl, _ = resolve_impl(op, impl, s.h.device)
+    checks.check_mlm(op, s, labels, t, temperature, divergence, weights, count)
+    h, dtype = s.h, wide_dtype(s.h)
+    is_counted = torch.ones(len(h), dtype=dtype, device=h.device)  # (M,)
+    if labels is not None:
+        labels = labels.contiguous()
+        is_counted = (labels != -100).to(dtype)
+    share = share_of(is_counted.sum() if count is None else count, dtype)
+    g_ce, g_kd = (weight * is_counted for weight in weights)  # (M,)
+    # A gradient of a mean has entries of p / count, which float16 would round to 0: there the
+    # division waits until the sums are over.
+    is_late = h.dtype == torch.float16
+    if not is_late:
+        g_ce, g_kd = g_ce * share, g_kd * share
+    if impl == "reference":
+        with torch.autocast(h.device.type, enabled=False):
+            ce, kd = reference.masked_mlm_rows(
+                s, t, labels, temperature=temperature, divergence=divergence
+            )
+        ce, kd = (g_ce * ce).sum(), (g_kd * kd).sum()
+        loss = ce + kd
+    else:
+        loss, ce, kd, *_ = mlm_ops.masked_mlm(
+            s.h, [*s.E], s.bias, labels, *((t.h, [*t.E], t.bias) if t else (None, [], None)),
+            temperature, divergence, impl, g_ce, g_kd, wanted(s),
+        )  # fmt: skip
+    if is_late:
+        loss, ce, kd = loss * share, ce * share, kd * share
+    a_mlm, a_soft = weights
+    return MaskedLM(loss, ce.detach() / (a_mlm or 1), kd.detach() / (a_soft or 1))
+
+
+def wanted(s: Decoder) -> list[bool]:
+    """Whether gradients are asked for: of h, of E, of bias."""
+    parts = ([s.h], s.E, [] if s.bias is None else [s.bias])
+    return [torch.is_grad_enabled() and any(x.requires_grad for x in xs) for xs in parts]
+
+
+def share_of(count: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """1 / count, or 0 where there is nothing to count; a tensor stays on its device."""
+    if isinstance(count, Tensor):
+        count = count.to(dtype).reshape(())
+        return torch.where(count > 0, 1 / count, 0.0)
+    return 1 / count if count else 0.0

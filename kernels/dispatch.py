@@ -1,6 +1,7 @@
 """Which implementation of an operation runs, and why."""
 
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +13,10 @@ IMPLEMENTATIONS = {
     "attention_kl": ("reference", "torch", "triton"),
     "masked_mlm": ("reference", "torch", "triton", "triton-stream", "cuda"),
 }
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Names on a command line -> the operations they stand for.
+GROUPS = {"attention": ("attention", "attention_kl"), "mlm": ("masked_mlm",)}
+# A constant: what is asked at every call, torch.compile would have to trace.
+HAS_TRITON = find_spec("triton") is not None
 
 
 def resolve_impl(op: str, impl: str, device: torch.device) -> tuple[str, str]:
@@ -29,13 +33,13 @@ def resolve_impl(op: str, impl: str, device: torch.device) -> tuple[str, str]:
     if impl == "auto":
         if device.type != "cuda":
             return "torch", f"tensors on {device.type}"
-        if find_spec("triton") is None:
+        if not HAS_TRITON:
             return "torch", "tensors on cuda, but Triton is not installed"
         return "triton", "tensors on cuda"
     if impl not in IMPLEMENTATIONS[op]:
         raise ValueError(f"{op}: impl is {impl!r}, expected auto, {', '.join(IMPLEMENTATIONS[op])}")
     if impl.startswith("triton"):
-        if find_spec("triton") is None:
+        if not HAS_TRITON:
             raise ValueError(f"{op}: impl is {impl!r}, expected Triton to be installed; use torch")
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise ValueError(
@@ -47,3 +51,37 @@ def resolve_impl(op: str, impl: str, device: torch.device) -> tuple[str, str]:
         if reason is not None:
             raise ValueError(f"{op}: impl is 'cuda', which cannot run here: {reason}")
     return impl, "asked for"
+
+
+def parse_choice(text: str) -> dict[str, str]:
+    """Operation -> implementation, from "triton" (of all) or "attention=triton,mlm=cuda".
+
+    Raises:
+        ValueError: no such operation or implementation, or an operation is named twice.
+    """
+    choice = dict.fromkeys(IMPLEMENTATIONS, "auto")
+    named: set[str] = set()
+    for part in text.split(","):
+        group, is_named, impl = part.strip().rpartition("=")
+        if is_named and group not in GROUPS:
+            raise ValueError(f"{group!r} is not an operation, expected {' or '.join(GROUPS)}")
+        if named & {group, ""} or named and not is_named:
+            raise ValueError(
+                f"{text!r} names an implementation twice, expected one for all operations, or one "
+                f"for each of {', '.join(GROUPS)}"
+            )
+        named.add(group)
+        for one in [group] if is_named else GROUPS:
+            for op in GROUPS[one]:
+                if impl not in ("auto", *IMPLEMENTATIONS[op]):
+                    raise ValueError(
+                        f"{one} has no implementation {impl!r}, expected auto, "
+                        f"{', '.join(IMPLEMENTATIONS[op])}"
+                    )
+                choice[op] = impl
+    return choice
+
+
+def resolve_choice(choice: Mapping[str, str], device: torch.device) -> dict[str, tuple[str, str]]:
+    """Operation -> `resolve_impl` of what was chosen for it."""
+    return {op: resolve_impl(op, impl, device) for op, impl in choice.items()}

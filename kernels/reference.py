@@ -8,13 +8,15 @@ A row of N tokens holds B sequences; `cu_seqlens (B+1,)` says where each begins.
 crosses a boundary, so every function here walks over the sequences one by one.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-DIVERGENCES = ("kl_st", "kl_ts", "mse_maps", "mse_scores")
+DIVERGENCES = ("kl_st", "kl_ts", "mse_maps")
 
 
 def wide(x: Tensor) -> Tensor:
@@ -41,12 +43,11 @@ def attention_rows(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
 
 
 def row_divergence(z_s: Tensor, z_t: Tensor, divergence: str) -> Tensor:
-    """What tells two attention rows apart, summed over keys.
+    """Divergence of two attention rows, summed over keys.
 
-        kl_st        sum_j a_s ln(a_s / a_t)     Eq. 10, 12      nats
-        kl_ts        sum_j a_t ln(a_t / a_s)     as released     nats
-        mse_maps     sum_j (a_s - a_t)^2         Eq. 6           no unit
-        mse_scores   sum_j (z_s - z_t)^2         TinyBERT's own  no unit
+        kl_st      sum_j a_s ln(a_s / a_t)     Eq. 10, 12     nats
+        kl_ts      sum_j a_t ln(a_t / a_s)     as released    nats
+        mse_maps   sum_j (a_s - a_t)^2         Eq. 6          no unit
 
     with a = softmax(z).
 
@@ -55,8 +56,6 @@ def row_divergence(z_s: Tensor, z_t: Tensor, divergence: str) -> Tensor:
     Returns:
         (...): one number a row.
     """
-    if divergence == "mse_scores":
-        return (z_s - z_t).square().sum(-1)
     log_a_s, log_a_t = z_s.log_softmax(-1), z_t.log_softmax(-1)
     if divergence == "kl_st":
         return (log_a_s.exp() * (log_a_s - log_a_t)).sum(-1)
@@ -75,12 +74,12 @@ def spans(cu_seqlens: Tensor) -> list[slice]:
 def pack_bits(is_kept: Tensor) -> Tensor:
     """(..., T) bool -> (..., ceil(T / 8)) uint8; bit j % 8 of byte j // 8 is entry j."""
     T = is_kept.shape[-1]
-    x = torch.nn.functional.pad(is_kept, (0, -T % 8)).unflatten(-1, (-1, 8)).to(torch.uint8)
+    x = F.pad(is_kept, (0, -T % 8)).unflatten(-1, (-1, 8)).to(torch.uint8)
     return (x << torch.arange(8, dtype=torch.uint8, device=x.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(bits: Tensor, T: int) -> Tensor:
-    """The way back: (..., at least ceil(T / 8)) uint8 -> (..., T) bool."""
+    """Inverse of `pack_bits`: (..., at least ceil(T / 8)) uint8 -> (..., T) bool."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return ((bits[..., None] >> shifts) & 1).flatten(-2)[..., :T] != 0
 
@@ -139,7 +138,7 @@ def attention_kl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The student's attention, and how far each row of its maps is from the teacher's.
 
-    Dropout falls on the probabilities that multiply V alone; the divergence is of the maps before
+    Dropout falls only on the probabilities that multiply V; the divergence is of the maps before
     it, else two equal models would differ.
 
     Args:
@@ -181,13 +180,13 @@ class Call(NamedTuple):
     scale_t: float
 
     @property
-    def needs_lse_t(self) -> bool:
-        """Whether the divergence is one of maps, rather than of scores or none."""
-        return self.divergence in ("kl_st", "kl_ts", "mse_maps")
+    def has_teacher(self) -> bool:
+        """Whether there is a divergence to compute."""
+        return self.divergence != "none"
 
 
 class Forward(NamedTuple):
-    """What a forward pass gives; a tensor of no elements stands for what there is not."""
+    """Results of a forward pass; a tensor without elements stands for one that is absent."""
 
     out: Tensor  # (N, H, D)
     row_loss: Tensor  # (N, H), with a divergence
@@ -206,8 +205,8 @@ class Forward(NamedTuple):
 
         return cls(
             out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
-            row_loss=rows(x.divergence != "none"), lse=rows(True),
-            lse_t=rows(x.needs_lse_t and lse_t is None), stat=rows(x.divergence == "mse_maps"),
+            row_loss=rows(x.has_teacher), lse=rows(True),
+            lse_t=rows(x.has_teacher and lse_t is None), stat=rows(x.divergence == "mse_maps"),
         )  # fmt: skip
 
 
@@ -239,28 +238,41 @@ def kl_rows(x_s: Tensor, x_t: Tensor, temperature: float = 1.0) -> Tensor:
 ROW_DIVERGENCES = ("kl_ts", "soft_ce")  # of rows of logits: Eq. 2, Eq. 8
 
 
-class Side(NamedTuple):
-    """What the student's or the teacher's logits are made of: x = h [E_1 | E_2]^T + b.
+class Decoder(NamedTuple):
+    """A masked-LM head before its last product: logits x = h [E_1 | E_2]^T + bias.
 
     MobileBERT's decoder has two blocks, the tied table and columns of its own; the others have one.
     """
 
     h: Tensor  # (M, d)
-    E: list[Tensor]  # (V, d_1), or (V, d_1) and (V, d_2); d is their sum
-    b: Tensor | None  # (V,)
+    E: Sequence[Tensor]  # (V, d), or (V, d_1) and (V, d_2) with d_1 + d_2 = d
+    bias: Tensor | None  # (V,)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """h in as many parts as there are blocks, and the blocks: (M, d_i) and (V, d_i)."""
+        """h cut as the blocks are, and the blocks: (M, d_i) and (V, d_i)."""
         return [*zip(self.h.split([E.shape[1] for E in self.E], dim=1), self.E, strict=True)]
 
-    def to(self, dtype: torch.dtype) -> "Side":
-        """All of it in that type; what is of it already stays as it is."""
-        b = None if self.b is None else self.b.to(dtype)
-        return Side(self.h.to(dtype), [E.to(dtype) for E in self.E], b)
+    def to(self, dtype: torch.dtype) -> "Decoder":
+        """The operands of the product in another type; the bias is added to its result."""
+        return Decoder(self.h.to(dtype), [E.to(dtype) for E in self.E], self.bias)
+
+    def detach(self) -> "Decoder":
+        """The same without a gradient: a teacher's."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Decoder(self.h.detach(), [E.detach() for E in self.E], bias)
+
+    def logits(self) -> Tensor:
+        """(M, V), all of them at once."""
+        (h, E), *others = self.pairs()
+        bias = None if self.bias is None else self.bias.to(h.dtype)
+        x = F.linear(h, E, bias)  # (M, d_1) x (d_1, V) -> (M, V)
+        for h, E in others:
+            x = x + h @ E.T
+        return x
 
 
 class Result(NamedTuple):
-    """What an implementation gives: rows, and the gradients wanted of sum(g_ce ce + g_kd kd)."""
+    """Loss of each row, and the gradients asked for of sum(g_ce ce + g_kd kd)."""
 
     ce: Tensor  # (M,) nats
     kd: Tensor  # (M,) nats
@@ -270,21 +282,14 @@ class Result(NamedTuple):
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The type of `wide(x)`: what losses and sums over rows are kept in."""
+    """The type of `wide(x)`, in which losses and sums over rows are kept."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def logits(side: Side, dtype: torch.dtype) -> Tensor:
-    """All of them at once: (M, V)."""
-    side = side.to(dtype)
-    x = sum(h @ E.T for h, E in side.pairs())
-    return x if side.b is None else x + side.b
-
-
 def masked_mlm_rows(
-    s: Side, t: Side | None, labels: Tensor | None, *, temperature: float, divergence: str
+    s: Decoder, t: Decoder | None, labels: Tensor | None, *, temperature: float, divergence: str
 ) -> tuple[Tensor, Tensor]:
-    """What each predicted token costs: cross-entropy of its label, distance from the teacher.
+    """Loss of each predicted token: cross-entropy of its label, divergence from the teacher.
 
     Args:
         s, t:       student and teacher; t None = kd is 0.
@@ -294,13 +299,13 @@ def masked_mlm_rows(
         ce, kd: (M,) each, nats.
     """
     dtype = wide_dtype(s.h)
-    x_s = logits(s, dtype)  # (M, V)
+    x_s = s.to(dtype).logits()  # (M, V)
     ce = kd = x_s.new_zeros(len(x_s))
     if labels is not None:
         ce = cross_entropy_rows(x_s, labels)
     if t is not None:
         rows = {"kl_ts": kl_rows, "soft_ce": soft_cross_entropy_rows}[divergence]
-        kd = rows(x_s, logits(t, dtype), temperature)
+        kd = rows(x_s, t.to(dtype).logits(), temperature)
         if labels is not None:
             kd = kd.where(labels != -100, 0.0)
     return ce, kd

@@ -93,7 +93,7 @@ def lengths_of(x: Call) -> list[int]:
 
 def needs_a_t(x: Call, lse_t: Tensor | None = None) -> bool:
     """Whether the teacher's maps themselves are wanted, not its scores alone."""
-    return x.needs_lse_t and (lse_t is None or x.divergence != "kl_st")
+    return x.has_teacher and (lse_t is None or x.divergence != "kl_st")
 
 
 def kept(x: Call, tokens: slice, T: int, heads: slice) -> Tensor | None:
@@ -148,14 +148,14 @@ def forward_block(
     torch.softmax(z, -1, out=a)  # (2)
     lse = log_sum_exp(z, a)  # (n h, T)
     put(y.lse, lse)
-    if x.divergence != "none":
+    if x.has_teacher:
         q_t, k_t = (p[tokens, heads].to(q.dtype) for p in (x.q_t, x.k_t))
         q_t, k_t = rectangle(q_t, T) * x.scale_t, rectangle(k_t, T)  # (n h, T, D_t)
     if needs_a_t(x, lse_t):
         z_t, a_t = others
         torch.bmm(q_t, k_t.mT, out=z_t)
         torch.softmax(z_t, -1, out=a_t)
-    if x.needs_lse_t:
+    if x.has_teacher:
         if lse_t is None:
             block_lse_t = log_sum_exp(z_t, a_t)
             put(y.lse_t, block_lse_t)
@@ -169,9 +169,6 @@ def forward_block(
         a_t.sub_(a)
         put(y.row_loss, dot(a_t, a_t))
         put(y.stat, -dot(a, a_t))
-    elif x.divergence == "mse_scores":  # (8)
-        z.baddbmm_(q_t, k_t.mT, alpha=-1)
-        put(y.row_loss, dot(z, z))
     is_kept = kept(x, tokens, T, heads)
     if is_kept is not None:  # (3)
         a.mul_(is_kept)
@@ -220,13 +217,13 @@ def backward_block(
     if is_kept is not None:
         w.mul_(is_kept)
     w.sub_(delta)
-    if x.divergence != "none":
+    if x.has_teacher:
         g = rectangle(g[tokens, heads].to(q.dtype), T)[..., None]  # (n h, T, 1)
         q_t, k_t = (p[tokens, heads].to(q.dtype) for p in (x.q_t, x.k_t))
         q_t, k_t = rectangle(q_t, T) * x.scale_t, rectangle(k_t, T)
-    if x.divergence in ("kl_st", "mse_scores"):
+    if x.divergence == "kl_st":
         z.baddbmm_(q_t, k_t.mT, alpha=-1)  # z_s - z_t; what is left of ln a_s - ln a_t is in delta
-    elif x.divergence != "none":
+    elif x.has_teacher:
         (a_t,) = others
         torch.bmm(q_t, k_t.mT, out=z)
         torch.softmax(z, -1, out=a_t)
@@ -237,8 +234,6 @@ def backward_block(
     w.mul_(a)  # (12)
     if x.divergence == "kl_ts":
         w.addcmul_(a.sub_(a_t), g)
-    elif x.divergence == "mse_scores":
-        w.addcmul_(z, g, value=2)
     dq, dk = torch.bmm(w, k).mul_(x.scale), torch.bmm(w.mT, q)  # (13), (14)
     for place, values in zip(grads, (dq, dk, dv), strict=True):
         place[tokens, heads] = row(values, T, heads.stop - heads.start)
@@ -250,7 +245,7 @@ def backward_block(
 def is_plain(x: Call) -> bool:
     """Whether PyTorch's own CPU kernel does it all."""
     has_dropout = x.keep is not None or x.seed is not None
-    return x.q.device.type == "cpu" and x.divergence == "none" and not has_dropout
+    return x.q.device.type == "cpu" and not x.has_teacher and not has_dropout
 
 
 def views(x: Tensor, parts: list[tuple[int, int]]) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.reference import Result, Side, wide_dtype
+from kernels.reference import Decoder, Result, wide_dtype
 
 # Bytes of all the logits at hand at a time. On a GPU what its L2 cache keeps, on a CPU little
 # beside the gradient of the table, which every chunk reads and writes once.
@@ -124,8 +124,8 @@ def exponentials(x: Tensor, T: float, *, out: Tensor) -> Tensor:
 
 
 def chunked(
-    s: Side,
-    t: Side | None,
+    s: Decoder,
+    t: Decoder | None,
     labels: Tensor | None,
     g_ce: Tensor | None,
     g_kd: Tensor | None,
@@ -162,11 +162,11 @@ def chunked(
         part_t = logits(t, rows, x_t) if t else None
         y, g, g_t = (None if z is None else z[rows] for z in (labels, g_ce, g_kd))
         ce[rows], kd[rows] = row_step(
-            part_s, s.b, y, part_t, t.b if t else None, g, g_t,
+            part_s, s.bias, y, part_t, t.bias if t else None, g, g_t,
             temperature=temperature, divergence=divergence,
         )  # fmt: skip
         if wants_h:
-            for out, E in Side(dh, s.E, None).pairs():
+            for out, E in Decoder(dh, s.E, None).pairs():
                 torch.mm(part_s, E, out=out[rows])  # (22)
         for out, (h, _) in zip(dE, s.pairs(), strict=False):
             add_product(out, part_s.T, h[rows], is_first=not first)  # (23)
@@ -177,7 +177,9 @@ def chunked(
     return Result(ce, kd, dh, [out.to(x.dtype) for out in dE], db)
 
 
-def widened(s: Side, t: Side | None, *args, wants: tuple[bool, bool, bool], **options) -> Result:
+def widened(
+    s: Decoder, t: Decoder | None, *args, wants: tuple[bool, bool, bool], **options
+) -> Result:
     """`chunked`, with products and logits in float32 (float64 for float64) whatever comes in."""
     dtype = wide_dtype(s.h)
     x = chunked(s.to(dtype), t and t.to(dtype), *args, wants=wants, **options)
@@ -195,10 +197,10 @@ def rows_at_a_time(M: int, bytes_of_a_row: int, device: str) -> int:
     return max(1, R + -R % unit)
 
 
-def logits(side: Side, rows: slice, out: Tensor) -> Tensor:
+def logits(x: Decoder, rows: slice, out: Tensor) -> Tensor:
     """(16) without the bias, of some rows, into the first of `out`: (R, V)."""
     out = out[: rows.stop - rows.start]
-    for i, (h, E) in enumerate(side.pairs()):
+    for i, (h, E) in enumerate(x.pairs()):
         torch.addmm(out, h[rows], E.T, beta=min(i, 1), out=out)
     return out
 

@@ -183,7 +183,7 @@ def forward_kernel(
                 s_k_t, SCALE_T, D_T, BLOCK_D_T, ACC, UP, PRECISION,
             )  # fmt: skip
             b_d = b_z - b_z_t  # 0 where there is no key: NEVER - NEVER
-            if DIVERGENCE != "mse_scores" and (DIVERGENCE != "kl_st" or ptr_lse_t is None):
+            if DIVERGENCE != "kl_st" or ptr_lse_t is None:
                 if ptr_lse_t is None:
                     b_max_t_new = tl.maximum(b_max_t, tl.max(b_z_t, 1))
                     b_shrink_t = tl.exp2(b_max_t - b_max_t_new)
@@ -204,8 +204,6 @@ def forward_kernel(
                 b_ss = b_ss * b_shrink * b_shrink + tl.sum(b_p * b_p, 1)
                 b_st = b_st * b_shrink + tl.sum(b_p * b_p_t, 1)
                 b_tt += tl.sum(b_p_t * b_p_t, 1)
-            if DIVERGENCE == "mse_scores":  # (8)
-                b_x += tl.sum(b_d * b_d, 1)
         if DROPOUT != "none":  # (3)
             kept = is_kept(
                 ptr_keep, ptr_seed, o_row[:, None], m_q[:, None], o_j[None, :], m_k[None, :],
@@ -224,10 +222,9 @@ def forward_kernel(
         ptr_out + o_row[:, None] * D + o_d[None, :], b_out.to(ptr_out.dtype.element_ty), mask=m
     )
     if DIVERGENCE != "none":
-        if DIVERGENCE != "mse_scores":
-            b_lse_t = b_max_t + tl.log2(b_sum_t)
-            if ptr_lse_t is None:
-                tl.store(ptr_lse_t_out + o_row, b_lse_t * LN2, mask=m_q)
+        b_lse_t = b_max_t + tl.log2(b_sum_t)
+        if ptr_lse_t is None:
+            tl.store(ptr_lse_t_out + o_row, b_lse_t * LN2, mask=m_q)
         if DIVERGENCE == "kl_st":
             b_x = (b_x / b_sum - b_lse + b_lse_t) * LN2
         if DIVERGENCE == "kl_ts":
@@ -237,8 +234,6 @@ def forward_kernel(
             b_st = b_st / (b_sum * b_sum_t)
             b_x = b_ss - 2.0 * b_st + b_tt / (b_sum_t * b_sum_t)
             tl.store(ptr_stat + o_row, b_ss - b_st, mask=m_q)  # (9)
-        if DIVERGENCE == "mse_scores":
-            b_x = b_x * (LN2 * LN2)
         tl.store(ptr_row + o_row, b_x, mask=m_q)
 
 
@@ -272,8 +267,6 @@ def tile_gradient(
     b_dz = b_p * b_dp
     if DIVERGENCE == "kl_ts":
         b_dz += b_g * (b_p - tl.exp2(b_z_t - b_lse_t))
-    if DIVERGENCE == "mse_scores":
-        b_dz += b_g * (2.0 * LN2) * (b_z - b_z_t)
     return b_kept, b_dz
 
 
@@ -311,8 +304,7 @@ def dq_kernel(
     if DIVERGENCE != "none":
         b_g = tl.load(ptr_g + o_row, mask=m_q, other=0.0).to(ACC)
         b_q_t = load_rows(ptr_q_t + i_h * s_q_t_h, o_q, m_q, s_q_t, D_T, BLOCK_D_T, 0)
-        if DIVERGENCE != "mse_scores":
-            b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=0.0).to(ACC) * LOG2E
+        b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=0.0).to(ACC) * LOG2E
         if DIVERGENCE == "kl_st":
             b_delta += b_g * tl.load(ptr_stat + o_row, mask=m_q, other=0.0).to(ACC)
         if DIVERGENCE == "mse_maps":
@@ -404,8 +396,7 @@ def dkdv_kernel(
                 b_k_t, ptr_k_t + i_h * s_k_t_h, o_k, m_k, s_k_t, ptr_q_t + i_h * s_q_t_h, o_q, m_q,
                 s_q_t, SCALE_T, D_T, BLOCK_D_T, ACC, UP, PRECISION,
             )  # fmt: skip
-            if DIVERGENCE != "mse_scores":
-                b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
+            b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
         b_dp = dot(b_v, tl.trans(b_dout), ACC, UP, PRECISION)
         kept = m_q[None, :]
         if DROPOUT != "none":

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.reference import Result, Side, wide_dtype
+from kernels.reference import Decoder, Result, wide_dtype
 
 # The interpreter's arithmetic on bfloat16 is wrong, its loads, stores and casts are right.
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -290,9 +290,9 @@ def dh_kernel(
 # ---- launching
 
 
-def side_arguments(of: str, side: Side | None) -> dict:
+def side_arguments(of: str, x: Decoder | None) -> dict:
     """Pointers and strides of one side; nothing and 0 where there is none."""
-    h, blocks, b = (None, [], None) if side is None else side
+    h, blocks, b = (None, [], None) if x is None else x
     first, second = [*blocks, None, None][:2]
     pointers = {f"ptr_h_{of}": h, f"ptr_E_{of}": first, f"ptr_E2_{of}": second, f"ptr_b_{of}": b}
     strides = {f"s_h_{of}": 0 if h is None else h.stride(0)}
@@ -302,7 +302,7 @@ def side_arguments(of: str, side: Side | None) -> dict:
     return pointers | strides
 
 
-def side_constants(s: Side, t: Side | None, temperature: float) -> dict:
+def side_constants(s: Decoder, t: Decoder | None, temperature: float) -> dict:
     """What the kernels are compiled for, beside their blocks."""
     widths = [[E.shape[1] for E in (x.E if x else [])] + [0, 0] for x in (s, t)]
     is_double = torch.float64 in (s.h.dtype, t.h.dtype if t else None)
@@ -324,8 +324,8 @@ def shares_of(V: int, n_programs: int, block: int) -> tuple[int, int]:
 
 
 def streamed(
-    s: Side,
-    t: Side | None,
+    s: Decoder,
+    t: Decoder | None,
     labels: Tensor | None,
     g_ce: Tensor | None,
     g_kd: Tensor | None,
@@ -395,7 +395,7 @@ def combine(
     return ce, kd, lses
 
 
-def stream_dE(s: Side, sides: dict, constants: dict) -> tuple[list[Tensor], Tensor]:
+def stream_dE(s: Decoder, sides: dict, constants: dict) -> tuple[list[Tensor], Tensor]:
     """(23) and (24): a launch for each block of the table; the first has the bias too."""
     c, (M, _), V = pick_config("dE", s.h.dtype), s.h.shape, s.E[0].shape[0]
     db = torch.empty(V, dtype=wide_dtype(s.h), device=s.h.device)
@@ -411,7 +411,7 @@ def stream_dE(s: Side, sides: dict, constants: dict) -> tuple[list[Tensor], Tens
     return dE, db
 
 
-def stream_dh(s: Side, sides: dict, constants: dict) -> Tensor:
+def stream_dh(s: Decoder, sides: dict, constants: dict) -> Tensor:
     """(22): what each share of the words adds, and their sum."""
     c, (M, d), V = pick_config("dh", s.h.dtype), s.h.shape, s.E[0].shape[0]
     n_m = triton.cdiv(M, c.BLOCK_M)

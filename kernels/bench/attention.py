@@ -23,8 +23,6 @@ A(x; y) = sum_j a_x y_j, which is what a call of attention gives for values y):
     kl_ts       lse_s - lse_t + sum_j a_t (z_t - z_s): q_t . A(t; k_t) and q_s . A(t; k_s).
     mse_maps    exp(lse(2 z_s) - 2 lse_s) - 2 exp(lse(z_s + z_t) - lse_s - lse_t)
                 + exp(lse(2 z_t) - 2 lse_t)
-    mse_scores  no attention at all: with Q = [z's factors q_s | -q_t] and K = [k_s | k_t] a row is
-                Q_i (K^T K) Q_i^T.
 
 PyTorch gives no gradient of lse; d lse = sum_j a dz = d (q . A(k)) with a constant, one call more.
 """
@@ -128,11 +126,7 @@ def eager(q_s, k_s, v_s, q_t, k_t, is_key, *, divergence, dropout):
     q_s, k_s, v_s, q_t, k_t = (x.transpose(1, 2) for x in (q_s, k_s, v_s, q_t, k_t))
     dtype = wide(q_s[:0]).dtype
     z_s = scores(q_s, k_s, is_key)
-    if divergence == "mse_scores":
-        apart = z_s.to(dtype) - scores(q_t, k_t, is_key)
-        rows = (apart if is_key is None else apart * is_key).square().sum(-1)  # (B, H, T)
-        a_s = z_s.softmax(-1, dtype)
-    elif divergence == "mse_maps":
+    if divergence == "mse_maps":
         a_s = z_s.softmax(-1, dtype)
         rows = (a_s - scores(q_t, k_t, is_key).softmax(-1, dtype)).square().sum(-1)
     else:
@@ -205,17 +199,13 @@ def stock(q_s, k_s, v_s, q_t, k_t, is_key, *, divergence, dropout):
         keys_s, keys_t = seen.split([k_s.shape[-1], k_t.shape[-1]], -1)
         rows = lse(q_s, k_s, scale=scale_s) - scale_s * dot(q_s, keys_s)
         rows = rows - lse_t + scale_t * dot(q_t, keys_t)
-    elif divergence == "mse_maps":
+    else:
         lse_s, lse_t = lse(q_s, k_s, scale=scale_s), lse(q_t, k_t, scale=scale_t)
         lse_ss, lse_tt = lse(q_s, k_s, scale=2 * scale_s), lse(q_t, k_t, scale=2 * scale_t)
         q, k = torch.cat([scale_s * q_s, scale_t * q_t], -1), torch.cat([k_s, k_t], -1)
         lse_st = lse(q, k, scale=1.0)
         rows = (lse_ss - 2 * lse_s).exp() - 2 * (lse_st - lse_s - lse_t).exp()
         rows = rows + (lse_tt - 2 * lse_t).exp()
-    else:
-        q = torch.cat([scale_s * wide(q_s), -scale_t * wide(q_t)], -1)  # (B, H, T, D_s + D_t)
-        k = torch.cat([wide(k_s), wide(k_t)], -1)  # (B, H, T, D_s + D_t), padding is zeros
-        rows = dot(q, q @ (k.mT @ k))  # (B, H, T)
     if divergence != "kl_st" or dropout:
         mask = None if is_key is None else is_key.expand(-1, 1, q_s.shape[2], -1)
         out = fused_attention(q_s, k_s, v_s, mask, dropout_p=dropout)

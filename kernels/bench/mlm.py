@@ -11,7 +11,7 @@
                of their gradient those of the hidden states and of the table; no loss
     others     `kernels.masked_mlm`, by the implementation's name
 
-All sides have the same loss: ce + kd of `masked_mlm` with weights of 1, means over the rows.
+All sides have the same loss: that of `masked_mlm` with weights of 1, means over the rows.
 """
 
 import re
@@ -215,12 +215,13 @@ def sides(p: Problem, names, impls, **options) -> list[Side]:
         )  # fmt: skip
 
     def forward(impl, *, loss, divergence, temperature):
-        h_s, E_s, b_s, labels, *teacher = args
-        ce, kd = kernels.masked_mlm(
-            h_s, E_s, b_s, None if loss == "kd" else labels, *(() if loss == "ce" else teacher),
+        h_s, E_s, b_s, labels, h_t, E_t, b_t = args
+        s, t = kernels.Decoder(h_s, [E_s], b_s), kernels.Decoder(h_t, [E_t], b_t)
+        found = kernels.masked_mlm(
+            s, None if loss == "kd" else labels, None if loss == "ce" else t,
             temperature=temperature, divergence=divergence, impl=impl,
         )  # fmt: skip
-        return (ce + kd,)
+        return (found.loss,)
 
     return found + [
         Side(

@@ -150,12 +150,23 @@ def align(h_s: Tensor, h_t: Tensor, *, N: float | None = None) -> Tensor:
 
 
 def distil(
-    l_mlm: Tensor, l_soft: Tensor, l_align: Tensor, *, alpha: Sequence[float] = (2.0, 5.0, 1.0)
+    l_mlm: Tensor,
+    l_soft: Tensor,
+    l_align: Tensor,
+    *,
+    alpha: Sequence[float] = (2.0, 5.0, 1.0),
+    fused: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 4: alpha_1 L_mlm + alpha_2 L_softMLM + alpha_3 L_align; (2, 5, 1) in the paper."""
+    """Eq. 4: alpha_1 L_mlm + alpha_2 L_softMLM + alpha_3 L_align; (2, 5, 1) in the paper.
+
+    Args:
+        fused: alpha_1 L_mlm + alpha_2 L_softMLM where one pass over the logits gave it
+            (`kernels.masked_mlm`): the gradient flows through it, and l_mlm and l_soft have none.
+    """
     check_weights("distil", "alpha", alpha, ("masked LM", "soft labels", "alignment"))
     a1, a2, a3 = alpha
-    return a1 * l_mlm + a2 * l_soft + a3 * l_align
+    predictions = a1 * l_mlm + a2 * l_soft if fused is None else fused
+    return predictions + a3 * l_align
 
 
 def layer_map(L_s: int, L_t: int) -> tuple[int, ...]:
@@ -309,15 +320,18 @@ def compact(
     l_layers: Sequence[Tensor],
     *,
     alpha: Sequence[float] = (1.0, 5.0, 3.0),
+    fused: Tensor | None = None,
 ) -> Tensor:
     """Eq. 11: alpha_1 L_mlm + alpha_2 L_softMLM + alpha_3 sum_l L_compact(l); (1, 5, 3).
 
     Args:
         l_layers: Eq. 10 of each student layer.
+        fused:    the first two terms in one, as in `distil`.
     """
     check_weights("compact", "alpha", alpha, ("masked LM", "soft labels", "layers"))
     a1, a2, a3 = alpha
-    return a1 * l_mlm + a2 * l_soft + a3 * sum(l_layers)
+    predictions = a1 * l_mlm + a2 * l_soft if fused is None else fused
+    return predictions + a3 * sum(l_layers)
 
 
 def mobile_layer(

@@ -26,7 +26,7 @@ from minibio.batch import Batch, Counts
 from minibio.config import RunConfig
 from minibio.distil import losses
 from minibio.model.attention import Match
-from minibio.model.heads import Decoder, Model, Output
+from minibio.model.heads import Model, Output
 from minibio.model.transformer import initialise
 from minibio.run.errors import InputError
 
@@ -115,27 +115,66 @@ class Objective(nn.Module):
         self.needs_head, self.depth = False, max(self.hidden_t, default=0)
 
     def matches(self, taught: Output) -> dict[int, Match]:
-        """Student layer -> what its teacher layer hands to it; those alone that were kept."""
+        """Student layer -> what its teacher layer hands to it; only those that were kept."""
         pairs = ((l, taught.kept.get(g_l)) for l, g_l in enumerate(self.g, start=1))
         return {l: Match(a.q, a.k, a.lse, self.divergence) for l, a in pairs if a is not None}
 
-    def predictions(
-        self, s: Output, taught: Output | None, labels: Tensor | None, count: float,
-        *, weights: tuple[float, float] = (1.0, 1.0), divergence: str = "kl_ts",
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Eq. 1 and Eq. 2 (or 8), each times its weight, in one pass and without the logits.
+    # The predictions, Eq. 1, 2 and 8. With `--kernels reference` the functions of losses.py run, on
+    # the logits; the other implementations form no logits (`kernels.masked_mlm`).
 
-        A weight of 0 leaves its term out.
+    @property
+    def impl(self) -> str:
+        """The implementation of the masked-LM losses."""
+        return self.student.head.impl
+
+    def mlm(self, s: Output, labels: Tensor, count: float) -> Tensor:
+        """Eq. 1 by itself."""
+        if self.impl == "reference":
+            return losses.mlm(s.decoder.logits(), labels, M=count)
+        return kernels.masked_mlm(
+            as_in_autocast(s.decoder), labels, count=count, impl=self.impl
+        ).loss
+
+    def output(self, s: Output, taught: Output, count: float) -> Tensor:
+        """Eq. 8 by itself: every row counts."""
+        t = taught.decoder.detach()
+        if self.impl == "reference":
+            return losses.output(
+                s.decoder.logits(), t.logits(), temperature=self.temperature, N=count
+            )
+        return kernels.masked_mlm(
+            as_in_autocast(s.decoder), None, as_in_autocast(t), temperature=self.temperature,
+            divergence="soft_ce", count=count, impl=self.impl,
+        ).loss  # fmt: skip
+
+    def predictions(
+        self, s: Output, taught: Output, labels: Tensor, count: float, *,
+        weights: tuple[float, float], divergence: str = "kl_ts",
+    ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+        """Eq. 1 with Eq. 2 (or 8); a weight of 0 leaves its term out.
+
+        Returns:
+            fused, mlm, soft: the weighted sum of the two terms, and the terms. In one pass over
+            the decoder only the sum has a gradient; on logits the terms have, and fused is None.
         """
         a_mlm, a_soft = weights
-        taught = taught if a_soft else None
-        labels = labels if a_mlm or taught is None else None  # the head has a gradient, if of 0
-        return kernels.masked_mlm(
-            *as_in_autocast(s.decoder), labels,
-            *(as_in_autocast(taught.decoder.detach()) if taught is not None else ()),
-            temperature=self.temperature, ce_weight=a_mlm, kd_weight=a_soft,
-            divergence=divergence, count=count, impl=self.student.head.impl,
-        )  # fmt: skip
+        t = taught.decoder.detach() if a_soft else None
+        labels = labels if a_mlm or t is None else None  # the head has a gradient, if of 0
+        if self.impl != "reference":
+            t = None if t is None else as_in_autocast(t)
+            return kernels.masked_mlm(
+                as_in_autocast(s.decoder), labels, t, weights=weights,
+                temperature=self.temperature, divergence=divergence, count=count, impl=self.impl,
+            )  # fmt: skip
+        x_s = s.decoder.logits()  # (M, V)
+        mlm = soft = x_s.new_zeros(())
+        if labels is not None:
+            mlm = losses.mlm(x_s, labels, M=count)
+        if t is not None and divergence == "kl_ts":
+            soft = losses.soft_mlm(x_s, t.logits(), temperature=self.temperature, M=count)
+        elif t is not None:
+            soft = losses.output(x_s, t.logits(), temperature=self.temperature, N=count)
+        return None, mlm, soft
 
     def layers_s(self, first: int) -> range:
         """The student's hidden states from `first` on: 0 with the embeddings', 1 without."""
@@ -159,7 +198,7 @@ class MaskedLM(Objective):
 
     def forward(self, batch, taught, counts):
         s = self.student(batch, multiply=False)
-        loss, _ = self.predictions(s, None, batch.labels, counts.M)
+        loss = self.mlm(s, batch.labels, counts.M)
         return {"mlm": loss, "loss": loss}
 
 
@@ -182,12 +221,11 @@ class Distil(Objective):
 
     def forward(self, batch, taught, counts):
         s = self.student(batch, multiply=False)
-        *weights, a_align = self.run.alpha
-        mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=weights)
+        alpha = self.run.alpha
+        fused, mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=alpha[:2])
         align = losses.align(s.last, taught.last, N=counts.N)
-        # the weights of the first two are in them already
-        loss = losses.distil(mlm, soft, align, alpha=(1.0, 1.0, a_align))
-        return {**unweighted(mlm, soft, weights), "align": align, "loss": loss}
+        loss = losses.distil(mlm, soft, align, alpha=alpha, fused=fused)
+        return {"mlm": mlm, "soft": soft, "align": align, "loss": loss}
 
 
 class Tiny(Objective):
@@ -220,7 +258,7 @@ class Tiny(Objective):
         )
         h_s, h_t = s.hidden_states, taught.hidden_states
         N_out = counts.N if self.every_token else counts.M
-        _, output = self.predictions(s, taught, None, N_out, divergence="soft_ce")
+        output = self.output(s, taught, N_out)
         terms = {
             "embed": losses.embed(h_s[0], h_t[0], self.W_e, N=counts.N),
             "layers": [
@@ -261,10 +299,10 @@ class Compact(Objective):
             )
             for l, g_l in enumerate(self.g, start=1)
         ]  # fmt: skip
-        *weights, a_layers = self.run.alpha
-        mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=weights)
-        loss = losses.compact(mlm, soft, layers, alpha=(1.0, 1.0, a_layers))
-        return {**unweighted(mlm, soft, weights), "layers": sum(layers), "loss": loss}
+        alpha = self.run.alpha
+        fused, mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=alpha[:2])
+        loss = losses.compact(mlm, soft, layers, alpha=alpha, fused=fused)
+        return {"mlm": mlm, "soft": soft, "layers": sum(layers), "loss": loss}
 
 
 class Mobile(Objective):
@@ -289,7 +327,7 @@ class Mobile(Objective):
     def forward(self, batch, taught, counts):
         s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1), multiply=False)
         layers = [self.layer(l, s, taught, counts) for l in self.layers_s(1)]
-        mlm, _ = self.predictions(s, None, batch.labels, counts.M)
+        mlm = self.mlm(s, batch.labels, counts.M)
         loss = losses.mobile(mlm, layers, alpha=self.run.alpha[0])
         return {"mlm": mlm, "layers": sum(layers) / len(layers), "loss": loss}
 
@@ -338,11 +376,11 @@ class Staged(Mobile):
         if self.phase is None:
             alpha = self.run.alpha[0]
             s = self.student(batch, multiply=False)
-            weights = (alpha, 1 - alpha)
-            mlm, soft = self.predictions(
-                s, taught, batch.labels, counts.M, weights=weights, divergence="soft_ce"
+            fused, mlm, soft = self.predictions(
+                s, taught, batch.labels, counts.M, weights=(alpha, 1 - alpha), divergence="soft_ce"
             )
-            return {**unweighted(mlm, soft, weights), "loss": mlm + soft}
+            loss = alpha * mlm + (1 - alpha) * soft if fused is None else fused
+            return {"mlm": mlm, "soft": soft, "loss": loss}
         l, is_released = self.phase, self.run.fidelity == "released"
         s = self.student(
             batch, match=self.matches(taught), hidden=(l,), depth=l,
@@ -373,16 +411,10 @@ def mobile(student: Model, teacher: Model, run: RunConfig) -> Mobile:
     return (Staged if run.stages else Mobile)(student, teacher, run)
 
 
-def as_in_autocast(x: Decoder) -> Decoder:
+def as_in_autocast(x: kernels.Decoder) -> kernels.Decoder:
     """The decoder's operands in the type that a linear layer would have cast them to."""
     device = x.h.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-
-
-def unweighted(mlm: Tensor, soft: Tensor, weights: tuple[float, float]) -> dict[str, Tensor]:
-    """The two terms as the equations have them, for the log."""
-    a_mlm, a_soft = weights
-    return {"mlm": mlm.detach() / (a_mlm or 1), "soft": soft.detach() / (a_soft or 1)}
 
 
 OBJECTIVES = {

@@ -12,6 +12,7 @@ call that computes its output. Everything that touches a map goes through the tw
 `kernels`; read `kernels/reference.py` for what they compute.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch.nn as nn
@@ -53,7 +54,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.H, self.D = config.H, config.D
         self.dropout = config.attention_dropout
-        self.impl = "auto"  # of kernels/; see `use_kernels`
+        self.op, self.impl = "attention", "auto"  # of kernels/; see `use_kernels`
         width = config.width
         self.query = nn.Linear(C_qk or width, width)
         self.key = nn.Linear(C_qk or width, width)
@@ -79,8 +80,13 @@ class SelfAttention(nn.Module):
         return AttentionOutput(self.output(a.flatten(1)), q, k, lse, rows)
 
 
-def use_kernels(model: nn.Module, impl: str) -> None:
-    """Have every module of `model` that calls kernels/ use the implementation `impl`."""
+def use_kernels(model: nn.Module, choice: str | Mapping[str, str]) -> None:
+    """Set the implementation of kernels/ in every module of `model` that calls it.
+
+    Args:
+        choice: "auto", "triton", "attention=triton,mlm=cuda" ..., or `kernels.parse_choice` of it.
+    """
+    choice = kernels.parse_choice(choice) if isinstance(choice, str) else choice
     for module in model.modules():
-        if hasattr(module, "impl"):
-            module.impl = impl
+        if hasattr(module, "op"):
+            module.impl = choice[module.op]

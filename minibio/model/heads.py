@@ -14,12 +14,12 @@ MobileBERT through tanh or, as published, not at all.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from kernels import Decoder
 from minibio.batch import Batch
 from minibio.config import ModelConfig
 from minibio.model.attention import Match
@@ -32,32 +32,6 @@ ENCODERS = {
     "mobilebert": BottleneckEncoder,
     "ib-bert": BottleneckEncoder,
 }
-
-
-class Decoder(NamedTuple):
-    """Logits not multiplied out yet: what `kernels.masked_mlm` takes of each side."""
-
-    h: Tensor  # (M, C)
-    E: Tensor | tuple[Tensor, Tensor]  # (V, C), or MobileBERT's (V, E) and (C-E, V)
-    bias: Tensor  # (V,)
-
-    def to(self, dtype: torch.dtype) -> "Decoder":
-        """The operands of the product in another type; the bias is added to its result."""
-        E = self.E.to(dtype) if isinstance(self.E, Tensor) else tuple(E.to(dtype) for E in self.E)
-        return Decoder(self.h.to(dtype), E, self.bias)
-
-    def detach(self) -> "Decoder":
-        """The same without a gradient: a teacher's."""
-        E = self.E.detach() if isinstance(self.E, Tensor) else tuple(E.detach() for E in self.E)
-        return Decoder(self.h.detach(), E, self.bias.detach())
-
-    def logits(self) -> Tensor:
-        """h E^T + bias: (M, V)."""
-        if isinstance(self.E, Tensor):
-            return nn.functional.linear(self.h, self.E, self.bias)  # (M, C) x (C, V) -> (M, V)
-        table, extra = self.E
-        tied, own = self.h.split((table.shape[1], extra.shape[0]), dim=1)
-        return nn.functional.linear(tied, table, self.bias) + own @ extra
 
 
 @dataclass
@@ -81,16 +55,19 @@ class MaskedLMHead(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.norm = nn.LayerNorm(config.C, eps=config.norm_eps)  # a real one in MobileBERT too
         n_own = config.C - config.E
-        # kept (C-E, V) as in the published files, hence applied without a transpose
+        # kept (C-E, V) as in the published files: the transpose of a decoder's block
         self.extra = nn.Linear(config.V, n_own, bias=False) if n_own else None
         self.bias = nn.Parameter(torch.zeros(config.V))
-        self.impl = "auto"  # of kernels.masked_mlm; see `use_kernels`
+        self.op, self.impl = "masked_mlm", "auto"  # of kernels/; see `use_kernels`
 
-    def forward(self, h: Tensor, table: Tensor) -> Decoder:
-        """h: (M, C), table: (V, E) -> what gives the logits (M, V)."""
-        h = self.norm(self.activation(self.transform(h)))  # (M, C)
-        E = table if self.extra is None else (table, self.extra.weight)
-        return Decoder(h, E, self.bias)
+    def forward(self, h: Tensor) -> Tensor:
+        """h: (M, C) -> (M, C), ready for the decoder."""
+        return self.norm(self.activation(self.transform(h)))
+
+    def decoder(self, h: Tensor, table: Tensor) -> Decoder:
+        """h: (M, C), table: (V, E) -> the logits (M, V), not multiplied out yet."""
+        E = [table] if self.extra is None else [table, self.extra.weight.T]
+        return Decoder(self(h), E, self.bias)
 
 
 class TokenHead(nn.Module):
@@ -233,7 +210,7 @@ class Model(nn.Module):
         """The masked-LM head on the predicted tokens, all of them if the batch names none."""
         if batch.predict is not None:
             h = h[batch.predict]  # (M, C)
-        return self.head(h, self.encoder.embeddings.token.weight)
+        return self.head.decoder(h, self.encoder.embeddings.token.weight)
 
     def logits(self, h: Tensor, batch: Batch) -> Tensor | None:
         """The other heads on the last hidden state. h: (N, C)."""

@@ -7,7 +7,7 @@ import torch
 
 import kernels
 from helpers import DEVICE, assert_near, guarded
-from kernels import torch_mlm
+from kernels import mlm_ops, reference, torch_mlm
 
 F64, F32, F16, B16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 # M, V, widths of the student's blocks and of the teacher's: on blocks of 8 and 16; rows off;
@@ -29,7 +29,7 @@ class Case(NamedTuple):
     """The arguments of one call, of a loss that is "both", "ce" or "kd"."""
 
     h_s: torch.Tensor
-    E_s: list  # as the public function wants it: (V, d), or (V, d_1) and (d_2, V)
+    E_s: list  # (V, d), or (V, d_1) and (V, d_2)
     b_s: torch.Tensor | None
     labels: torch.Tensor | None
     h_t: torch.Tensor | None
@@ -54,7 +54,8 @@ def case_of(shape, dtype=F64, dtype_t=None, losses="both", has_bias=True):
         return guarded((scale * torch.randn(*size, dtype=F64)).to(type_).to(DEVICE))
 
     def side(d, type_):
-        E = [of(V, d[0], type_=type_), *(of(n, V, type_=type_) for n in d[1:])]
+        # MobileBERT's own columns lie in memory as (d_2, V)
+        E = [of(V, d[0], type_=type_), *(of(n, V, type_=type_).T for n in d[1:])]
         return of(M, sum(d), type_=type_), E, of(V, type_=type_) if has_bias else None
 
     h, E, b = side(d, dtype)
@@ -81,17 +82,15 @@ def doubled(case):
 
 
 def compute(impl, case, **options):
-    """ce and kd."""
-    E_s, E_t = (E if E is None or len(E) > 1 else E[0] for E in (case.E_s, case.E_t))
-    return kernels.masked_mlm(
-        case.h_s, E_s, case.b_s, case.labels, case.h_t, E_t, case.b_t, impl=impl, **options
-    )
+    """loss, mlm, soft."""
+    s = kernels.Decoder(case.h_s, case.E_s, case.b_s)
+    t = None if case.h_t is None else kernels.Decoder(case.h_t, case.E_t, case.b_t)
+    return kernels.masked_mlm(s, case.labels, t, impl=impl, **options)
 
 
-def gradients(outputs, case, cotangents):
-    """Of sum(cotangent output); an output that is 0 for want of labels or a teacher has none."""
-    total = sum((c.to(x.dtype) * x).sum() for c, x in zip(cotangents, outputs, strict=True))
-    return torch.autograd.grad(total, case.learning)
+def gradients(got, case, factor=1.0):
+    """Of factor times the loss."""
+    return torch.autograd.grad(factor * got.loss, case.learning)
 
 
 def cut_small(monkeypatch, size=8):
@@ -108,21 +107,42 @@ def cut_small(monkeypatch, size=8):
     monkeypatch.setattr(triton_stream, "pick_config", lambda *_: config)
 
 
+def rows_of(impl, case, g_ce, g_kd, *, temperature=1.0, divergence="kl_ts"):
+    """ce and kd of each row, then the gradients of sum(g_ce ce + g_kd kd)."""
+    s, t = (case.h_s, case.E_s, case.b_s), (case.h_t, case.E_t or [], case.b_t)
+    if impl == "reference":
+        ce, kd = reference.masked_mlm_rows(
+            kernels.Decoder(*s), None if case.h_t is None else kernels.Decoder(*t), case.labels,
+            temperature=temperature, divergence=divergence,
+        )  # fmt: skip
+        loss = (g_ce.to(ce.dtype) * ce + g_kd.to(kd.dtype) * kd).sum()
+        return ce, kd, *torch.autograd.grad(loss, case.learning)
+    wants = [True, True, case.b_s is not None]
+    x = mlm_ops.compute(*s, case.labels, *t, temperature, divergence, impl, g_ce, g_kd, wants)
+    return x.ce, x.kd, x.dh, *x.dE, *([] if x.db is None else [x.db])
+
+
+def assert_rows_as_truth(impl, case, limit, limit_losses=None, **options):
+    """As `assert_as_truth`, row by row under random cotangents: a sum would hide which is which."""
+    wide, dtype = doubled(case), reference.wide_dtype(case.h_s)
+    g = torch.randn(2, len(case.h_s), dtype=dtype, device=DEVICE)
+    got, truth = (rows_of(x, c, *g, **options) for x, c in ((impl, case), ("reference", wide)))
+    for name, x, y in zip(("ce", "kd", *case.names), got, truth, strict=True):
+        assert_near(name, x, y, limit_losses or limit if name in ("ce", "kd") else limit)
+
+
 def assert_as_truth(impl, case, limit, limit_losses=None, **options):
     """Losses, and the gradients under an upstream factor of 3, against the definition in float64 on
-    the same rounded inputs; with per_row under random cotangents.
+    the same rounded inputs.
 
     limit: of what is rounded to the inputs' type; limit_losses: of what is summed in float32.
     """
     wide = doubled(case)
     truth = compute("reference", wide, **options)
     got = compute(impl, case, **options)
-    for name, x, y in zip(("ce", "kd"), got, truth, strict=True):
-        assert_near(name, x, y, limit_losses or limit)
-    cotangents = [torch.full_like(x, 3.0) for x in truth]
-    if options.get("per_row"):  # not all the same: a sum would hide which row is which
-        cotangents = [torch.randn_like(x).to(y.dtype) for x, y in zip(truth, got, strict=True)]
-    grads = zip(gradients(got, case, cotangents), gradients(truth, wide, cotangents), strict=True)
+    for name in got._fields:
+        assert_near(name, getattr(got, name), getattr(truth, name), limit_losses or limit)
+    grads = zip(gradients(got, case, 3.0), gradients(truth, wide, 3.0), strict=True)
     for name, z, (x, y) in zip(case.names, case.learning, grads, strict=True):
         assert x.dtype == z.dtype
         assert_near(name, x, y, limit)

@@ -19,7 +19,7 @@ import torch
 import triton.language as tl
 
 from kernels import triton_mlm, triton_stream
-from kernels.reference import Side
+from kernels.reference import Decoder
 
 B16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -46,10 +46,10 @@ def stream(kernel, d, d_t, T, dtype, has_labels=True, V=28996, M=922, config=Non
     d, d_t: widths of the student and the teacher, in one block or two; no teacher's = none.
     """
     s, t = (
-        Side(torch.empty(M, sum(w), dtype=dtype, device="meta"),
-             [torch.empty(V, x, dtype=dtype, device="meta") for x in w[:1]]
-             + [torch.empty(x, V, dtype=dtype, device="meta").T for x in w[1:]],
-             torch.empty(V, dtype=dtype, device="meta")) if w else None
+        Decoder(torch.empty(M, sum(w), dtype=dtype, device="meta"),
+                [torch.empty(V, x, dtype=dtype, device="meta") for x in w[:1]]
+                + [torch.empty(x, V, dtype=dtype, device="meta").T for x in w[1:]],
+                torch.empty(V, dtype=dtype, device="meta")) if w else None
         for w in (d, d_t)
     )  # fmt: skip
     c = config or triton_stream.pick_config(kernel, dtype)

@@ -97,7 +97,7 @@ def shipped() -> list[tuple]:
     bf16 = torch.bfloat16
     kernels = ("forward", "dq", "dkdv")
     heads = ((26, 64), (32, 64), (64, 64), (32, 256))
-    divergences = ("none", "kl_st", "kl_ts", "mse_maps", "mse_scores")
+    divergences = ("none", "kl_st", "kl_ts", "mse_maps")
     cases = [
         (kernel, *widths, divergence, "seed", True, bf16)
         for kernel in kernels for widths in heads for divergence in divergences

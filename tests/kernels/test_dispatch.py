@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import cuda_rows
-from kernels import dispatch as choice
+from kernels import cuda_rows, dispatch
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs Triton (tests/kernels/test_triton_present.py)"
@@ -32,11 +31,63 @@ def test_which_implementation_and_why(op, impl, device, name, reason):
 
 
 def test_without_triton_a_gpu_has_plain_pytorch(monkeypatch):
-    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     name, reason = kernels.resolve_impl("attention", "auto", CUDA)
     assert name == "torch" and "Triton is not installed" in reason
     with pytest.raises(ValueError, match="impl is 'triton', expected Triton to be installed"):
         kernels.resolve_impl("attention", "triton", CUDA)
+
+
+EVERY = kernels.IMPLEMENTATIONS
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("auto", ("auto", "auto", "auto")),
+        ("triton", ("triton", "triton", "triton")),
+        ("mlm=cuda", ("auto", "auto", "cuda")),
+        ("attention=triton", ("triton", "triton", "auto")),
+        ("attention=torch, mlm=triton-stream", ("torch", "torch", "triton-stream")),
+    ],
+)
+def test_a_choice_in_words(text, expected):
+    assert kernels.parse_choice(text) == dict(zip(EVERY, expected, strict=True))
+
+
+def test_every_implementation_can_be_chosen():
+    for group, ops in dispatch.GROUPS.items():
+        for op in ops:
+            for impl in EVERY[op]:
+                assert kernels.parse_choice(f"{group}={impl}")[op] == impl
+    assert {op for ops in dispatch.GROUPS.values() for op in ops} == set(EVERY)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cuda", "attention has no implementation 'cuda', expected auto, reference, torch, triton"),
+        ("mlm=cudnn", "mlm has no implementation 'cudnn', expected .*triton-stream, cuda"),
+        ("", "attention has no implementation '', expected auto"),
+        ("softmax=torch", "'softmax' is not an operation, expected attention or mlm"),
+        ("=torch", "'' is not an operation"),
+        ("mlm=torch,mlm=triton", "names an implementation twice"),
+        ("torch,mlm=triton", "names an implementation twice"),
+        ("mlm=torch,triton", "names an implementation twice"),
+    ],
+)
+def test_choices_that_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        kernels.parse_choice(text)
+
+
+def test_what_a_choice_resolves_to():
+    choice = kernels.parse_choice("mlm=reference")
+    got = kernels.resolve_choice(choice, CPU)
+    assert got["masked_mlm"] == ("reference", "asked for")
+    assert got["attention_kl"] == got["attention"] == ("torch", "tensors on cpu")
+    with pytest.raises(ValueError, match="masked_mlm: impl is 'cuda', which cannot run here"):
+        kernels.resolve_choice(kernels.parse_choice("mlm=cuda"), CPU)
 
 
 @needs_triton

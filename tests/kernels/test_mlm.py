@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from mlm_cases import F32, F64, LOSSES, SMALL, case_of, compute, doubled, gradients
+from mlm_cases import F32, F64, LOSSES, SMALL, case_of, compute, doubled, gradients, rows_of
 
 import kernels
 from helpers import DEVICE, ROOT, assert_near
@@ -13,11 +13,6 @@ from kernels import mlm_ops
 IMPLS = ("torch", "triton", "triton-stream")
 impls = pytest.mark.parametrize("impl", IMPLS)
 everywhere = pytest.mark.parametrize("impl", ("reference", *IMPLS))
-either = pytest.mark.parametrize("per_row", [False, True], ids=["means", "rows"])
-
-
-def ones(outputs):
-    return [torch.ones_like(x) for x in outputs]
 
 
 def test_auto_is_what_it_says(monkeypatch):
@@ -38,13 +33,16 @@ def test_two_words_by_hand(impl):
     h = torch.tensor([[1.0]], dtype=F64, device=DEVICE)
     E_s, E_t = (torch.tensor([[x], [0.0]], dtype=F64, device=DEVICE) for x in (log, 0.0))
     label = torch.tensor([1], device=DEVICE)
-    ce, kd = kernels.masked_mlm(h, E_s, None, label, h, E_t, impl=impl)
-    assert ce.item() == pytest.approx(1.3862943611198906)  # ln 4
-    assert kd.item() == pytest.approx(0.14384103622589045)  # ln(2 / sqrt 3)
-    _, kd = kernels.masked_mlm(h, E_s, None, None, h, E_t, divergence="soft_ce", impl=impl)
-    assert kd.item() == pytest.approx(0.14384103622589045 + 0.6931471805599453)  # and ln 2
-    _, kd = kernels.masked_mlm(h, 2 * E_s, None, label, h, E_t, temperature=2.0, impl=impl)
-    assert kd.item() == pytest.approx(4 * 0.14384103622589045)  # T^2
+    s, t = kernels.Decoder(h, [E_s], None), kernels.Decoder(h, [E_t], None)
+    loss, mlm, soft = kernels.masked_mlm(s, label, t, weights=(2.0, 5.0), impl=impl)
+    assert mlm.item() == pytest.approx(1.3862943611198906)  # ln 4
+    assert soft.item() == pytest.approx(0.14384103622589045)  # ln(2 / sqrt 3)
+    assert loss.item() == pytest.approx(2 * 1.3862943611198906 + 5 * 0.14384103622589045)
+    soft = kernels.masked_mlm(s, None, t, divergence="soft_ce", impl=impl).soft
+    assert soft.item() == pytest.approx(0.14384103622589045 + 0.6931471805599453)  # and ln 2
+    s = kernels.Decoder(h, [2 * E_s], None)
+    soft = kernels.masked_mlm(s, label, t, temperature=2.0, impl=impl).soft
+    assert soft.item() == pytest.approx(4 * 0.14384103622589045)  # T^2
 
 
 @everywhere
@@ -52,46 +50,60 @@ def test_means_are_of_what_is_counted(impl):
     case = case_of(SMALL)
     n = int((case.labels != -100).sum())
     assert n == 5
-    rows = compute(impl, case, per_row=True, ce_weight=2.0, kd_weight=3.0)
-    plain = compute(impl, case, per_row=True)
-    for x, y, weight in zip(rows, plain, (2.0, 3.0), strict=True):
-        assert x.shape == (6,) and x[3] == 0
-        assert_near("weighted", x, weight * y, 1e-12)
-    truth = gradients(rows, case, ones(rows))
+    weights = [torch.full((6,), w, dtype=F64, device=DEVICE) for w in (2.0, 3.0)]
+    ce, kd, *truth = rows_of("reference", case, *weights)
+    assert ce[3] == 0 and kd[3] == 0
     for count in (None, n, 8, 2.5, torch.tensor(8), torch.tensor([16.0])):
         divisor = n if count is None else float(count)
-        got = compute(impl, case, ce_weight=2.0, kd_weight=3.0, count=count)
-        for x, y in zip(got, rows, strict=True):
+        got = compute(impl, case, weights=(2.0, 3.0), count=count)
+        means = ce.sum() / divisor, kd.sum() / divisor
+        for x, y in zip(got, (2 * means[0] + 3 * means[1], *means), strict=True):
             assert x.shape == ()
-            assert_near("mean", x, y.sum() / divisor, 1e-12)
-        for x, y in zip(gradients(got, case, ones(got)), truth, strict=True):
+            assert_near("mean", x, y, 1e-12)
+        for x, y in zip(gradients(got, case), truth, strict=True):
             assert_near("gradient", x, y / divisor, 1e-12)
+
+
+@everywhere
+@pytest.mark.parametrize("weights", [(0.0, 3.0), (2.0, 0.0), (0.0, 0.0)])
+def test_a_term_with_a_weight_of_nought_is_nought(weights, impl):
+    case = case_of(SMALL)
+    loss, *terms = compute(impl, case, weights=weights)
+    assert [x != 0 for x in terms] == [w != 0 for w in weights]
+    assert_near("loss", loss, sum(w * x for w, x in zip(weights, terms, strict=True)), 1e-12)
+
+
+@everywhere
+def test_only_the_sum_has_a_gradient(impl):
+    loss, mlm, soft = compute(impl, case_of(SMALL))
+    assert loss.requires_grad and not mlm.requires_grad and not soft.requires_grad
 
 
 @everywhere
 def test_without_labels_every_row_counts(impl):
     case = case_of(SMALL, losses="kd")
-    (ce, kd), (_, rows) = (compute(impl, case, per_row=x) for x in (False, True))
-    assert ce == 0 and rows.all()
-    assert_near("kd", kd, rows.mean(), 1e-12)
+    nothing = torch.zeros(6, dtype=F64, device=DEVICE)
+    _, rows, *_ = rows_of("reference", case, nothing, nothing)
+    _, mlm, soft = compute(impl, case)
+    assert mlm == 0 and rows.all()
+    assert_near("soft", soft, rows.mean(), 1e-12)
 
 
 @everywhere
 @pytest.mark.parametrize("count", [0, 0.0, torch.tensor(0)])
 def test_a_count_of_nothing_gives_nothing(count, impl):
     got = compute(impl, case := case_of(SMALL), count=count)
-    for x in (*got, *gradients(got, case, ones(got))):
+    for x in (*got, *gradients(got, case)):
         assert not x.any() and not x.isnan().any()
 
 
 @everywhere
-@either
-def test_no_rows_are_part_of_the_graph_too(per_row, impl):
+def test_no_rows_are_part_of_the_graph_too(impl):
     case = case_of((0, 7, (3, 2), (2,)))
-    got = compute(impl, case, per_row=per_row)
-    assert all(x.shape == ((0,) if per_row else ()) and x.requires_grad for x in got)
+    got = compute(impl, case)
+    assert got.loss.requires_grad and all(x.shape == () for x in got)
     assert not any(x.any() for x in got)
-    for x, g in zip(case.learning, gradients(got, case, ones(got)), strict=True):
+    for x, g in zip(case.learning, gradients(got, case), strict=True):
         assert g.shape == x.shape and not g.any() and not g.isnan().any()
 
 
@@ -100,14 +112,14 @@ def test_parts_add_up_to_the_whole():
     case = case_of((9, 13, (5,), (4,)))
     case.labels[6:] = -100
     whole = compute("torch", case)
-    truth = gradients(whole, case, ones(whole))
+    truth = gradients(whole, case)
     count = (case.labels != -100).sum()
-    losses, total = torch.zeros(2, dtype=F64, device=DEVICE), None
+    losses, total = torch.zeros(3, dtype=F64, device=DEVICE), None
     for rows in (slice(0, 2), slice(2, 6), slice(6, 9)):
         part = case._replace(h_s=case.h_s[rows], labels=case.labels[rows], h_t=case.h_t[rows])
         got = compute("torch", part, count=count)
         losses += torch.stack(got).detach()
-        g = torch.autograd.grad(sum(got), case.learning)
+        g = gradients(got, case)
         total = g if total is None else [x + y for x, y in zip(total, g, strict=True)]
     assert_near("losses", losses, torch.stack(whole), 1e-12)
     for x, y in zip(total, truth, strict=True):
@@ -120,7 +132,7 @@ def test_a_table_used_twice_adds_up():
     tied, ids = case.E_s[0], torch.tensor([0, 8, 8, 2, 4], device=DEVICE)
     grads = []
     for impl in ("torch", "reference"):
-        grads += torch.autograd.grad(sum(compute(impl, case._replace(h_s=tied[ids]))), tied)
+        grads += torch.autograd.grad(compute(impl, case._replace(h_s=tied[ids])).loss, tied)
     assert_near("dE", *grads, 1e-12)
 
 
@@ -128,7 +140,7 @@ def test_a_table_used_twice_adds_up():
 def test_float16_gradients_are_no_mean_of_zeros(impl):
     """A mean over ten thousand rows: p / count is nothing in float16, its sum over rows is."""
     case = case_of((4, 40, (8,), (8,)), torch.float16)
-    wide, scaled = doubled(case), [torch.tensor(1e4, device=DEVICE)] * 2  # as a loss scaler does
+    wide, scaled = doubled(case), 1e4  # as a loss scaler does
     got, truth = compute(impl, case, count=4e7), compute("reference", wide, count=4e7)
     grads = zip(gradients(got, case, scaled), gradients(truth, wide, scaled), strict=True)
     for x, y in grads:
@@ -169,10 +181,17 @@ GOOD = {
 
 
 def call(**changes):
-    """A good call on the CPU, with some arguments changed."""
-    tensors = {name: size and torch.randn(size) for name, size in GOOD.items()}
-    tensors["labels"] = torch.randint(13, (6,))
-    return kernels.masked_mlm(**{**tensors, **changes})
+    """A good call on the CPU, with some tensors or options changed."""
+    x = {name: size and torch.randn(size) for name, size in GOOD.items()}
+    x["labels"] = torch.randint(13, (6,))
+    x |= changes
+    decoders = []
+    for of in "st":
+        h, E, b = (x.pop(f"{name}_{of}") for name in "hEb")
+        E = [E] if isinstance(E, torch.Tensor) else E
+        decoders.append(None if h is None else kernels.Decoder(h, E, b))
+    s, t = decoders
+    return kernels.masked_mlm(s, x.pop("labels"), t, **x)
 
 
 R = torch.randn
@@ -185,11 +204,11 @@ R = torch.randn
         ({"h_s": torch.ones(6, 4, dtype=torch.int64)}, "h_s is .* torch.int64, expected two"),
         ({"E_s": R(13)}, r"E_s is \(13,\) torch.float32, expected two dimensions"),
         ({"h_s": R(6, 3)}, "h_s is 3 wide, expected 4 .as the blocks of E_s together"),
-        ({"E_s": (R(13, 1), R(4, 13))}, "h_s is 4 wide, expected 5 .as the blocks of E_s"),
-        ({"E_s": (R(13, 1), R(13, 3))}, "h_s is 4 wide, expected 14"),
-        ({"E_s": (R(13, 1), R(3, 12))}, "second block of E_s has 12 words, expected 13"),
-        ({"E_s": (R(13, 1),) * 3}, r"E_s has 3 blocks, expected \(V, d\) or a pair"),
-        ({"E_s": ()}, r"E_s has 0 blocks, expected \(V, d\) or a pair"),
+        ({"E_s": (R(13, 1), R(13, 4))}, "h_s is 4 wide, expected 5 .as the blocks of E_s"),
+        ({"E_s": (R(13, 1), R(3, 13))}, "h_s is 4 wide, expected 14"),
+        ({"E_s": (R(13, 1), R(12, 3))}, "second block of E_s has 12 words, expected 13"),
+        ({"E_s": (R(13, 1),) * 3}, r"E_s has 3 blocks, expected one or two of \(V, d\)"),
+        ({"E_s": ()}, r"E_s has 0 blocks, expected one or two of \(V, d\)"),
         ({"E_s": R(13, 4).double()}, "E_s is torch.float64, expected torch.float32 .as h_s"),
         ({"E_t": R(13, 5).half()}, "E_t is torch.float16, expected torch.float32 .as h_t"),
         ({"b_s": R(12)}, r"b_s is \(12,\), expected \(13,\) \(as E_s\)"),
@@ -198,9 +217,6 @@ R = torch.randn
         ({"h_t": R(5, 5)}, "h_t has 5 rows, expected 6 .as h_s"),
         ({"h_t": R(6, 4)}, "h_t is 4 wide, expected 5 .as the blocks of E_t"),
         ({"E_t": R(12, 5), "b_t": None}, "E_t has 12 words, expected 13 .* share the vocabulary"),
-        ({"E_t": None}, "E_t is None, expected the teacher's table"),
-        ({"h_t": None}, "E_t is there, expected None, as h_t is"),
-        ({"h_t": None, "E_t": None}, "b_t is there, expected None, as h_t is"),
         ({"h_t": R(6, 5, requires_grad=True)}, "h_t requires a gradient.*frozen.*detach"),
         ({"E_t": R(13, 5, requires_grad=True)}, "E_t requires a gradient.*frozen.*detach"),
         ({"b_t": R(13, requires_grad=True)}, "b_t requires a gradient.*frozen.*detach"),
@@ -211,7 +227,10 @@ R = torch.randn
         ({"labels": torch.ones(5, dtype=torch.int64)}, r"labels is \(5,\) torch.int64, .*\(6,\)"),
         ({"labels": torch.tensor([0, 1, 13, 2, 3, 4])}, r"labels\[2\] is 13, expected 0 to 12"),
         ({"labels": torch.tensor([0, 1, 2, 3, -1, 4])}, r"labels\[4\] is -1, expected .* -100 to"),
-        ({"labels": None, "h_t": None, "E_t": None, "b_t": None}, "labels and h_t are None"),
+        (
+            {"labels": None, "h_t": None, "E_t": None, "b_t": None},
+            "labels and the teacher",
+        ),
         ({"divergence": "js"}, "divergence is 'js', expected one of kl_ts, soft_ce"),
         ({"temperature": 0.0}, "temperature is 0.0, expected above 0 and finite"),
         ({"temperature": float("nan")}, "temperature is nan, expected above 0 and finite"),
@@ -219,7 +238,7 @@ R = torch.randn
         ({"count": float("nan")}, "count is nan, expected at least 0 and finite"),
         ({"count": torch.ones(2)}, r"count is \(2,\), expected one number, detached"),
         ({"count": torch.ones((), requires_grad=True)}, "expected one number, detached"),
-        ({"count": 6, "per_row": True}, "count is 6, expected None with per_row"),
+        ({"weights": (1.0, 2.0, 3.0)}, r"weights is \(1.0, 2.0, 3.0\), expected two"),
         ({"impl": "cudnn"}, "impl is 'cudnn', expected auto, reference, torch, triton"),
     ],
 )
@@ -229,8 +248,8 @@ def test_what_does_not_fit(changes, message):
 
 
 def test_what_does_fit():
-    ce, kd = call()
-    assert ce > 0 and kd > 0
+    _, mlm, soft = call()
+    assert mlm > 0 and soft > 0
     assert call(b_s=None, b_t=None)[0].isfinite()
     assert call(b_s=torch.randn(13).double(), h_t=R(6, 5).half(), E_t=R(13, 5).half())[0] > 0
 
@@ -239,14 +258,12 @@ def test_what_does_fit():
 
 
 @impls
-@either
-def test_a_whole_step_compiles_without_a_break(per_row, impl):
+def test_a_whole_step_compiles_without_a_break(impl):
     case = case_of(SMALL, F32)
 
     def loss(h, E, X, b):
         x = case._replace(h_s=2 * h, E_s=[E, X], b_s=b)
-        ce, kd = compute(impl, x, temperature=2.0, kd_weight=0.5, per_row=per_row)
-        return (ce + kd).sum()
+        return compute(impl, x, temperature=2.0, weights=(1.0, 0.5)).loss
 
     plain = torch.autograd.grad(loss(*case.learning), case.learning)
     torch._dynamo.reset()
@@ -256,32 +273,14 @@ def test_a_whole_step_compiles_without_a_break(per_row, impl):
         assert_near(name, x, y, 1e-6)
 
 
-def test_a_compiled_step_refuses_one_of_two_losses_too():
-    case = case_of(SMALL, F32)
-
-    def loss(h):
-        return compute("torch", case._replace(h_s=h))[0]
-
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    with pytest.raises(ValueError, match="arrive at ce and kd are 1 and 0, expected the same"):
-        compiled(case.h_s).backward()
-
-
 @impls
 @pytest.mark.parametrize("losses", LOSSES)
 def test_registered_as_pytorch_wants_it(losses, impl):
     case = case_of(SMALL, F32, losses=losses)
     g = torch.rand(2, 6, device=DEVICE)
-    blocks = [case.E_s[0], case.E_s[1].detach().T.requires_grad_()]
-    args = (case.h_s, blocks, *case[2:5], case.E_t or [], case.b_t, 2.0, "kl_ts", impl)
+    blocks = [case.E_s[0], case.E_s[1].detach().requires_grad_()]
+    args = (case.h_s, blocks, *case[2:5], case.E_t or [], case.b_t, 2.0, "kl_ts", impl, *g)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    for operator, more, n in (
-        (mlm_ops.rows, (), 3), (mlm_ops.row_gradients, (*g, [True] * 3), 2),
-        (mlm_ops.means, (*g, [True] * 3), 3), (mlm_ops.means, (*g, [False] * 3), 3),
-        (mlm_ops.means, (*g, [False, True, False]), 3),
-    ):  # fmt: skip
-        found = torch.library.opcheck(operator, (*args, *more), test_utils=checks[:n])
+    for wants in ([True] * 3, [False] * 3, [False, True, False]):
+        found = torch.library.opcheck(mlm_ops.masked_mlm, (*args, wants), test_utils=checks)
         assert set(found.values()) == {"SUCCESS"}
-    found = torch.library.opcheck(mlm_ops.common_factor, (g[0, 0], g[0, 0]), test_utils=checks[:2])
-    assert set(found.values()) == {"SUCCESS"}

@@ -10,11 +10,13 @@ from mlm_cases import (
     SHAPES,
     SMALL,
     assert_as_truth,
+    assert_rows_as_truth,
     case_of,
     compute,
     cut_small,
     doubled,
     gradients,
+    rows_of,
 )
 
 from helpers import DEVICE, LIMIT, assert_near
@@ -24,7 +26,6 @@ pytestmark = pytest.mark.usefixtures("banded_empty", "small_blocks")
 IMPLS = ("torch", "triton", "triton-stream")
 impls = pytest.mark.parametrize("impl", IMPLS)
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-either = pytest.mark.parametrize("per_row", [False, True], ids=["means", "rows"])
 TWO_BLOCKS = SHAPES["M9-V21-d3+10"]
 ODD = SHAPES["M11-V37-d13"]
 
@@ -41,13 +42,12 @@ def small_blocks(monkeypatch):
 @shapes
 def test_float64_equals_the_definition(shape, impl):
     case = case_of(shape)
-    options = {"ce_weight": 0.7, "kd_weight": 1.3, "temperature": 2.0}
-    assert_as_truth(impl, case, LIMIT[F64], **options)
+    assert_as_truth(impl, case, LIMIT[F64], weights=(0.7, 1.3), temperature=2.0)
 
 
 @impls
 @pytest.mark.parametrize(
-    ("T", "losses", "divergence", "per_row"),
+    ("T", "losses", "divergence", "is_by_row"),
     [
         (1.0, "both", "kl_ts", True),
         (1.5, "both", "soft_ce", True),
@@ -57,10 +57,10 @@ def test_float64_equals_the_definition(shape, impl):
         (2.0, "ce", "kl_ts", False),
     ],
 )
-def test_every_loss_at_every_temperature(T, losses, divergence, per_row, impl):
+def test_every_loss_at_every_temperature(T, losses, divergence, is_by_row, impl):
     case = case_of(TWO_BLOCKS, losses=losses, has_bias=T != 1.5)
-    options = {"temperature": T, "divergence": divergence, "per_row": per_row}
-    assert_as_truth(impl, case, LIMIT[F64], **options)
+    compare = assert_rows_as_truth if is_by_row else assert_as_truth
+    compare(impl, case, LIMIT[F64], temperature=T, divergence=divergence)
 
 
 @impls
@@ -79,8 +79,9 @@ def test_narrow_types_equal_the_definition(dtypes, impl):
 def test_three_ways_no_less_accurate_than_plain_pytorch(dtype, impl):
     """The truth in float64, plain PyTorch in the type at hand, the implementation: rows of each."""
     case = case_of(ODD, dtype)
-    truth = compute("reference", doubled(case), per_row=True)
-    ours = compute(impl, case, per_row=True)
+    g = torch.ones(2, len(case.h_s), device=DEVICE)
+    truth = rows_of("reference", doubled(case), *g)[:2]
+    ours = rows_of(impl, case, *g)[:2]
     x_s, x_t = (
         h.detach() @ E[0].detach().T + b.detach()
         for h, E, b in ((case.h_s, case.E_s, case.b_s), (case.h_t, case.E_t, case.b_t))
@@ -97,30 +98,29 @@ def test_three_ways_no_less_accurate_than_plain_pytorch(dtype, impl):
 
 GRADCHECKED = set()
 GRADCHECKS = [
-    (impl, T, divergence, per_row)
+    (impl, T, divergence)
     for impl in IMPLS
-    for T, divergence, per_row in ((1.0, "kl_ts", False), (2.0, "soft_ce", True))
-    if per_row or impl != "triton-stream"  # which has but one way, and takes its time
+    for T, divergence in ((1.0, "kl_ts"), (2.0, "soft_ce"))
+    if T != 1 or impl != "triton-stream"  # which takes its time
 ]
 
 
-@pytest.mark.parametrize(("impl", "T", "divergence", "per_row"), GRADCHECKS)
-def test_gradcheck(impl, T, divergence, per_row, monkeypatch):
+@pytest.mark.parametrize(("impl", "T", "divergence"), GRADCHECKS)
+def test_gradcheck(impl, T, divergence, monkeypatch):
     """Numerical derivatives in float64, across the edges of chunks and blocks."""
     cut_small(monkeypatch, 2)
     n = 17 if DEVICE == "cuda" else 3
     case = case_of((n, 2 * n - 1, (1, 2), (2,)))
     is_fast = impl != "torch"  # along random directions: the interpreter takes its time
-    options = {"temperature": T, "divergence": divergence, "per_row": per_row}
+    options = {"temperature": T, "divergence": divergence, "weights": (0.7, 1.3)}
 
     def function(h, E, X, b):
-        ce, kd = compute(impl, case._replace(h_s=h, E_s=[E, X], b_s=b), **options)
-        return (ce, kd) if per_row else ce + kd
+        return compute(impl, case._replace(h_s=h, E_s=[E, X], b_s=b), **options).loss
 
     assert torch.autograd.gradcheck(
         function, case.learning, fast_mode=is_fast, check_undefined_grad=not is_fast
     )
-    GRADCHECKED.add((impl, T, divergence, per_row))
+    GRADCHECKED.add((impl, T, divergence))
 
 
 def test_every_gradcheck_ran(request):
@@ -143,9 +143,11 @@ def test_equal_logits_cost_nothing_and_teach_nothing(impl):
     case = case_of(SMALL, losses="kd")
     same = [x.detach() for x in case.E_s]
     case = case._replace(h_t=case.h_s.detach(), E_t=same, b_t=case.b_s.detach())
-    _, kd = compute(impl, case, temperature=2.0, per_row=True)
+    _, kd, *gradients = rows_of(
+        impl, case, *torch.randn(2, 6, dtype=F64, device=DEVICE), temperature=2.0
+    )
     assert kd.abs().max() < 1e-13
-    for g in torch.autograd.grad(kd, case.learning, torch.randn_like(kd)):
+    for g in gradients:
         assert g.abs().max() < 1e-13
 
 
@@ -160,16 +162,15 @@ def test_large_logits_stay_finite(shift, impl):
         case.b_s.add_(shift)
     got = compute(impl, case)
     assert all(x.isfinite() for x in got)
-    assert all(g.isfinite().all() for g in gradients(got, case, [torch.ones(())] * 2))
+    assert all(g.isfinite().all() for g in gradients(got, case))
 
 
 @impls
-@either
-def test_nothing_counted_costs_nothing(per_row, impl):
+def test_nothing_counted_costs_nothing(impl):
     case = case_of(SMALL)
     case.labels.fill_(-100)
-    got = compute(impl, case, per_row=per_row)
-    for x in (*got, *gradients(got, case, [torch.ones_like(x) for x in got])):
+    got = compute(impl, case)
+    for x in (*got, *gradients(got, case)):
         assert not x.any() and not x.isnan().any()
 
 
@@ -187,8 +188,8 @@ def test_ignored_rows_do_not_matter(impl):
     got = compute(impl, other)
     for x, y in zip(got, expected, strict=True):
         assert_near("loss", x, y, 1e-12)
-    dh, *others = gradients(got, other, [torch.ones(())] * 2)
-    _, *truth = gradients(expected, case, [torch.ones(())] * 2)
+    dh, *others = gradients(got, other)
+    _, *truth = gradients(expected, case)
     assert not dh[is_ignored].any() and dh[~is_ignored].any(1).all()
     for x, y in zip(others, truth, strict=True):
         assert_near("gradient", x, y, 1e-12)
@@ -201,7 +202,7 @@ def test_ignored_rows_do_not_matter(impl):
 def test_any_strides_will_do(impl):
     case = case_of(TWO_BLOCKS, losses="both")
     expected = compute(impl, case)
-    g = gradients(expected, case, [torch.ones(())] * 2)
+    g = gradients(expected, case)
     turned = case._replace(
         h_s=case.h_s.detach().T.contiguous().T.requires_grad_(),
         E_s=[x.detach().T.contiguous().T.requires_grad_() for x in case.E_s],
@@ -211,29 +212,27 @@ def test_any_strides_will_do(impl):
     )
     assert not turned.h_s.is_contiguous() and not turned.labels.is_contiguous()
     got = compute(impl, turned)
-    for x, y in zip((*got, *gradients(got, turned, [torch.ones(())] * 2)), (*expected, *g),
+    for x, y in zip((*got, *gradients(got, turned)), (*expected, *g),
                     strict=True):  # fmt: skip
         assert_near("result", x, y, 1e-12)
 
 
 @impls
-@either
-def test_inputs_are_left_as_they_were(per_row, impl):
+def test_inputs_are_left_as_they_were(impl):
     case = case_of(SMALL, F32)
     every = [case.h_s, *case.E_s, case.b_s, case.labels, case.h_t, *case.E_t, case.b_t]
     before = [x.detach().clone() for x in every]
-    sum(x.sum() for x in compute(impl, case, per_row=per_row)).backward()
+    compute(impl, case).loss.backward()
     assert all(torch.equal(x, y) for x, y in zip(every, before, strict=True))
 
 
 @impls
-@either
-def test_results_repeat_bit_for_bit(per_row, impl):
+def test_results_repeat_bit_for_bit(impl):
     case = case_of(ODD, F32)
     runs = []
     for _ in range(2):
-        got = compute(impl, case, per_row=per_row)
-        runs.append([*got, *gradients(got, case, [torch.full_like(x, 0.3) for x in got])])
+        got = compute(impl, case)
+        runs.append([*got, *gradients(got, case, 0.3)])
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
 
 
@@ -241,10 +240,10 @@ def test_results_repeat_bit_for_bit(per_row, impl):
 
 
 @impls
-@pytest.mark.parametrize(("factor", "per_row"), [(1.0, False), (1024.0, False), (3.0, True)])
-def test_backward_twice_gives_the_same_twice(factor, per_row, impl):
+@pytest.mark.parametrize("factor", [1.0, 1024.0])
+def test_backward_twice_gives_the_same_twice(factor, impl):
     case = case_of(SMALL, F32)
-    loss = factor * sum(x.sum() for x in compute(impl, case, per_row=per_row))
+    loss = factor * compute(impl, case).loss
     loss.backward(retain_graph=True)
     first = [x.grad.clone() for x in case.learning]
     loss.backward()
@@ -253,16 +252,14 @@ def test_backward_twice_gives_the_same_twice(factor, per_row, impl):
 
 
 @impls
-@either
-def test_only_what_learns_has_a_gradient(per_row, impl):
-    full = case_of(SMALL)
-    got = compute(impl, full, per_row=per_row)
-    expected = gradients(got, full, [torch.ones_like(x) for x in got])
+def test_only_what_learns_has_a_gradient(impl):
+    full = case_of(SMALL)._replace(E_s=[x.detach().requires_grad_() for x in case_of(SMALL).E_s])
+    expected = gradients(compute(impl, full), full)
     h, E, X, b = full.learning
     for learning in ([h], [E, X], [b], [h, b], [X]):
         for x in full.learning:
             x.requires_grad_(any(x is y for y in learning)).grad = None
-        sum(x.sum() for x in compute(impl, full, per_row=per_row)).backward()
+        compute(impl, full).loss.backward()
         for x, y in zip(full.learning, expected, strict=True):
             assert (x.grad is not None) == x.requires_grad
             if x.requires_grad:
@@ -281,8 +278,8 @@ def test_nothing_is_worked_out_that_nobody_wants(impl, monkeypatch):
     monkeypatch.setattr(mlm_ops, "compute", watched)
     case = case_of(SMALL)
     with torch.no_grad():
-        ce, kd = compute(impl, case)
-    assert not ce.requires_grad and not kd.requires_grad
+        loss, *_ = compute(impl, case)
+    assert not loss.requires_grad
     case.h_s.requires_grad_(False)
     compute(impl, case)
     assert [wants for wants, _ in asked] == [[False] * 3, [False, True, True]]
@@ -306,27 +303,7 @@ def test_without_learners_no_gradient_reaches_the_rows(monkeypatch):
 
 
 @impls
-def test_one_of_two_losses_alone_is_refused(impl):
-    """Its gradient was never worked out; a wrong one is never given."""
-    case = case_of(SMALL)
-    for wrong in (lambda ce, kd: ce, lambda ce, kd: kd, lambda ce, kd: ce + 2 * kd):
-        with pytest.raises(ValueError, match="arrive at ce and kd are .* expected the same"):
-            wrong(*compute(impl, case)).backward()
-    assert all(x.grad is None for x in case.learning)
-    for losses, i in (("ce", 0), ("kd", 1)):  # where there is one only, it may be used alone
-        case = case_of(SMALL, losses=losses)
-        got, truth = (compute(x, case)[i] for x in (impl, "reference"))
-        grads = (torch.autograd.grad(2 * x, case.learning) for x in (got, truth))
-        for x, y in zip(*grads, strict=True):
-            assert_near("gradient", x, y, 1e-12)
-
-
-@impls
 def test_a_second_derivative_is_refused(impl):
     case = case_of(SMALL)
     with pytest.raises(ValueError, match="create_graph=True.*impl='reference' has both"):
-        torch.autograd.grad(sum(compute(impl, case)), case.learning, create_graph=True)
-    ce, kd = compute(impl, case, per_row=True)
-    (dh,) = torch.autograd.grad((ce + kd).sum(), case.h_s, create_graph=True)
-    with pytest.raises(RuntimeError):
-        dh.sum().backward()
+        torch.autograd.grad(compute(impl, case).loss, case.learning, create_graph=True)

@@ -54,7 +54,6 @@ def test_the_default_scale_is_one_over_the_root_of_the_width():
         ("kl_st", 1 / 4 * math.log(1 / 2) + 3 / 4 * math.log(3 / 2)),  # 0.1308
         ("kl_ts", 1 / 2 * math.log(2) + 1 / 2 * math.log(2 / 3)),  # 0.1438
         ("mse_maps", 1 / 16 + 1 / 16),
-        ("mse_scores", math.log(3) ** 2),
     ],
 )
 def test_divergences_of_one_row(divergence, expected):
@@ -128,9 +127,8 @@ def loops(q_s, k_s, v_s, q_t, k_t, lengths, divergence):
                         "kl_st": s * math.log(s / t),
                         "kl_ts": t * math.log(t / s),
                         "mse_maps": (s - t) ** 2,
-                        "mse_scores": (x - y) ** 2,
                     }[divergence]
-                    for s, t, x, y in zip(a_s, a_t, z_s, z_t, strict=True)
+                    for s, t in zip(a_s, a_t, strict=True)
                 )
         start += T
     return out, rows, lse
@@ -199,7 +197,6 @@ def test_gradients_are_those_of_the_readme(divergence):
         "kl_st": a_s * (a_s.log() - a_t.log() - rows[:, None]),
         "kl_ts": a_s - a_t,
         "mse_maps": 2 * a_s * (a_s - a_t - (a_s * (a_s - a_t)).sum(-1, keepdim=True)),
-        "mse_scores": 2 * (z_s - z_t),
     }[divergence]
     assert_near("dz_s", dz, g[:, None] * expected, 1e-12)
 
@@ -222,8 +219,7 @@ def test_equal_maps_do_not_diverge_and_others_do(divergence):
     _, rows, _ = reference.attention_kl(q, k, v, q_t, k_t, cu_seqlens, divergence=divergence)
     several = torch.tensor([T > 1 for T in LENGTHS for _ in range(T)])
     assert (rows[several] > 0).all()
-    if divergence != "mse_scores":  # a lone token looks at itself, whatever the model
-        assert rows[~several].abs().max() < 1e-14
+    assert rows[~several].abs().max() < 1e-14  # a lone token looks at itself, whatever the model
 
 
 @pytest.mark.parametrize("divergence", ["kl_st", "kl_ts", "mse_maps"])
@@ -343,5 +339,5 @@ def test_each_row_has_the_bits_of_its_own_sequence():
 
 
 def test_an_unknown_divergence_is_refused():
-    with pytest.raises(ValueError, match="expected one of .*kl_st.*mse_scores"):
+    with pytest.raises(ValueError, match="expected one of .*kl_st.*mse_maps"):
         reference.row_divergence(torch.zeros(1, 2), torch.zeros(1, 2), "js")

@@ -68,7 +68,7 @@ def test_log_sum_exp_of_rows_known_by_their_softmax():
     assert_near("lse", got, z.logsumexp(-1), 1e-14)
 
 
-@pytest.mark.parametrize("divergence", ["none", "kl_st", "kl_ts", "mse_maps", "mse_scores"])
+@pytest.mark.parametrize("divergence", ["none", "kl_st", "kl_ts", "mse_maps"])
 def test_memory_is_one_block_s(divergence, monkeypatch):
     """Maps of 20 sequences would be 20 times the buffers: no tensor is larger than those."""
     monkeypatch.setattr(torch_attention, "MAP_ENTRIES", 2 * 32 * 32)

@@ -43,8 +43,8 @@ def test_the_step_for_the_rows(dtype, divergence, losses, monkeypatch, banded_em
     labels = torch.tensor([10, 0, -100, 3, 4, 5, 6], device=DEVICE) if losses != "kd" else None
     x_t = None if losses == "ce" else x_t
     g_ce, g_kd = torch.randn(2, R, dtype=dtype, device=DEVICE)
-    s = reference.Side(x_s.clone().double(), [torch.eye(V, dtype=F64, device=DEVICE)], b_s)
-    t = None if x_t is None else reference.Side(x_t.double(), s.E, b_t)
+    s = reference.Decoder(x_s.clone().double(), [torch.eye(V, dtype=F64, device=DEVICE)], b_s)
+    t = None if x_t is None else reference.Decoder(x_t.double(), s.E, b_t)
     s.h.requires_grad_()
     options = {"temperature": T, "divergence": divergence}
     truth = reference.masked_mlm_rows(s, t, labels, **options)
@@ -96,18 +96,18 @@ def test_no_logits_of_all_rows_are_ever_there(T, losses, monkeypatch):
     for impl in ("reference", "torch"):
         with Largest({(V, d), (d, V), (M, d)}) as watched:
             with torch.autograd.set_multithreading_enabled(False):
-                sum(compute(impl, case, temperature=T)).backward()
+                compute(impl, case, temperature=T).loss.backward()
         largest[impl] = watched.n
     assert largest["reference"] == M * V  # what watches can see
     assert largest["torch"] <= 41 * (V + 16)
 
 
 def test_the_gradient_of_the_table_is_there_once():
-    """An upstream factor of 1, as of a loss that is ce + kd: what was worked out is handed over."""
+    """Under an upstream factor of 1 the gradient computed in forward is handed over as it is."""
     case = case_of((5, 40, (8,), (8,)), F32)
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         saved = []
-        loss = sum(compute("torch", case))
+        loss = compute("torch", case).loss
     worked_out = next(x for x in saved if x.shape == case.E_s[0].shape)
     (dE,) = torch.autograd.grad(loss, case.E_s[0])
     is_same = dE.data_ptr() == worked_out.data_ptr()
@@ -117,7 +117,7 @@ def test_the_gradient_of_the_table_is_there_once():
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_what_was_handed_over_is_never_written_to(factor):
     case = case_of((5, 40, (8,), (8,)), F32)
-    loss = factor * sum(compute("torch", case))
+    loss = factor * compute("torch", case).loss
     (once,) = torch.autograd.grad(loss, case.E_s[0], retain_graph=True)
     expected = once.clone()
     (again,) = torch.autograd.grad(3 * loss, case.E_s[0], retain_graph=True)
@@ -135,6 +135,6 @@ def test_as_fast_as_the_products_allow():
     for impl in ("reference", "torch", "reference", "torch"):
         for _ in range(3):
             start = perf_counter()
-            sum(compute(impl, case)).backward()
+            compute(impl, case).loss.backward()
             times[impl] = min(times.get(impl, 9.0), perf_counter() - start)
     assert times["torch"] < 1.1 * times["reference"], times

@@ -6,7 +6,7 @@ import torch
 from mlm_cases import B16, F16, F32, F64, assert_as_truth, case_of
 
 from helpers import DEVICE, LIMIT
-from kernels.reference import Side
+from kernels import Decoder
 
 triton_stream = pytest.importorskip("kernels.triton_stream", reason="needs Triton")
 pytestmark = pytest.mark.usefixtures("banded_empty")
@@ -45,7 +45,7 @@ def test_a_label_that_is_no_word_shows(monkeypatch):
     """Not checked on a GPU, where that would wait for it: NaN, in that row alone."""
     case = case_of((3, 5, (2,), (2,)), F32)
     s, t = (
-        Side(h.detach(), [E[0].detach()], None)
+        Decoder(h.detach(), [E[0].detach()], None)
         for h, E in ((case.h_s, case.E_s), (case.h_t, case.E_t))
     )
     labels, g = torch.tensor([2, 5, -100], device=DEVICE), torch.ones(3, device=DEVICE)
@@ -70,9 +70,9 @@ def test_offsets_do_not_wrap_at_two_thousand_million():
         if not len(E):
             E = storage.as_strided((6, 3), (1, stride))
         E.copy_(small)
-        side = Side(h, [E], None)
+        decoder = Decoder(h, [E], None)
         x = triton_stream.streamed(
-            side, side, labels, g, g, wants=(True, False, True), temperature=1.0,
+            decoder, decoder, labels, g, g, wants=(True, False, True), temperature=1.0,
             divergence="soft_ce",
         )  # fmt: skip
         results.append([x.ce, x.kd, x.dh, x.db])

@@ -448,6 +448,64 @@ def test_losses_without_logits_equal_the_equations_on_them(method, fidelity, imp
     assert others[decoder_bias].abs().max() < 1e-12  # nothing else reaches the decoder's bias
 
 
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_with_reference_kernels_every_equation_is_entered(fidelity, monkeypatch):
+    """A breakpoint in any function of losses.py stops in a training step; kernels/ make no loss."""
+    entered = {}
+
+    def counted(equation):
+        def call(*args, **options):
+            entered.setdefault(equation.number, set()).add(method)
+            return equation.function(*args, **options)
+
+        monkeypatch.setattr(losses, equation.function.__name__, call)
+
+    for equation in losses.EQUATIONS:
+        counted(equation)
+    monkeypatch.setattr(kernels, "masked_mlm", None)
+    for method in OBJECTIVES:
+        objective, teacher = build(method, fidelity=fidelity)
+        use_kernels(objective, "reference")
+        loss(objective, teacher, batch(5, 3))
+    assert entered == {
+        1: {"mlm", "distil", "compact", "mobile"}, 2: {"distil", "compact"}, 3: {"distil"},
+        4: {"distil"}, 5: {"tiny", "compact", "mobile"}, 6: {"tiny"}, 7: {"tiny"}, 8: {"tiny"},
+        9: {"tiny"}, 10: {"compact"}, 11: {"compact"}, 12: {"mobile"}, 13: {"mobile"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("method", ["distil", "compact"])
+def test_the_gradient_is_that_of_the_printed_sum(method, impl):
+    """Eq. 4 and 11 give the loss and its gradient from the terms, however they are computed."""
+    objective, teacher = build(method, alpha=(0.7, 1.9, 0.4))
+    b = batch(5, 3)
+    use_kernels(objective, "reference")
+    truth, of_truth = loss(objective, teacher, b)
+    terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
+    third = terms["align" if method == "distil" else "layers"]
+    by_hand = 0.7 * terms["mlm"] + 1.9 * terms["soft"] + 0.4 * third
+    grads = torch.autograd.grad(by_hand, objective.parameters())
+    use_kernels(objective, impl)
+    got, of_got = loss(objective, teacher, b)
+    assert got == pytest.approx(by_hand.item(), rel=1e-12) == truth
+    flat = [
+        torch.cat([x.flatten() for x in g]) for g in (of_got.values(), of_truth.values(), grads)
+    ]
+    assert_near("gradient", flat[0], flat[2], 1e-10)
+    assert_near("gradient", flat[1], flat[2], 1e-10)
+
+
+def test_an_implementation_for_each_operation():
+    objective, _ = build("compact")
+    use_kernels(objective, kernels.parse_choice("attention=reference,mlm=torch"))
+    impls = {type(m).__name__: m.impl for m in objective.modules() if hasattr(m, "op")}
+    assert impls == {"SelfAttention": "reference", "MaskedLMHead": "torch"}
+    use_kernels(objective, "mlm=triton-stream")
+    impls = {type(m).__name__: m.impl for m in objective.modules() if hasattr(m, "op")}
+    assert impls == {"SelfAttention": "auto", "MaskedLMHead": "triton-stream"}
+
+
 @pytest.mark.parametrize("weights", [(0.0, 5.0, 1.0), (2.0, 0.0, 1.0), (0.0, 0.0, 1.0)])
 def test_a_weight_of_nought_leaves_its_term_out(weights):
     objective, teacher = build("distil", alpha=weights)
