@@ -1,8 +1,8 @@
-"""`python -m minibio bench step`: whole training steps, the authors' way and ours.
+"""`python -m minibio bench step`: whole training steps, the authors' and ours.
 
     authors                 transformers, eager attention, all maps and logits, padded (authors.py)
     authors-bf16-compiled   the same under bf16 autocast and torch.compile
-    minibio                 a step of the engine, on the row of real tokens
+    minibio                 a step of training, on the row of real tokens
     minibio-bf16            the same under bf16 autocast
     minibio-bf16-compiled   and torch.compile
 
@@ -10,8 +10,8 @@ All sides of a method start from the same weights, see the same tokens in the sa
 turns. A step is forward, backward, clipping and AdamW, with dropout as in training: the authors'
 teacher has its own too (F32), unless `--no-teacher-dropout`. Before anything is timed, the losses
 of `authors` and of `minibio` as released are compared on sequences of equal length without dropout.
-Peak memory is that of the tensors, weights and moments included. What the paper's equations cost,
-`--fidelity paper`, stands beside the same baselines.
+Peak memory is that of the tensors, weights and moments included. The paper's equations, `--fidelity
+paper`, are compared with the same baselines.
 """
 
 from collections.abc import Callable
@@ -47,8 +47,26 @@ PARTS = (1, 2, 4, 8)  # micro-batches that the authors' way is cut into where me
 CEILING = {"cuda": 8192, "cpu": 1024}  # rows of the product that is taken for the device's best
 
 
+class Settings(NamedTuple):
+    """What is measured: every method by every way, on every kind of lengths."""
+
+    methods: list[str]
+    by: list[str]  # rows of WAYS
+    lengths: list[str]  # rows of LENGTHS
+    fidelity: list[str]
+    teacher_precision: list[str]  # under a student in fp32
+    student: str | None  # row of MODELS; None = the method's own
+    teacher: str
+    batch: int  # sequences
+    length: int  # tokens of the longest
+    repeats: int
+    warmup: int
+    seed: int = 0
+    teacher_dropout: bool = True  # of the authors' teacher
+
+
 class Way(NamedTuple):
-    """How a step is made."""
+    """One way to make a step."""
 
     is_ours: bool
     precision: str = "fp32"
@@ -73,12 +91,12 @@ class Side(NamedTuple):
 
     what: dict[str, str]  # the columns that name it
     step: Callable  # () -> None
-    held: tuple[nn.Module | torch.optim.Optimizer | None, ...]  # what memory it has between steps
+    held: tuple[nn.Module | torch.optim.Optimizer | None, ...]  # owners of memory between steps
     flops: float  # of the equations; 0 for the authors
 
 
 def random_batch(lengths: list[int], V: int, seed: int, device: torch.device) -> Batch:
-    """Random tokens, PREDICTED of them to be predicted."""
+    """Random tokens, a share PREDICTED of them to be predicted."""
     rng = torch.Generator().manual_seed(seed)
     N = sum(lengths)
     M = max(1, round(PREDICTED * N))
@@ -91,8 +109,10 @@ def random_batch(lengths: list[int], V: int, seed: int, device: torch.device) ->
 # ---- the two ways
 
 
-def build(method: str, fidelity: str, args, device: torch.device) -> tuple[Objective, Model | None]:
-    """The same random weights at every call: our objective, and its teacher."""
+def build(
+    method: str, fidelity: str, args: Settings, device: torch.device
+) -> tuple[Objective, Model | None]:
+    """Our objective and its teacher, with the same random weights at every call."""
     torch.manual_seed(args.seed)
     run = replace(METHODS[method], fidelity=fidelity)
     teacher = None if method == "mlm" else freeze(Model(MODELS[args.teacher]).to(device))
@@ -100,8 +120,10 @@ def build(method: str, fidelity: str, args, device: torch.device) -> tuple[Objec
     return OBJECTIVES[method](student, teacher, run).to(device).train(), teacher
 
 
-def our_side(method: str, name: str, fidelity: str, narrow: str, batch: Batch, args) -> Side:
-    """A step of the engine.
+def our_side(
+    method: str, name: str, fidelity: str, narrow: str, batch: Batch, args: Settings
+) -> Side:
+    """A step of training.
 
     Args:
         narrow: precision of the teacher, fp32 or bf16.
@@ -129,8 +151,8 @@ def our_side(method: str, name: str, fidelity: str, narrow: str, batch: Batch, a
     return Side(what, step, (objective, teacher, optimizer), flops)
 
 
-def their_side(method: str, name: str, batch: Batch, args) -> Side:
-    """A step of their Trainer; in micro-batches if the memory does not last."""
+def their_side(method: str, name: str, batch: Batch, args: Settings) -> Side:
+    """A step of their Trainer; in micro-batches if it does not fit into memory whole."""
     way, device = WAYS[name], batch.device
     objective, teacher = build(method, "released", args, device)
     model = Authors(objective, teacher, teacher_dropout=args.teacher_dropout).train()
@@ -162,7 +184,7 @@ def pieces(inputs: dict[str, Tensor], n: int) -> list[dict[str, Tensor]]:
 
 
 def fitting(step: Callable, optimizer: torch.optim.Optimizer) -> int:
-    """The fewest micro-batches with which the step fits into the device's memory; it is tried.
+    """The fewest micro-batches with which the step fits into the device's memory, by trying.
 
     Raises:
         InputError: it does not fit at all.
@@ -178,8 +200,8 @@ def fitting(step: Callable, optimizer: torch.optim.Optimizer) -> int:
 
 
 @torch.no_grad()
-def check_losses(method: str, args, device: torch.device) -> str:
-    """Both losses of one batch without padding and dropout, in a line.
+def check_losses(method: str, args: Settings, device: torch.device) -> str:
+    """One line: both losses of one batch without padding and dropout.
 
     Raises:
         InputError: they differ by more than EQUAL.
@@ -220,8 +242,8 @@ def held_mib(things) -> float:
     return sum({y.data_ptr(): y.nbytes for y in tensors}.values()) / 2**20
 
 
-def sides_of(method: str, batch: Batch, args) -> list[Side]:
-    """Everything asked for, baselines first."""
+def sides_of(method: str, batch: Batch, args: Settings) -> list[Side]:
+    """All sides of a method, baselines first."""
     theirs = [name for name in args.by if not WAYS[name].is_ours]
     sides = [their_side(method, name, batch, args) for name in theirs]
     for fidelity in args.fidelity if method != "mlm" else ["released"]:  # Eq. 1 is the same in both
@@ -235,8 +257,8 @@ def sides_of(method: str, batch: Batch, args) -> list[Side]:
     return sides
 
 
-def teacher_precisions(method: str, way: Way, args, device: torch.device) -> list[str]:
-    """Those asked for that differ: under autocast all are bf16, and mlm has no teacher."""
+def teacher_precisions(method: str, way: Way, args: Settings, device: torch.device) -> list[str]:
+    """Those wanted that differ: under autocast all are bf16, and mlm has no teacher."""
     if method == "mlm":
         return ["fp32"]
     if way.precision == "bf16":
@@ -245,8 +267,12 @@ def teacher_precisions(method: str, way: Way, args, device: torch.device) -> lis
     return list(dict.fromkeys(auto if p == "auto" else p for p in args.teacher_precision))
 
 
-def step(args, table: Table, device: torch.device) -> None:
-    """Training steps of `--methods`, by every way of `--by`."""
+def steps(args: Settings, device: torch.device, table: Table) -> None:
+    """Measure everything in the settings, a row for each side.
+
+    Raises:
+        InputError: a method has no such side, or the losses of both sides differ.
+    """
     check(args)
     if any(not WAYS[name].is_ours for name in args.by):
         for method in args.methods:
@@ -270,7 +296,7 @@ def add_rows(
     table: Table, what: dict, batch: Batch, sides: list[Side], times: list[np.ndarray],
     ceiling: dict[str, float],
 ) -> None:  # fmt: skip
-    """One row a side; what is left of each baseline's time and memory, below 1 where it is less."""
+    """One row for each side, with its share of each baseline's time and memory."""
     baselines = {}
     for side, laps in zip(sides, times, strict=True):
         name, ms = side.what["by"].split("/")[0], laps[:, 0]
@@ -307,8 +333,12 @@ def add_rows(
         table.add(row, line)
 
 
-def check(args) -> None:
-    """Refuse what no script of theirs covers."""
+def check(args: Settings) -> None:
+    """Refuse methods that the authors have no script for.
+
+    Raises:
+        InputError: mobile by the authors' way, or without IB-BERT.
+    """
     has_theirs = any(not WAYS[name].is_ours for name in args.by)
     if has_theirs and "mobile" in args.methods:
         raise InputError("the authors have no code for mobile; pass --by minibio with it")

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from minibio.bench import __main__ as command
 from minibio.bench import encoder as bench
 from minibio.bench.step import LENGTHS
 from minibio.config import MODELS
@@ -23,7 +24,7 @@ def read(path):
 def test_encoders_in_a_table(tmp_path, capsys):
     pytest.importorskip("transformers", reason="nothing to compare with")
     out = tmp_path / "new" / "encoder.csv"
-    bench.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
+    command.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
     theirs, ours = read(out)
     assert (theirs["by"], ours["by"]) == ("transformers", "minibio")
     assert theirs["N"] == ours["N"] == str(sum(LENGTHS["pubmed"](3, 40, 0)))
@@ -57,7 +58,7 @@ def test_both_sides_compute_the_same_thing(name):
 def test_a_batch_of_one_is_as_long_as_asked(tmp_path, capsys):
     pytest.importorskip("transformers", reason="nothing to compare with")
     small = [*SMALL[:2], "--batch", "1", "--length", "300", "--repeats", "1"]
-    bench.main(["encoder", "--models", "sample-tiny", *small, "--out", str(tmp_path / "a.csv")])
+    command.main(["encoder", "--models", "sample-tiny", *small, "--out", str(tmp_path / "a.csv")])
     assert {row["N"] for row in read(tmp_path / "a.csv")} == {"300"}
     assert "sample-tiny fp32: results differ by" in capsys.readouterr().out
 
@@ -65,6 +66,6 @@ def test_a_batch_of_one_is_as_long_as_asked(tmp_path, capsys):
 def test_without_transformers_ours_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "version", lambda package: "none")
     out = tmp_path / "encoder.csv"
-    bench.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
+    command.main(["encoder", "--models", "sample-tiny", "--out", str(out), *SMALL])
     (ours,) = read(out)
     assert (ours["by"], ours["speedup"]) == ("minibio", "")

@@ -2,7 +2,6 @@
 
 import csv
 import sys
-from argparse import Namespace
 from functools import partial
 
 import numpy as np
@@ -11,9 +10,9 @@ import torch
 
 from helpers import assert_near
 from kernels.bench.timing import Table
-from minibio.bench import encoder as bench
+from minibio.bench import __main__ as bench
 from minibio.bench import step as bench_step
-from minibio.bench.step import LENGTHS, WAYS, random_batch
+from minibio.bench.step import LENGTHS, WAYS, Settings, random_batch
 from minibio.run.errors import InputError
 
 CPU = torch.device("cpu")
@@ -21,9 +20,10 @@ SMALL = [
     "step", "--device", "cpu", "--batch", "3", "--length", "40", "--repeats", "2",
     "--student", "sample-distil", "--teacher", "sample-teacher", "--threads", "1",
 ]  # fmt: skip
-ARGS = Namespace(
-    student="sample-distil", teacher="sample-teacher", seed=0, length=20, teacher_dropout=True,
-    teacher_precision=["fp32", "auto"], by=["authors", "minibio"], fidelity=["released"],
+ARGS = Settings(
+    methods=["mlm"], by=["authors", "minibio"], lengths=["full"], fidelity=["released"],
+    teacher_precision=["fp32", "auto"], student="sample-distil", teacher="sample-teacher",
+    batch=2, length=20, repeats=1, warmup=1,
 )  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""Speed and memory on this machine: `python -m minibio bench`.
+
+    python -m minibio bench encoder    one forward pass, ours and that of transformers
+    python -m minibio bench step       one training step, the authors' and ours
+
+Every row is printed, and appended to the CSV file, as soon as it is known.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from kernels.bench.timing import Table
+from kernels.machine import describe, version
+from minibio.bench.encoder import encoder
+from minibio.bench.step import LENGTHS, WAYS, Settings, steps
+from minibio.config import MODELS
+from minibio.distil.objectives import OBJECTIVES, TEACHER_PRECISIONS
+from minibio.run import errors
+from minibio.run.dist import pick_device
+from minibio.run.errors import InputError
+from minibio.run.files import check_writable
+
+# values of the options that are not given
+DEFAULTS = {
+    "cpu": {
+        "models": ["tiny-biobert"], "precision": ["fp32"],
+        "batch": {"encoder": 16, "step": 8}, "repeats": {"encoder": 7, "step": 3}, "warmup": 1,
+        "by": ["authors", "minibio"],
+    },
+    "cuda": {
+        "models": ["tiny-biobert", "distil-biobert", "biobert", "bio-mobilebert"],
+        "precision": ["fp32", "bf16"],
+        "batch": {"encoder": 128, "step": 192}, "repeats": {"encoder": 30, "step": 5}, "warmup": 2,
+        "by": ["authors", "authors-bf16-compiled", "minibio", "minibio-bf16"],
+    },
+}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every option; None means the device's own value."""
+    p = argparse.ArgumentParser("minibio bench", description=__doc__.split("\n")[0])
+    commands = p.add_subparsers(dest="what", required=True)
+
+    g = commands.add_parser("encoder", help="one forward pass, ours and that of transformers")
+    g.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help="rows of MODELS")
+    g.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
+
+    g = commands.add_parser("step", help="one training step, the authors' and ours")
+    g.add_argument("--methods", nargs="+", choices=OBJECTIVES,
+                   default=["compact", "tiny", "distil", "mlm"])  # fmt: skip
+    g.add_argument("--by", nargs="+", choices=WAYS, help="ways to make a step")
+    g.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["pubmed"])
+    g.add_argument("--fidelity", nargs="+", choices=("released", "paper"), default=["released"])
+    g.add_argument("--student", choices=MODELS, metavar="NAME", help="(default: the method's own)")
+    g.add_argument("--teacher", choices=MODELS, metavar="NAME", default="biobert")
+    g.add_argument("--teacher-precision", nargs="+", choices=TEACHER_PRECISIONS,
+                   default=["fp32", "auto"], help="under a student in fp32")  # fmt: skip
+    g.add_argument("--teacher-dropout", action=argparse.BooleanOptionalAction, default=True,
+                   help="of the authors' teacher, as in their code (default: yes)")  # fmt: skip
+    g.add_argument("--warmup", type=int, help="calls of each kind before those that are timed")
+
+    for g in commands.choices.values():
+        g.add_argument("--batch", type=int, help="sequences")
+        g.add_argument("--length", type=int, default=256,
+                       help="tokens of the longest (default: 256)")  # fmt: skip
+        g.add_argument("--repeats", type=int, help="timed calls of each kind")
+        g.add_argument("--seed", type=int, default=0)
+        g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
+        g.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+        g.add_argument("--out", type=Path, help="CSV file")
+    return p
+
+
+def main(argv=None) -> None:
+    args = parser().parse_args(argv)
+    device = pick_device(args.device)
+    is_default = getattr(args, "by", ()) is None
+    for name, value in DEFAULTS[device.type].items():
+        if getattr(args, name, ()) is None:
+            setattr(args, name, value[args.what] if isinstance(value, dict) else value)
+    threads = torch.get_num_threads() if args.threads is None else args.threads
+    if min(args.batch, args.length, args.repeats, getattr(args, "warmup", 1), threads) < 1:
+        raise InputError(
+            "--batch, --length, --repeats, --warmup and --threads are expected to be at least 1"
+        )
+    torch.set_num_threads(threads)
+    if is_default and version("transformers") == "none":
+        args.by = [name for name in args.by if WAYS[name].is_ours]
+        print("without transformers, which is not installed: minibio only")
+    out = None if args.out is None else check_writable(args.out)
+    with Table(out, describe(device)) as table:
+        if args.what == "encoder":
+            encoder(args.models, args.precision, args.batch, args.length, args.repeats, args.seed,
+                    device, table)  # fmt: skip
+        else:
+            settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
+            steps(settings, device, table)
+
+
+if __name__ == "__main__":
+    errors.run(lambda: main(sys.argv[1:]), "minibio bench")
