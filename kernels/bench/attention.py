@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused_attention
 
 import kernels
-from kernels.bench.timing import Side, compiler_missing, ragged_lengths
+from kernels.bench.timing import Contender, compiled, compiler_missing, ragged_lengths
 from kernels.reference import wide
 
 KERNEL = "attention_kl"  # what `kernels.resolve_impl` calls it
@@ -259,7 +259,7 @@ def leaves(tensors) -> list[Tensor]:
     return [x.clone().requires_grad_(i < 3) for i, x in enumerate(tensors)]
 
 
-def rivals(p: Problem, names, divergence: str, dropout: float) -> list[Side]:
+def rivals(p: Problem, names, divergence: str, dropout: float) -> list[Contender]:
     """The sides called `names`, on rectangles."""
     device, T = p.tensors[0].device, max(p.lengths)
     if p.shape.is_ragged:
@@ -282,11 +282,10 @@ def rivals(p: Problem, names, divergence: str, dropout: float) -> list[Side]:
         missing = compiler_missing(device) if name == "compile" else ""
         function = {"stock": stock, "floor": floor}.get(name, eager)
         if name == "compile" and not missing:
-            torch.compiler.reset()  # else many shapes exhaust the graphs it keeps of a function
-            function = torch.compile(eager, dynamic=False, fullgraph=True)
+            function = compiled(eager)
         arriving = gradients[:1] if name == "floor" else gradients
         found.append(
-            Side(
+            Contender(
                 name, partial(function, *tensors, is_key, **options), tuple(tensors[:3]), arriving,
                 to_row=lambda x: x[is_token], bytes_needed=0 if name == "floor" else maps,
                 missing=missing,
@@ -295,7 +294,7 @@ def rivals(p: Problem, names, divergence: str, dropout: float) -> list[Side]:
     return found
 
 
-def ours(p: Problem, impls, divergence: str, dropout: float) -> list[Side]:
+def ours(p: Problem, impls, divergence: str, dropout: float) -> list[Contender]:
     """`kernels.attention_kl` by each implementation, on the row."""
     if not impls:
         return []
@@ -310,7 +309,7 @@ def ours(p: Problem, impls, divergence: str, dropout: float) -> list[Side]:
 
     maps = SAVED * p.shape.H * sum(T * T for T in p.lengths)
     return [
-        Side(
+        Contender(
             impl, partial(forward, impl), tuple(row[:3]), p.gradients,
             bytes_needed=maps if impl == "reference" else 0, is_ours=True,
         )
@@ -318,7 +317,7 @@ def ours(p: Problem, impls, divergence: str, dropout: float) -> list[Side]:
     ]  # fmt: skip
 
 
-def sides(p: Problem, names, impls, *, divergence: str, dropout: float) -> list[Side]:
+def sides(p: Problem, names, impls, *, divergence: str, dropout: float) -> list[Contender]:
     """Every way of `names` (of RIVALS) and `impls` to compute the same from the same numbers."""
     return rivals(p, names, divergence, dropout) + ours(p, impls, divergence, dropout)
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from kernels.bench.timing import Side, compiler_missing
+from kernels.bench.timing import Contender, compiled, compiler_missing
 from kernels.reference import ROW_DIVERGENCES, wide
 
 KERNEL = "masked_mlm"  # what `kernels.resolve_impl` calls it
@@ -193,7 +193,7 @@ def problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -
     return Problem(shape, tuple(tensors), labels.to(device))
 
 
-def sides(p: Problem, names, impls, **options) -> list[Side]:
+def sides(p: Problem, names, impls, **options) -> list[Contender]:
     """Every way of `names` (of RIVALS) and `impls` to compute the same from the same numbers."""
     device, dtype = p.tensors[0].device, p.tensors[2].dtype
     tensors = [x.clone().requires_grad_(i < 3) for i, x in enumerate(p.tensors)]
@@ -205,10 +205,9 @@ def sides(p: Problem, names, impls, **options) -> list[Side]:
         why = missing(name, device, options["loss"])
         function = FUNCTIONS[name]
         if name == "compile" and not why:
-            torch.compiler.reset()  # else many shapes exhaust the graphs it keeps of a function
-            function = torch.compile(eager, dynamic=False, fullgraph=True)
+            function = compiled(eager)
         found.append(
-            Side(
+            Contender(
                 name, partial(function, *args, **options), tuple(tensors[:3]), one,
                 bytes_needed=0 if name == "floor" else held, missing=why, is_equal=name != "floor",
             )
@@ -224,7 +223,7 @@ def sides(p: Problem, names, impls, **options) -> list[Side]:
         return (found.loss,)
 
     return found + [
-        Side(
+        Contender(
             impl, partial(forward, impl, **options), tuple(tensors[:3]), one,
             bytes_needed=held if impl == "reference" else 0, is_ours=True,
         )

@@ -1,4 +1,4 @@
-"""How fast our operations are, and how much memory they need, beside other ways to compute them.
+"""Time and memory of our operations, beside other ways to compute them.
 
     python -m kernels.bench attention-kl                      every side, at the shapes of the paper
     python -m kernels.bench attention-kl --shapes B24-T256-H12-D32-D64 --divergence kl_ts
@@ -8,9 +8,9 @@
 First all sides are compared with the definition in float64 on two small shapes; a side that is
 wrong or breaks is left out, and the command then ends with status 1. Then each shape: memory, and
 time with the sides taking turns, forward, backward and both measured in the same call. Memory is
-the peak above the arguments; backward's is that of both, since it needs what forward left.
-TFLOP/s and GB/s are of what the operation cannot do without (`work` in the operation's file),
-the same count for every side. Every row is printed and appended to the CSV as soon as it is known.
+the peak above the arguments; backward's is that of both, since it needs what forward left behind.
+TFLOP/s and GB/s count the least work the operation can do (`work` in the operation's file), the
+same for every side. Every row is printed and appended to the CSV as soon as it is known.
 
 The operations and their sides: kernels/bench/attention.py, kernels/bench/mlm.py. Another operation
 is another module with the same names, and a row of OPERATIONS.
@@ -19,13 +19,21 @@ is another module with the same names, and a row of OPERATIONS.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import kernels
 from kernels.bench import attention as bench_attention
 from kernels.bench import mlm as bench_mlm
-from kernels.bench.timing import Side, Table, extra_mib, free_bytes, milliseconds
+from kernels.bench.timing import (
+    Contender,
+    Spread,
+    Table,
+    extra_mib,
+    free_bytes,
+    milliseconds,
+    ratio,
+    rounded,
+)
 from kernels.machine import describe
 
 OPERATIONS = {"attention-kl": bench_attention, "masked-mlm": bench_mlm}
@@ -41,17 +49,17 @@ LIMIT = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device called `name`, or the best one here.
+    """The device called `name`; without a name the first GPU, or the CPU.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no device of that name.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -65,7 +73,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def pick_impls(op: str, names: list[str] | None, device: torch.device) -> list[str]:
-    """The implementations `names` of an operation; all that run on the device if there are none.
+    """The implementations `names` of an operation; without names all that run on the device.
 
     Triton's interpreter is never timed.
 
@@ -75,7 +83,7 @@ def pick_impls(op: str, names: list[str] | None, device: torch.device) -> list[s
     if names is not None:
         names = [kernels.resolve_impl(op, name, device)[0] for name in names]
         if device.type == "cpu" and "triton" in names:
-            raise ValueError("--impl has triton, which on a CPU is interpreted: no time to measure")
+            raise ValueError("--impl has triton, which on a CPU is interpreted and never timed")
         return list(dict.fromkeys(names))
     found = []
     for name in kernels.IMPLEMENTATIONS[op]:
@@ -101,16 +109,16 @@ def worst(got, truth) -> tuple[float, int]:
     return max(errors), errors.index(max(errors))
 
 
-def fault(side: Side, truth: Side, limit: float) -> str:
-    """What is wrong with a side's results; "" where nothing is.
+def fault(side: Contender, truth: Contender, limit: float) -> str:
+    """The fault in a side's results, in a few words; "" where they are right.
 
-    The floor has fewer outputs, and is compared in those.
+    The floor has fewer outputs; only those are compared.
     """
     if side.missing or not side.is_equal:
         return ""
     try:
         outputs, gradients = side.both()
-    except Exception as error:  # whatever it is: the other sides' table shall not fall with it
+    except Exception as error:  # any error at all: the rows of the other sides must not be lost
         return f"failed: {first_line(error)}"
     true_outputs, true_gradients = truth.both()
     pairs = [("output", outputs, true_outputs[: len(outputs)])]
@@ -130,7 +138,7 @@ def first_line(error: Exception) -> str:
 
 
 def check(operation, args, options: dict) -> dict[str, str]:
-    """{side: what is wrong with it}, from small problems without randomness."""
+    """{side: its fault}, from small problems without randomness."""
     options = {**options, **operation.EXACT}
     faults = {}
     for name in operation.CHECKED:
@@ -147,8 +155,8 @@ def check(operation, args, options: dict) -> dict[str, str]:
 # ---- how much, how fast?
 
 
-def memory(side: Side, device: torch.device) -> dict[str, float] | str:
-    """{pass: MiB at the peak above the arguments}, or why the side cannot run."""
+def memory(side: Contender, device: torch.device) -> dict[str, float] | str:
+    """{pass: MiB at the peak above the arguments}, or the reason why the side cannot run."""
     if side.missing:
         return f"not here: {side.missing}"
     if device.type == "cpu" and side.bytes_needed > (free := free_bytes()):
@@ -164,11 +172,6 @@ def memory(side: Side, device: torch.device) -> dict[str, float] | str:
     return {"forward": forward, "backward": both, "both": both}
 
 
-def ratio(x: float | None, baseline: float | None) -> float | None:
-    """x / baseline, to three digits; None where one of them was not measured."""
-    return float(f"{x / baseline:.3g}") if x is not None and baseline else None
-
-
 def measure(operation, shape, args, options: dict, faults: dict[str, str], table: Table) -> bool:
     """All sides at one shape, into the table; whether ours all ran."""
     dtype = DTYPES[args.dtype]
@@ -178,8 +181,8 @@ def measure(operation, shape, args, options: dict, faults: dict[str, str], table
     running = [s for s in sides if not isinstance(needs[s.name], str)]
     calls = [(s.forward, s.backward) for s in running]
     laps = milliseconds(calls, args.device, args.repeats, warmup=1)
-    times = {  # side -> pass -> (repeats,)
-        s.name: dict(zip(PASSES, (*x.T, x.sum(1)), strict=True))
+    times = {  # side -> pass -> Spread
+        s.name: dict(zip(PASSES, map(Spread.of, (*x.T, x.sum(1))), strict=True))
         for s, x in zip(running, laps, strict=True)
     }
     work = operation.work(shape, dtype, args.seed)
@@ -212,34 +215,31 @@ def add_row(row: dict, times, needs, work: tuple[float, float], baselines, table
     """One side, one pass: figures, and their ratio to those of each baseline."""
     side, name = row["side"], row["pass"]
     start = f"{row['shape']:<21}{side:<10}{name:<9}"
-    is_known = side in times
-    percentiles = {
-        s: np.percentile(times[s][name], (50, 20, 80)) if s in times else [None] * 3
-        for s in (side, *baselines)
-    }
-    mib = {s: needs[s][name] if s in times else None for s in percentiles}
-    p50, p20, p80 = percentiles[side]
-    flops, moved = (x / p50 / 1e6 if is_known else None for x in work)  # GFLOP/s, MB/ms = GB/s
-    row |= {"ms_p50": p50, "ms_p20": p20, "ms_p80": p80, "extra_mib": mib[side]}
-    row |= {"tflops": flops and flops / 1e3, "gb_per_s": moved}
-    row = {key: float(f"{x:.5g}") if isinstance(x, float) else x for key, x in row.items()}
+    ms = {s: times[s][name] for s in (side, *baselines) if s in times}
+    mib = {s: needs[s][name] for s in ms}
+    figures = [*(f"ms_{p}" for p in Spread._fields), "extra_mib", "tflops", "gb_per_s"]
+    row |= dict.fromkeys(figures)
+    if side in ms:
+        flops, moved = (x / ms[side].p50 / 1e6 for x in work)  # GFLOP/s, MB/ms = GB/s
+        row |= ms[side].columns() | {"extra_mib": rounded(mib[side])}
+        row |= {"tflops": rounded(flops / 1e3), "gb_per_s": rounded(moved)}
     for s in baselines:
-        row[f"time_vs_{s}"] = ratio(p50, percentiles[s][0])
-        row[f"memory_vs_{s}"] = ratio(mib[side], mib[s])
-    row["note"] = "" if is_known else needs[side]
-    if not is_known:
+        known = side in ms and s in ms
+        row[f"time_vs_{s}"] = ratio(ms[side].p50, ms[s].p50) if known else None
+        row[f"memory_vs_{s}"] = ratio(mib[side], mib[s]) if known else None
+    row["note"] = "" if side in ms else needs[side]
+    if side not in ms:
         table.add(row, f"{start}{needs[side]}")
         return
     against = "  ".join(
         f"x{row[f'time_vs_{s}']:<6g} x{row[f'memory_vs_{s}']:<8g} of {s}'s"
         for s in baselines
-        if row[f"time_vs_{s}"] is not None
+        if s in ms
     )
-    figures = f"{p50:>9.3f} ms ({p20:.3f}-{p80:.3f})"
     table.add(
         row,
-        f"{start}{figures:<32}{mib[side]:>9.2f} MiB{row['tflops']:>9.3g} TFLOP/s"
-        f"{moved:>9.3g} GB/s  {against}",
+        f"{start}{ms[side]!s:<32}{mib[side]:>9.2f} MiB{row['tflops']:>9.3g} TFLOP/s"
+        f"{row['gb_per_s']:>9.3g} GB/s  {against}",
     )
 
 
@@ -261,19 +261,17 @@ def tune(operation, shape, args, options: dict, table: Table) -> None:
                 with operation.using(kernel, config):
                     calls = [(side.forward, side.backward)]
                     (laps,) = milliseconds(calls, args.device, args.repeats, warmup=2)
-                p50, p20, p80 = np.percentile(laps[:, PASSES.index(name)], (50, 20, 80))
-                found[config] = p50
-                row |= {"ms_p50": p50, "ms_p20": p20, "ms_p80": p80, "note": ""}
-                said = f"{p50:.4f} ms ({p20:.4f}-{p80:.4f})"
+                found[config] = Spread.of(laps[:, PASSES.index(name)])
+                row |= found[config].columns() | {"note": ""}
+                shown = str(found[config])
             except Exception as error:  # too large for the device, or for the compiler
-                said = first_line(error)
-                row |= {"ms_p50": None, "ms_p20": None, "ms_p80": None, "note": said}
-            table.add(row, f"{shape} {kernel:<8}{tuple(config)!s:<20}{said}")
+                shown = first_line(error)
+                row |= dict.fromkeys(f"ms_{p}" for p in Spread._fields) | {"note": shown}
+            table.add(row, f"{shape} {kernel:<8}{tuple(config)!s:<20}{shown}")
         for config in sorted(found, key=found.get)[:1]:
-            now = f"{found[own]:.4f} ms" if own in found else "does not run"
             print(
-                f"{shape} {kernel:<8}best {tuple(config)} {found[config]:.4f} ms of the {name} "
-                f"pass; in use {tuple(own)} {now}"
+                f"{shape} {kernel:<8}best {tuple(config)} {found[config]} of the {name} pass; "
+                f"in use {tuple(own)} {found.get(own, 'does not run')}"
             )
 
 

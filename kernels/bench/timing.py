@@ -1,10 +1,9 @@
-"""Time, memory, and tables of both: what every benchmark of this repository measures with.
+"""Time, memory and tables of both: the instruments of every benchmark of this repository.
 
 Calls that are compared take turns, so that a change of the clock's speed meets them all. Times are
 those of a finished call: by the wall clock on a CPU, by events on a GPU, where each call starts
-with a cold cache. Memory is what a call needs at its peak above what there was before it, counted
-by the allocator itself: nothing is sampled. run.py and minibio/bench build on this
-file, and it knows of neither.
+with a cold cache. Memory is the peak of a call above what was allocated before it, counted by the
+allocator itself: nothing is sampled. `milliseconds` -> `Spread` -> `Table` is one row of figures.
 """
 
 import csv
@@ -40,8 +39,8 @@ def ragged_lengths(B: int, longest: int, seed: int) -> list[int]:
     return sorted(np.minimum([*titles, *abstracts], longest).tolist())
 
 
-class Side(NamedTuple):
-    """One way to compute an operation at one shape, on tensors of its own."""
+class Contender(NamedTuple):
+    """One way to compute an operation at one shape, on its own tensors."""
 
     name: str
     forward: Callable  # () -> the outputs
@@ -49,11 +48,12 @@ class Side(NamedTuple):
     gradients: tuple[Tensor, ...]  # that arrive at the outputs
     to_row: Callable = lambda x: x  # from its own layout to the one that is common to all
     bytes_needed: int = 0  # about, where it is much; 0 = no more than there is
-    missing: str = ""  # why it cannot run here
+    missing: str = ""  # the reason why it cannot run here
     is_ours: bool = False
     is_equal: bool = True  # it computes the same as the others, so that it can be checked
 
     def backward(self, *outputs: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the inputs."""
         return torch.autograd.grad(outputs, self.inputs, self.gradients)
 
     def both(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -70,6 +70,12 @@ def compiler_missing(device: torch.device) -> str:
     if not any(shutil.which(name) for name in names):
         return f"no C++ compiler ({', '.join(names)})"
     return ""
+
+
+def compiled(function: Callable) -> Callable:
+    """torch.compile of it, one graph for each shape, with nothing kept of other shapes."""
+    torch.compiler.reset()  # else many shapes exhaust the graphs it keeps of a function
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 # ---- time
@@ -118,16 +124,47 @@ def milliseconds(
     return times
 
 
+class Spread(NamedTuple):
+    """Median, 20th and 80th percentile of the times of one call, milliseconds."""
+
+    p50: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, times: np.ndarray) -> "Spread":
+        """times: (repeats,) milliseconds."""
+        return cls(*(float(x) for x in np.percentile(times, (50, 20, 80))))
+
+    def columns(self) -> dict[str, float]:
+        """The three columns that every table of times has, to five digits."""
+        return {f"ms_{name}": rounded(x) for name, x in self._asdict().items()}
+
+    def __str__(self) -> str:
+        digits = 3 if self.p50 < 100 else 1
+        return f"{self.p50:,.{digits}f} ms ({self.p20:,.{digits}f}-{self.p80:,.{digits}f})"
+
+
+def rounded(x: float, digits: int = 5) -> float:
+    """x to that many significant digits."""
+    return float(f"{x:.{digits}g}")
+
+
+def ratio(x: float | None, baseline: float | None) -> float | None:
+    """x / baseline to three digits; None where one of them was not measured."""
+    return rounded(x / baseline, 3) if x is not None and baseline else None
+
+
 # ---- memory
 
 
 def cpu_peak(call: Callable) -> int:
-    """Bytes that a call has in use at its peak, above what was there before; never too few.
+    """Bytes in use at the peak of a call, above what was allocated before; never too few.
 
-    Exact for tensors: the profiler tells of every allocation and release of PyTorch's allocator, in
-    order, and this is the largest value of their running sum; tensors that were there before make
-    no room by going. What Python and NumPy hold at their own peak, in a second run of the call, is
-    added. Not in it: what compiled libraries take from the system for themselves.
+    Exact for tensors: the profiler records every allocation and release of PyTorch's allocator, in
+    order, and this is the largest value of their running sum; releasing tensors that were there
+    before makes no room. The peak of Python and NumPy, in a second run of the call, is added. Not
+    counted: memory that compiled libraries take from the system for themselves.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else each profile writes to stderr
     with torch.profiler.profile(
@@ -145,7 +182,7 @@ def cpu_peak(call: Callable) -> int:
 
 
 def extra_mib(call: Callable, device: torch.device) -> float:
-    """MiB that a call needs at its peak above what was allocated before it."""
+    """MiB at the peak of a call, above what was allocated before it."""
     if device.type != "cuda":
         return cpu_peak(call) / 2**20
     torch.cuda.synchronize(device)
@@ -156,7 +193,7 @@ def extra_mib(call: Callable, device: torch.device) -> float:
 
 
 def free_bytes() -> float:
-    """Memory that a process on this machine can still have; infinity where nothing tells."""
+    """Memory that a process on this machine can still get; infinity where that is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
     except OSError:
@@ -171,8 +208,8 @@ def free_bytes() -> float:
 class Table:
     """Rows that are printed, and appended to a CSV file as soon as they are added.
 
-    The first line of both is `header`, what was measured on. The first row names the columns; a
-    file that was there before is replaced. Used as a context, which closes the file.
+    The first line of both is `header`: the machine, the versions, the date. The first row names the
+    columns; an existing file is replaced. A context manager, which closes the file.
     """
 
     def __init__(self, path: Path | None, header: str):

@@ -8,7 +8,7 @@ import torch
 from kernels.bench import attention as bench_attention
 from kernels.bench import run as bench
 from kernels.bench.attention import SHAPES, Shape
-from kernels.bench.timing import Side
+from kernels.bench.timing import Contender
 
 TOY = ("B2-T9-H2-D6-D8", "B3-R24-H2-D8-D8")
 SMALL = ["attention-kl", "--device", "cpu", "--repeats", "3", "--sides", "eager", "stock", "floor"]
@@ -97,7 +97,7 @@ def broken(monkeypatch, name, change):
     monkeypatch.setattr(bench_attention, "sides", sides)
 
 
-def slightly_off(side: Side) -> Side:
+def slightly_off(side: Contender) -> Contender:
     def forward():
         out, rows = side.forward()
         return out, rows * 1.001
@@ -105,7 +105,7 @@ def slightly_off(side: Side) -> Side:
     return side._replace(forward=forward)
 
 
-def wrong_gradient(side: Side) -> Side:
+def wrong_gradient(side: Contender) -> Contender:
     return side._replace(gradients=(side.gradients[0], side.gradients[1] * 1.001))
 
 

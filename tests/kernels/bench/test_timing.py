@@ -9,7 +9,16 @@ import torch
 
 from helpers import DEVICE
 from kernels.bench import timing
-from kernels.bench.timing import Side, Table, cpu_peak, extra_mib, milliseconds, ragged_lengths
+from kernels.bench.timing import (
+    Contender,
+    Spread,
+    Table,
+    cpu_peak,
+    extra_mib,
+    milliseconds,
+    ragged_lengths,
+    ratio,
+)
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -45,6 +54,16 @@ def test_each_stage_has_its_own_time_and_gets_what_the_one_before_returned():
     assert times.shape == (3, 2)
     assert (10 <= times[:, 0]).all() and (30 <= times[:, 1]).all()
     assert np.median(times[:, 0]) < 25 and np.median(times[:, 1]) < 60  # ms, not s, not us
+
+
+def test_the_spread_of_times():
+    """By hand: 0 to 10 ms."""
+    spread = Spread.of(np.arange(11.0))
+    assert spread == (5.0, 2.0, 8.0) and str(spread) == "5.000 ms (2.000-8.000)"
+    assert spread.columns() == {"ms_p50": 5.0, "ms_p20": 2.0, "ms_p80": 8.0}
+    assert str(Spread(1234.56, 1000, 2000.04)) == "1,234.6 ms (1,000.0-2,000.0)"
+    assert Spread(1.23456789, 1, 2).columns()["ms_p50"] == 1.2346
+    assert ratio(2.0, 3.0) == 0.667 and ratio(None, 3.0) is ratio(2.0, None) is None
 
 
 def ones(mib, value=1.0):
@@ -140,7 +159,7 @@ def test_a_table_without_a_file(capsys):
 
 def test_a_side_differentiates_its_inputs_alone():
     x, y = torch.tensor([2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
-    side = Side("double", lambda: (x * x * y,), (x,), (torch.tensor([10.0]),))
+    side = Contender("double", lambda: (x * x * y,), (x,), (torch.tensor([10.0]),))
     (out,), (dx,) = side.both()
     assert (out.item(), dx.item()) == (12.0, 120.0)
     assert x.grad is None and y.grad is None
