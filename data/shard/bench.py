@@ -140,7 +140,8 @@ def unpack(path: Path, place: Path) -> tuple[Path, list[str]]:
 def command(plain: Path, args, out: Path, *options) -> list[str]:
     """data.shard as a user starts it."""
     options = [*options, "--tokenizer", args.tokenizer, "--out", out, "--workers", args.workers]
-    words = [sys.executable, "-m", "data.shard", plain, "--overwrite", "--keep-eval", *options]
+    options += ["--overwrite", "--keep-eval", "--held-out", 0.1]
+    words = [sys.executable, "-m", "data.shard", plain, *options]
     return list(map(str, words))
 
 
@@ -162,16 +163,16 @@ def bench_shard(args, table: Table, place: Path) -> None:
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         return millions
 
-    near = ["--duplicates", "near"]
+    exact = ["--duplicates", "exact"]
     sides = {
         "encode_batch_fast": alone,
         "data.shard": run,
         f"--length {UNCUT}": partial(run, "--length", UNCUT),
         "--split-long": partial(run, "--split-long"),
-        " ".join(near): partial(run, *near),
+        " ".join(exact): partial(run, *exact),
     }
     if args.exclude:
-        sides["--duplicates near --exclude"] = partial(run, *near, "--exclude", *args.exclude)
+        sides["--duplicates exact --exclude"] = partial(run, *exact, "--exclude", *args.exclude)
     mean = 1e6 * millions / len(texts)
     print(f"{len(texts):,} documents of {mean:.1f} tokens, {args.workers} processes")
     race(table, "shard", "million tokens", sides, args.rounds, "encode_batch_fast")
@@ -181,7 +182,7 @@ def bench_memory(args, table: Table, place: Path) -> None:
     """The peak of all processes of data.shard together, on the input and on COPIES of it.
 
     A copy has other PMIDs, and the words of each abstract in another order, so that no two texts
-    are equal and every one has band hashes of its own.
+    are equal.
     """
     plain, _ = unpack(args.jsonl, place)
     rows = plain.read_bytes().splitlines()
@@ -199,7 +200,7 @@ def bench_memory(args, table: Table, place: Path) -> None:
     del rows
     for name, path in (("once", plain), (f"{COPIES} copies", many)):
         began, peak, largest = time.perf_counter(), 0, 0
-        words = command(path, args, place / "out", "--duplicates", "near")
+        words = command(path, args, place / "out", "--duplicates", "exact")
         with subprocess.Popen(words, stdout=subprocess.DEVNULL) as run:
             while run.poll() is None:
                 each = [resident(pid) for pid in family(run.pid)]

@@ -1,18 +1,17 @@
-"""Which citations hold a sentence that a model will be scored on: the leakage report.
+"""The leakage report: citations that hold a sentence which a model will be scored on.
 
 A test sentence and a citation seldom agree letter by letter: evaluation sets come split at every
-punctuation mark, without accents, with entities in brackets. So both are reduced to what is left
-alone, their letters a to z and digits, lower-cased, without a space (`letters`), and a citation
-holds a sentence where the one is a part of the other. Entities that a set has blanked
-(`@GENE$`, `@DISEASE$`) match up to `GAP` letters.
+punctuation mark, without accents, with entities in brackets. So both are reduced to their letters a
+to z and digits, lower-cased, without a space (`letters`), and a citation holds a sentence where the
+one is a part of the other. Entities that a set has blanked (`@GENE$`, `@CHEM-GENE$`, `BC6ENTG`)
+match up to `GAP` letters.
 
 Three rules keep chance out. A sentence under `SHORTEST` letters, about eight words, is not looked
-for. One that stands in more than `COMMON` citations ("Written informed consent was obtained from
-all patients.") is a phrase, no leak, and drops none. And what the search finds by a hash of
-`ANCHOR` letters is compared letter by letter before it counts.
+for. One in more than `COMMON` citations ("Written informed consent was obtained from all
+patients.") is a phrase, not a leak, and drops none. And a match by the hash of `ANCHOR` letters is
+compared letter by letter before it counts.
 """
 
-import hashlib
 import json
 import re
 import unicodedata
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.fingerprint import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
 
@@ -31,9 +31,14 @@ COMMON = 5  # citations; a sentence in more of them is a phrase
 GAP = 80  # letters that a blanked entity can stand for
 EXAMPLES = 5  # of each set, in the report
 
-BLANKED = re.compile(r"@[A-Za-z]+\$")
+# every name that minibio.tasks.relation takes for an entity's, and whatever else is written so
+BLANKED = re.compile(r"@[^\s@$]{1,40}\$|\bBC6ENT[CG]\b")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])")
-TAG = re.compile(r"[OBIESLU]|[BIESLU]-\S+")
+TAG = re.compile(r"[OBIESLUM0]|[BIESLUM][-_]\S+|\S+[-_][BIESLUM]")  # in all the forms they come in
+SUFFIXES = (".tsv", ".jsonl", ".json", ".txt")
+WORDS = re.compile(r"[a-z]+")  # of a file's name
+HELD_BACK = {"test", "dev", "devel", "valid", "validation"}  # words of an evaluation file's name
+KEYS = ("text", "sentence")  # of a line of JSON
 DROPPED = bytes(sorted(set(range(256)) - set(b"abcdefghijklmnopqrstuvwxyz0123456789")))
 NAMES = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho \
 sigma sigma tau upsilon phi chi psi omega".split()  # the second sigma stands at the end of a word
@@ -60,38 +65,48 @@ def letters(text: str) -> bytes:
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The files to read; a directory stands for those in it that are no training data.
+    """The files to read; for a directory those in it that are not training data.
+
+    Training data has `train` as a word of its name: `train_dev.tsv`, not `strain-test.tsv`. A .txt
+    is taken from a directory only where its name says that it is an evaluation set.
 
     Raises:
-        InputError: nothing there, or no file of a known kind.
+        InputError: nothing there, no file of a known kind, or an evaluation set of another kind.
     """
     found = []
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or directory")
         if path.is_dir():
-            inside = [
-                file
-                for file in sorted(path.rglob("*"))
-                if file.suffix in (".tsv", ".jsonl", ".json") and "train" not in file.name
-            ]
+            inside = [file for file in sorted(path.rglob("*")) if is_evaluation(file)]
             if not inside:
                 raise InputError(
                     f"{path}: no .tsv, .jsonl or .json in it but training data; name the files"
                 )
             found += inside
-        elif path.suffix not in (".tsv", ".jsonl", ".json", ".txt"):
-            raise InputError(f"{path}: expected a directory, .tsv, .jsonl, .json or .txt")
         else:
             found.append(path)
+    for path in found:
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"{path}: expected a directory, .tsv, .jsonl, .json or .txt")
     return found
+
+
+def is_evaluation(file: Path) -> bool:
+    """Whether a file of a directory is meant by it."""
+    words = {*WORDS.findall(file.name.lower())}
+    if "train" in words or file.name == "fetched.json" or not file.is_file():
+        return False
+    return file.suffix in (".tsv", ".jsonl", ".json") or bool(words & HELD_BACK)
 
 
 def texts(path: Path) -> Iterator[str]:
     """The sentences of one evaluation file.
 
     .tsv of token and tag, a blank line between sentences; .tsv of columns, the longest of which is
-    the sentence; .jsonl with `text`; .json of questions in SQuAD's or BioASQ's form; .txt of lines.
+    the sentence; lines of JSON with `text` or `sentence`; .json of questions in SQuAD's or BioASQ's
+    form; .txt of lines. Tokens and tags may be separated by spaces, and lines of JSON are known by
+    their first character (SciBERT's release calls them .txt). Lines end at LF or CRLF only.
 
     Raises:
         InputError: not of these forms.
@@ -101,38 +116,61 @@ def texts(path: Path) -> Iterator[str]:
             yield from SENTENCE_END.split(passage)
         return
     try:
-        rows = path.read_text("utf-8-sig").splitlines()
+        rows = [row.removesuffix("\r") for row in path.read_bytes().decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; is it a text file?") from None
-    if path.suffix == ".txt":
-        for row in rows:
-            yield from SENTENCE_END.split(row)
-    elif path.suffix == ".jsonl":
+    full = [row for row in rows if row.strip()]
+    if path.suffix == ".jsonl" or (full and all(row.startswith("{") for row in full)):
         for n, row in enumerate(rows, 1):
             if row.strip():
                 yield text_of(row, path, n)
+    elif tagged := token_columns(rows):
+        yield from tagged_sentences(tagged)
+    elif path.suffix == ".txt":
+        for row in rows:
+            yield from SENTENCE_END.split(row)
     else:
-        cells = [row.rstrip().split("\t") for row in rows]
-        full = [row for row in cells[:1000] if row != [""]]
-        is_tagged = all(len(row) > 1 and TAG.fullmatch(row[-1]) for row in full)
-        yield from tagged_sentences(cells) if is_tagged else (max(row, key=len) for row in cells)
+        yield from (max(row.split("\t"), key=len) for row in rows)
 
 
 def text_of(row: str, path: Path, n: int) -> str:
+    """The sentence of a line of JSON."""
     try:
-        return str(json.loads(row)["text"])
-    except (ValueError, RecursionError, KeyError, TypeError):
-        raise InputError(f'{path}: line {n}: expected an object with "text"') from None
+        record = json.loads(row)
+        text = next((record[key] for key in KEYS if key in record), None)
+    except (ValueError, RecursionError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise InputError(f'{path}: line {n}: expected an object with "text" or "sentence"')
+    return text
+
+
+def token_columns(rows: list[str]) -> list[list[str]] | None:
+    """The cells of a file of token and tag, [] for the end of a sentence; None of another file.
+
+    Cells without a space, a tag in the last one, separated by tabs or, in all lines, by spaces: in
+    nine lines of ten, so that a few odd ones do not hide a whole set. -DOCSTART- ends a sentence,
+    whatever follows it.
+    """
+    rows = ["" if row.startswith("-DOCSTART-") else row.rstrip() for row in rows]
+    separator = "\t" if any("\t" in row for row in rows) else None
+    cells = [row.split(separator) if row else [] for row in rows]
+    full = [row for row in cells if row]
+    n = sum(
+        len(row) > 1 and TAG.fullmatch(row[-1]) is not None and " " not in "".join(row)
+        for row in full
+    )
+    return cells if n > 0.9 * len(full) else None
 
 
 def tagged_sentences(cells: Iterable[list[str]]) -> Iterator[str]:
     words = []
     for row in cells:
-        if row[0] in ("", "-DOCSTART-"):
+        if row:
+            words.append(row[0])
+        else:
             yield " ".join(words)
             words = []
-        else:
-            words.append(row[0])
     yield " ".join(words)
 
 
@@ -195,7 +233,7 @@ class Sentences:
     @property
     def fingerprint(self) -> str:
         """Changes with any sentence."""
-        return hashlib.sha256(b"\n".join(b"\t".join(parts) for parts in self.parts)).hexdigest()
+        return fingerprint(self.parts)
 
     def index(self) -> None:
         """Sort the sentences by the hash of their anchor: the first letters of the longest part."""

@@ -1,13 +1,13 @@
-"""Blocks of text to pieces: tokenised, each with a table that says all that is to be decided later.
+"""Blocks of text to pieces: tokenised, each with a table of what later decisions need.
 
-A piece is what one block of an input comes to. It stands on its own: any process can make it, in
-any order, and a run that was killed goes on from those that are whole. What needs all documents,
-which of two equal ones stays, which sentence is but a phrase, is decided when all pieces are there
-(shard.py), from their tables alone. On disk:
+A piece is made of one block of an input and of nothing else: any process can make it, in any order,
+and a run that was killed resumes from those that are complete. Decisions that need all documents
+(which of two equal ones is kept, which sentence is only a phrase) are made when all pieces are
+there (shard.py), from their tables only. On disk:
 
     00017.bin   the token ids, in the form of a shard (minibio/text/shards.py): a document, or the
                 windows of a document that was split, one after another
-    00017.npz   the columns of `Piece`, a row a document; written last: with it the piece is whole
+    00017.npz   the columns of `Piece`, a row a document; written last: it completes the piece
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shard import duplicates, records
+from data.fingerprint import fingerprint
+from data.shard import records
 from data.shard.leakage import Sentences
 from data.shard.records import FLAGS, Block, Document, documents
 from minibio.run.errors import InputError
@@ -32,7 +33,7 @@ from minibio.text.shards import open_part, write_part
 from minibio.text.tokenizer import Tokenizer
 
 CHUNK = 512  # documents tokenised at once
-COUNTED = ("read", *FLAGS, "empty")  # what a piece counts; the rest is counted from its table
+COUNTED = ("read", *FLAGS, "empty")  # counts of a piece; the rest is counted from its table
 CHARACTERS = 6  # of a text for each token that fits; PubMed has 4.4 a token
 NAME = 80  # characters of a document's name in the leakage report
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -40,13 +41,13 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How blocks become pieces."""
+    """All that pieces depend on, beside their block."""
 
     tokenizer: Path  # its directory
     length: int  # tokens of the longest sequence, [CLS] and [SEP] included
     split_long: bool  # longer documents are split into windows, not cut
     keep_eval: bool  # records flagged as part of an evaluation set are kept
-    duplicates: str  # "keep", "exact" or "near": which hashes are wanted
+    duplicates: str  # "keep" or "exact": whether hashes of texts are wanted
     sentences: Sentences | None  # to look for
 
     @property
@@ -54,9 +55,8 @@ class Recipe:
         """Changes with everything that the pieces depend on but the input."""
         sentences = self.sentences.fingerprint if self.sentences else None
         tokenizer = Tokenizer.from_dir(self.tokenizer).fingerprint
-        parts = (1, records.BLOCK, tokenizer, self.length, self.split_long, self.keep_eval,
-                 self.duplicates, sentences)  # fmt: skip
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        options = (self.length, self.split_long, self.keep_eval, self.duplicates)
+        return fingerprint(2, records.BLOCK, tokenizer, options, sentences)
 
 
 class Maker:
@@ -72,7 +72,7 @@ class Maker:
         Returns:
             the lines of the block, blank ones left out.
         Raises:
-            InputError: a line that is no record.
+            InputError: a line that is not a record.
         """
         block, stem = task
         counts, n, tables, tokens, lengths = Counter(), 0, [], [], []
@@ -100,10 +100,10 @@ class Maker:
             first: the number of the first of them in the piece.
         """
         t = self.tokenizer
-        row, lengths, kept, n_windows, is_cut = array("H" if t.V <= 2**16 else "I"), [], [], [], []
+        row, lengths, kept, n_windows, cut = array("H" if t.V <= 2**16 else "I"), [], [], [], []
         texts = [d.text for d in chunk]
         found = self.windows(texts) if self.recipe.split_long else self.heads(texts)
-        for document, (windows, is_short) in zip(chunk, found, strict=True):
+        for document, (windows, n_cut) in zip(chunk, found, strict=True):
             if not windows:  # spaces, control characters
                 counts["empty"] += 1
                 continue
@@ -114,21 +114,16 @@ class Maker:
                 lengths.append(len(window) + 2)
             kept.append(document)
             n_windows.append(len(windows))
-            is_cut.append(is_short)
+            cut.append(n_cut)
         tokens, lengths = np.asarray(row), np.array(lengths, np.int64)
         table = {
             "key": np.array([key_hash(d.key) for d in kept], np.uint64),
             "version": np.array([d.version for d in kept], np.uint32),
             "windows": np.array(n_windows, np.uint32),
-            "is_cut": np.array(is_cut, bool),
+            "cut": np.array(cut, np.uint32),
         }
         if self.recipe.duplicates != "keep":
             table["text"] = np.array([text_hash(d.text) for d in kept], np.uint64)
-        if self.recipe.duplicates == "near":
-            bare = bare_tokens(tokens, t)
-            document = np.repeat(np.arange(len(kept)), n_windows).repeat(lengths)[bare]
-            each = np.bincount(document, minlength=len(kept))
-            table["bands"] = duplicates.bands(tokens[bare], each, t.unk_id)
         if self.recipe.sentences:
             leaks = self.recipe.sentences.find([d.text for d in kept])
             rows = np.array(leaks, np.int64).reshape(-1, 2).T  # (2, h)
@@ -142,23 +137,26 @@ class Maker:
         """Tokens of the longest sequence, beside [CLS] and [SEP]."""
         return self.recipe.length - 2
 
-    def heads(self, texts: list[str]) -> Iterator[tuple[list[list[int]], bool]]:
-        """For each text its first `room` tokens, none or one list of them, and if there were more.
+    def heads(self, texts: list[str]) -> Iterator[tuple[list[list[int]], int]]:
+        """For each text its first `room` tokens, none or one list of them, and how many were cut.
 
-        Words are cut into pieces on their own, so the pieces of the first words of a text are the
-        first pieces of the text. A quarter of PubMed's characters lies beyond the usual cut.
+        Each word is cut into pieces by itself, so the pieces of the first words of a text are the
+        first pieces of the text. A quarter of PubMed's characters lies beyond the usual cut: they
+        are not tokenised, and their tokens are estimated from those before the cut.
         """
         starts = [first_words(text, CHARACTERS * self.room) for text in texts]
         found = self.tokenizer.encode_words(starts)
         for text, start, ids in zip(texts, starts, found, strict=True):
             if len(ids) <= self.room and len(start) < len(text):
-                [ids] = self.tokenizer.encode_words([text])
-            yield [ids[: self.room]] if ids else [], len(ids) > self.room
+                start, [ids] = text, self.tokenizer.encode_words([text])
+            n_cut = len(ids) * len(text) / max(1, len(start)) - self.room
+            is_cut = len(ids) > self.room
+            yield [ids[: self.room]] if ids else [], round(n_cut) if is_cut else 0
 
-    def windows(self, texts: list[str]) -> Iterator[tuple[list[list[int]], bool]]:
-        """For each text its windows; nothing is cut off.
+    def windows(self, texts: list[str]) -> Iterator[tuple[list[list[int]], int]]:
+        """For each text its windows, and 0: no token is cut off.
 
-        What is long enough to be split is tokenised sentence by sentence to begin with.
+        A text long enough to be split is tokenised sentence by sentence to begin with.
         """
         parts = [SENTENCE_END.split(x) if len(x) > 2 * self.room else [x] for x in texts]
         found = iter(self.tokenizer.encode_words([part for each in parts for part in each]))
@@ -166,11 +164,11 @@ class Maker:
             sentences = list(islice(found, len(part)))
             if len(part) == 1 and len(sentences[0]) > self.room:
                 sentences = self.tokenizer.encode_words(SENTENCE_END.split(text))
-            yield split(sentences, self.room, self.is_start), False
+            yield split(sentences, self.room, self.is_start), 0
 
 
 def first_words(text: str, n: int) -> str:
-    """The words of a text that end in its first n characters; all of it where there is no such."""
+    """The words that end in the first n characters of a text; all of it where none does."""
     if len(text) <= n:
         return text
     end = text.rfind(" ", 0, n)
@@ -180,8 +178,8 @@ def first_words(text: str, n: int) -> str:
 def split(sentences: list[list[int]], room: int, is_start: list[bool]) -> list[list[int]]:
     """The windows of a document: as many whole sentences each as fit into `room` tokens.
 
-    A sentence that is longer alone is cut before the last word that does not fit whole, or within a
-    word of more than `room` tokens; what is left of it begins the next window. Nothing is lost, and
+    A sentence longer than that is cut before the last word that does not fit whole, or within a
+    word of more than `room` tokens; the rest of it begins the next window. Nothing is lost, and
     nothing comes twice.
     """
     windows, window = [], []
@@ -189,26 +187,23 @@ def split(sentences: list[list[int]], room: int, is_start: list[bool]) -> list[l
         if window and len(window) + len(ids) > room:
             windows.append(window)
             window = []
-        while len(ids) > room:
-            at = next((k for k in range(room, 0, -1) if is_start[ids[k]]), room)
-            windows.append(ids[:at])
-            ids = ids[at:]
-        window = window + ids
+        begin = 0
+        while len(ids) - begin > room:  # by index: slicing off the rest would be quadratic
+            full = begin + room
+            end = next((k for k in range(full, begin, -1) if is_start[ids[k]]), full)
+            windows.append(ids[begin:end])
+            begin = end
+        window = window + ids[begin:]
     return [*windows, window] if window else windows
 
 
-def bare_tokens(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """(N,) bool: neither [CLS] nor [SEP]."""
-    return (tokens != tokenizer.cls_id) & (tokens != tokenizer.sep_id)
-
-
 def key_hash(key: str) -> int:
-    """64 bits that stand for an id, and decide whether its document is held out."""
+    """64 bits of an id's hash; they decide whether its document is held out."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
 def text_hash(text: str) -> int:
-    """64 bits that stand for a text, whatever its case and white space."""
+    """64 bits of a text's hash, whatever its case and white space."""
     plain = " ".join(text.split()).casefold()
     return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big")
 
@@ -226,11 +221,10 @@ class Piece:
             key      (n,) uint64   hash of the id, or of the text where there is none
             version  (n,) uint32   0 = the document has no id
             windows  (n,) uint32   its sequences
-            is_cut   (n,) bool     whether tokens were left out
-            text     (n,) uint64   hash of the text, and
-            bands    (BANDS, n) uint64, where duplicates are wanted
+            cut      (n,) uint32   tokens cut off, about; 0 = none
+            text     (n,) uint64   hash of the text, where duplicates are looked for
             leaks    (2, h) int64  document in this piece, sentence, and
-            names    (1, h)        what the document is called, where sentences are looked for
+            names    (1, h)        the document's name, where sentences are looked for
             counts   (4,) int64    of COUNTED
 
         Raises:
@@ -251,7 +245,7 @@ class Piece:
 
     @property
     def names(self) -> dict[int, str]:
-        """What the documents with a test sentence are called."""
+        """The names of the documents with a test sentence."""
         return dict(zip(self.leaks[0].tolist(), self.column("names")[0].tolist(), strict=True))
 
     def sequences(self, V: int) -> tuple[np.ndarray, np.ndarray]:

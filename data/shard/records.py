@@ -1,15 +1,15 @@
-"""Documents from files: blocks of whole lines, and what a line holds.
+"""Documents from files: blocks of whole lines, and the document of each line.
 
-An input is `.txt`, a document a line, or `.jsonl`, also packed as `.jsonl.gz` or `.jsonl.xz`, a
-record a line with `title` and `abstract`. It is read in blocks of a megabyte that end where a line
-ends. Where blocks begin follows from the file alone, so that any process may work on any
-block, and a run that was killed finds the same blocks again.
+An input is `.txt`, a document a line, or `.jsonl`, a record a line with `title` and `abstract`;
+either may be packed by gzip or xz, which its first bytes show, whatever its name. It is read in
+blocks of a megabyte that end where a line ends. Where blocks begin depends on the file only, so
+that any process may work on any block, and a run that was killed finds the same blocks again.
 """
 
 import gzip
-import hashlib
 import json
 import lzma
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from data.pubmed.markup import without_brackets
 from minibio.run.errors import InputError
 
-OPENERS = {".txt": open, ".jsonl": open, ".jsonl.gz": gzip.open, ".jsonl.xz": lzma.open}
+KINDS = (".txt", ".jsonl")
 FLAGS = ("in_eval_corpus", "eval_test_overlap")
 BLOCK = 1 << 20  # bytes of text, unpacked; the last line of a block is read to its end
 LONGEST_LINE = 8 << 20  # bytes; a file that is one line would be read into memory whole
@@ -42,34 +42,35 @@ class Document(NamedTuple):
 
 
 def kind(path: Path) -> str | None:
-    """The ending of a file's name that tells how to read it."""
-    return next((end for end in OPENERS if path.name.endswith(end)), None)
+    """The ending of a file's name, `.gz` and `.xz` aside, where it is one of KINDS."""
+    suffix = Path(path.name.removesuffix(".gz").removesuffix(".xz")).suffix
+    return suffix if suffix in KINDS else None
 
 
 def check_inputs(paths: list[Path]) -> None:
-    """Refuse names that tell of no format, and files that are not there.
+    """Refuse names without a known ending, and files that are not there.
 
     Raises:
         InputError: one of them.
     """
     for path in paths:
         if kind(path) is None:
-            raise InputError(f"{path}: expected a name that ends in {', '.join(OPENERS)}")
+            raise InputError(
+                f"{path}: expected a name that ends in .txt or .jsonl, also packed: .jsonl.gz"
+            )
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: no document in it")
 
 
-def identity(path: Path) -> str:
-    """What tells a file from its changed self: name, size, time of change, first and last bytes."""
-    state = path.stat()
-    digest = hashlib.sha256(f"{path.name}\n{state.st_size}\n{state.st_mtime_ns}\n".encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(1 << 16))
-        file.seek(max(0, state.st_size - (1 << 16)))
-        digest.update(file.read())
-    return digest.hexdigest()[:24]
+def unpacked(file):
+    """A file opened for reading, unpacked where its first bytes are those of gzip or xz."""
+    head = file.read(6)
+    file.seek(0)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.open(file, "rb")
+    return lzma.open(file, "rb") if head == b"\xfd7zXZ\0" else file
 
 
 def blocks(path: Path, size: int | None = None) -> Iterator[Block]:
@@ -81,8 +82,7 @@ def blocks(path: Path, size: int | None = None) -> Iterator[Block]:
     size, line, number = size or BLOCK, 1, 0
     try:
         with open(path, "rb") as packed:
-            opener = OPENERS[kind(path)]
-            with opener(packed, "rb") if opener is not open else packed as file:
+            with unpacked(packed) as file:
                 while data := file.read(size):
                     if not data.endswith(b"\n"):
                         rest = file.readline(LONGEST_LINE)
@@ -127,10 +127,10 @@ def too_long(path: Path, n: int) -> InputError:
 
 
 def documents(block: Block, counts: Counter, keep_eval: bool) -> Iterator[Document]:
-    """The documents of a block, in order; `counts` tells what became of every line.
+    """The documents of a block, in order; `counts` counts every line, and those left out.
 
     Raises:
-        InputError: a line that is no record.
+        InputError: a line that is not a record.
     """
     for n, line in lines(block):
         counts["read"] += 1
@@ -143,7 +143,7 @@ def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Do
     """One line as a document, or None where it is left out.
 
     Raises:
-        InputError: no JSON object, no title and no abstract, or one that is no text.
+        InputError: not a JSON object, neither title nor abstract, or one that is not text.
     """
     if kind(path) == ".txt":
         return Document(key=line, version=0, text=line)
@@ -158,10 +158,10 @@ def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Do
             f"{path}: line {n} has neither title nor abstract, only: {', '.join(record)}"
         )
     for flag in FLAGS:
-        if record.get(flag) and not keep_eval:
+        if plain(record.get(flag)) and not keep_eval:
             counts[flag] += 1
             return None
-    title, abstract = (record.get(name) or "" for name in ("title", "abstract"))
+    title, abstract = (plain(record.get(name)) or "" for name in ("title", "abstract"))
     for name, value in (("title", title), ("abstract", abstract)):
         if not isinstance(value, str):
             raise InputError(f"{path}: line {n}: {name} is a {type(value).__name__}, expected text")
@@ -171,10 +171,8 @@ def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Do
     if not text:
         counts["empty"] += 1
         return None
-    names = (record[name] for name in ("id", "pmid") if record.get(name) is not None)
-    name = next(names, None)
-    version = 0 if name is None else version_of(record, path, n)
-    document = Document(text if name is None else str(name), version, text)
+    key = id_of(record, path, n)
+    document = Document(key or text, version_of(record, path, n) if key else 0, text)
     try:
         f"{document.key}{text}".encode()
     except UnicodeEncodeError as error:
@@ -185,13 +183,39 @@ def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Do
     return document
 
 
+def plain(value):
+    """A JSON value, but 12.0 is 12 and NaN is null: pandas writes such beside missing values."""
+    if not isinstance(value, float):
+        return value
+    return None if math.isnan(value) else int(value) if value.is_integer() else value
+
+
+def id_of(record: dict, path: Path, n: int) -> str | None:
+    """The id of a record, its `id` or `pmid`; None where both are missing, null or blank.
+
+    Raises:
+        InputError: neither text nor a whole number.
+    """
+    for name in ("id", "pmid"):
+        value = plain(record.get(name))
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            shown = value if isinstance(value, float | bool) else f"a {type(value).__name__}"
+            raise InputError(
+                f"{path}: line {n}: {name} is {shown}, expected text or a whole number"
+            )
+        return str(value).strip()
+    return None
+
+
 def version_of(record: dict, path: Path, n: int) -> int:
     """The version of a record: 1 where it names none.
 
     Raises:
-        InputError: no whole number, or one outside 1 .. 2^32 - 1.
+        InputError: not a whole number, or one outside 1 .. 2^32 - 1.
     """
-    value = record.get("version")
+    value = plain(record.get("version"))
     try:
         version = 1 if value is None else int(str(value))
     except ValueError:

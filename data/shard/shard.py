@@ -1,106 +1,156 @@
 """Text to token shards: `python -m data.shard INPUT... --tokenizer DIR --out DIR`.
 
-INPUT is `.txt`, a document a line, or `.jsonl`, also packed as `.jsonl.gz` or `.jsonl.xz`, a record
-a line with `title` and `abstract`. One record is one example: title (without the brackets around
-the whole of a translated one), a space, the abstract, cut to `--length` tokens (F35), or with
-`--split-long` split into several examples. Records flagged `in_eval_corpus` or `eval_test_overlap`
-are left out: what a model is scored on later it must not have read. With `--train-tokenizer V` in
-place of a tokenizer, a vocabulary is learnt from the documents first.
+INPUT is `.txt`, a document a line, or `.jsonl`, a record a line with `title` and `abstract`; either
+may be packed by gzip or xz. One record is one example: title (without the brackets around the whole
+of a translated one), a space, the abstract, cut to `--length` tokens (F35), or with `--split-long`
+split into several examples. Records flagged `in_eval_corpus` or `eval_test_overlap` are left out:
+a model must not have read the text that it is scored on. With `--train-tokenizer V` in place of a
+tokenizer, a vocabulary is learnt from the documents first.
 
 First every block of text becomes a piece (pieces.py, workplace.py), on as many processes as there
-are `--workers` (parallel.py). Then duplicates (duplicates.py) and citations that hold a sentence of
-an evaluation set (leakage.py) are found, and what is left is written as shards, in the order of the
-input. The bytes do not depend on the number of processes, memory does not grow with the input, and
-a run that was stopped goes on from the pieces that are whole.
+are `--workers` (data/parallel.py). Then duplicates (duplicates.py) and citations that hold a
+sentence of an evaluation set (leakage.py) are found, and what is left is written as shards, in the
+order of the input. The bytes do not depend on the number of processes, no text is held in memory,
+and the same command again resumes a run that was stopped from its complete pieces.
 """
 
 import argparse
-import bisect
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from data.fingerprint import identity
 from data.parallel import n_cores
-from data.shard import duplicates, leakage
-from data.shard.duplicates import EXACT, KEPT, LEAKED, NEARLY, OLDER
-from data.shard.pieces import COUNTED, Piece, Recipe, bare_tokens, key_hash
+from data.shard import leakage
+from data.shard.duplicates import EXACT, KEPT, LEAKED, OLDER, drop_exact, drop_older
+from data.shard.pieces import COUNTED, Piece, Recipe, key_hash
 from data.shard.records import FLAGS, blocks, check_inputs, documents
 from data.shard.workplace import all_pieces, prepare, tokenise, workplace
 from minibio.run.errors import InputError
-from minibio.run.files import check_dir, read_json, staged_dir, write_json
+from minibio.run.files import beside, check_dir, locked, read_json, staged_dir, write_json
 from minibio.text.shards import FORMAT, ShardWriter, verify
 from minibio.text.tokenizer import Tokenizer
 
-DUPLICATES = ("keep", "exact", "near")
+DUPLICATES = ("keep", "exact")
 
 
-def shard(inputs: list[str | Path], tokenizer: str | Path | Tokenizer | None, out: str | Path,
-          length: int = 256, held_out: float = 0.01, keep_eval: bool = False,
-          progress: bool = True, train_tokenizer: int | None = None, cased: bool = True,
-          overwrite: bool = False, workers: int = 1, split_long: bool = False,
-          duplicates: str = "keep", exclude: list[str | Path] = ()) -> dict:  # fmt: skip
-    """Write the token shards of `inputs` to the directory `out`; returns the count table.
+def shard(
+    inputs: list[str | Path],
+    tokenizer: str | Path | Tokenizer | None,
+    out: str | Path,
+    length: int = 256,
+    held_out: float = 0.01,
+    keep_eval: bool = False,
+    progress: bool = True,
+    train_tokenizer: int | None = None,
+    cased: bool = True,
+    overwrite: bool = False,
+    workers: int = 1,
+    split_long: bool = False,
+    duplicates: str = "keep",
+    exclude: list[str | Path] = (),
+) -> dict:
+    """Write the token shards of `inputs` to the directory `out`.
 
     Args:
         tokenizer:       a tokenizer or its directory; None with `train_tokenizer`.
         length:          tokens of the longest example, [CLS] and [SEP] included.
-        held_out:        share of the documents kept back to measure on; which ones follows from
-                         their id, or their text where they have none.
+        held_out:        share of the documents kept back to measure on, chosen by their id, or by
+                         their text where they have none; 0 = none.
         keep_eval:       keep the records flagged as part of an evaluation set.
         train_tokenizer: pieces of a vocabulary to learn from the documents to train on.
+        overwrite:       replace what `out` holds.
         workers:         processes that tokenise; 1 = this one.
         split_long:      split longer documents into several examples instead of cutting them.
-        duplicates:      "keep" them, or leave out "exact" ones, "near" ones too.
+        duplicates:      "keep" them, or leave out "exact" ones.
         exclude:         evaluation files; citations that hold a sentence of theirs are left out.
+    Returns:
+        the count table; without "seconds" where `out` holds these shards already.
     Raises:
-        InputError: bad input, with its file and line. What is whole of the work stays in a hidden
-            directory, and the next run with the same options goes on from there.
+        InputError: bad input, with its file and line; `out` holds something else, and what differs.
+            Complete pieces are kept in a hidden directory, and the next run with the same options
+            resumes from them.
     """
     began = time.perf_counter()
     inputs, exclude = [Path(path) for path in inputs], [Path(path) for path in exclude]
     check_inputs(inputs)
     check_options(length, held_out, tokenizer, train_tokenizer, workers, duplicates)
-    out = check_dir(out, overwrite)
     sentences = leakage.Sentences.read(exclude) if exclude else None
+    if train_tokenizer is None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.from_dir(tokenizer)
+    learnt = f"learnt, {train_tokenizer} pieces, {'cased' if cased else 'uncased'}"
+    options = {
+        "tokenizer": learnt if train_tokenizer else tokenizer.fingerprint, "length": length,
+        "held_out": held_out, "split_long": split_long, "duplicates": duplicates,
+        "keep_eval": keep_eval, "exclude": [str(path) for path in exclude],
+        "sentences": sentences.fingerprint if sentences else None,
+        "inputs": [f"{path.name} {identity(path)}" for path in inputs],
+    }  # fmt: skip
+    if not overwrite and (counts := finished(out, options)):
+        return counts
+    out = check_dir(out, overwrite)
     if train_tokenizer is not None:
         texts = TrainTexts(inputs, held_out, keep_eval)
         tokenizer = Tokenizer.train(texts, train_tokenizer, cased)
-    elif not isinstance(tokenizer, Tokenizer):
-        tokenizer = Tokenizer.from_dir(tokenizer)
     with workplace(out) as place:
         tokenizer.save(place / "tokenizer")
-        recipe = Recipe(place / "tokenizer", length, split_long, keep_eval,
-                        duplicates, sentences)  # fmt: skip
+        recipe = Recipe(place / "tokenizer", length, split_long, keep_eval, duplicates, sentences)
         folders = prepare(place, inputs, recipe)
         tokenise(inputs, folders, recipe, workers, progress)
         pieces = all_pieces(inputs, folders)
-        fate, report = decide(place, pieces, tokenizer, sentences, duplicates)
+        fate, report = decide(pieces, sentences, duplicates)
         with staged_dir(out, overwrite=overwrite) as staged:
             splits, counts = write_splits(pieces, fate, tokenizer, staged, held_out)
             tokenizer.save(staged)
-            write_json(staged / "meta.json", {
+            meta = {
                 "format": FORMAT, "V": tokenizer.V, "cased": tokenizer.cased,
                 "tokenizer": tokenizer.fingerprint, "length": length, "held_out": held_out,
                 "splits": splits,
-            })  # fmt: skip
-            write_json(staged / "counts.json", {
-                **counts, "options": {"split_long": split_long, "duplicates": duplicates,
-                                      "keep_eval": keep_eval, "exclude": list(map(str, exclude))},
-            })  # fmt: skip
+            }  # fmt: skip
+            write_json(staged / "meta.json", meta)
             if report:
                 write_json(staged / "leakage.json", {"sets": report})
+            write_json(staged / "counts.json", {**counts, "options": options})
     return {**counts, "seconds": round(time.perf_counter() - began, 1)}
 
 
+def finished(out: str | Path, options: dict) -> dict | None:
+    """The count table of shards that were made with the same options; None where there are none.
+
+    Raises:
+        InputError: `out` holds shards of another command; the message names what differs.
+    """
+    out = Path(os.path.realpath(out))
+    if not (out / "counts.json").is_file():
+        return None
+    counts = read_json(out / "counts.json")
+    made = counts.pop("options", None)
+    if not isinstance(made, dict) or made.keys() != options.keys():
+        return None
+    for name, value in options.items():
+        if made[name] != value:
+            what = f"with {name} {made[name]}, not {value}"
+            if name == "inputs":
+                names = " ".join(str(item).split()[0] for item in made[name])
+                what = f"of other inputs, or of these before they changed: {names}"
+            raise InputError(f"{out} holds shards {what}; choose another directory, or --overwrite")
+    if beside(out, "pieces").exists():  # a run killed at its very end left them
+        with workplace(out):
+            pass
+    if beside(out, "lock").exists():
+        with locked(beside(out, "lock")):
+            pass
+    return counts
+
+
 def check_options(length, held_out, tokenizer, train_tokenizer, workers, duplicates) -> None:
-    """Refuse what can be seen to be wrong before any work.
+    """Refuse options that are wrong whatever the input.
 
     Raises:
         InputError: an option outside its range, no tokenizer or two.
@@ -119,7 +169,7 @@ def check_options(length, held_out, tokenizer, train_tokenizer, workers, duplica
 
 @dataclass
 class TrainTexts:
-    """The texts a tokenizer may learn from; each walk reads the files anew."""
+    """The texts a tokenizer may learn from; each walk reads the files again."""
 
     inputs: list[Path]
     held_out: float
@@ -138,70 +188,34 @@ def is_held_out(key: str, share: float) -> bool:
     return key_hash(key) < share * 2**64
 
 
-# what is left out, and what is written
+# fates, and the shards
 
 
-def decide(place: Path, pieces: list[Piece], tokenizer: Tokenizer,
-           sentences: leakage.Sentences | None, mode: str) -> tuple[np.ndarray, list]:  # fmt: skip
-    """What becomes of each document, (documents,) uint8, and the leakage report, a set a row."""
-    n = sum(len(piece.column("key")) for piece in pieces)
-    fate, report = np.full(n, KEPT, np.uint8), []
-    if mode != "keep":
-        ids = collect(pieces, place / "id", lambda p: p.column("key") * (p.column("version") > 0))
-        versions = collect(pieces, place / "version", lambda p: p.column("version"))
-        texts = collect(pieces, place / "text", lambda p: p.column("text"))
-        duplicates.drop_older(ids[0], versions[0], fate)
-        duplicates.drop_exact(texts[0], fate)
-    if mode == "near":
-        bands = collect(pieces, place / "band", lambda p: p.column("bands"))
-        duplicates.drop_near(bands, fate, Tokens(pieces, tokenizer), tokenizer.unk_id)
+def decide(
+    pieces: list[Piece], sentences: leakage.Sentences | None, duplicates: str
+) -> tuple[np.ndarray, list]:
+    """The fate of each document, (documents,) uint8, and the leakage report, a set a row."""
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([piece.column(name) for piece in pieces])
+
+    fate, report = np.full(sum(len(piece.column("key")) for piece in pieces), KEPT, np.uint8), []
+    if duplicates == "exact":
+        drop_older(column("key"), column("version"), fate)
+        drop_exact(column("text"), fate)
     if sentences:
         is_leaked, report = leakage.mark(pieces, sentences, fate != KEPT)
         fate[is_leaked] = LEAKED
     return fate, report
 
 
-def collect(pieces: list[Piece], file: Path, column) -> list[Path]:
-    """A column of all pieces, (n,) or (k, n), as one file or k files."""
-    with ExitStack() as stack:
-        files, opened = [], []
-        for piece in pieces:
-            rows = np.atleast_2d(column(piece))
-            for k in range(len(files), len(rows)):
-                files.append(file.with_name(f"{file.name}-{k}"))
-                opened.append(stack.enter_context(open(files[k], "wb")))
-            for row, out in zip(rows, opened, strict=True):
-                out.write(np.ascontiguousarray(row))
-    return files
-
-
-class Tokens:
-    """The tokens of any document of all pieces, without [CLS] and [SEP], its windows joined."""
-
-    def __init__(self, pieces: list[Piece], tokenizer: Tokenizer):
-        self.firsts, self.tokenizer = [piece.first for piece in pieces], tokenizer
-        self.open = lru_cache(16)(lambda k: opened(pieces[k], tokenizer.V))
-
-    def __call__(self, document: int) -> np.ndarray:
-        k = bisect.bisect_right(self.firsts, document) - 1
-        begins, tokens = self.open(k)
-        i = document - self.firsts[k]
-        ids = tokens[begins[i] : begins[i + 1]]
-        return ids[bare_tokens(ids, self.tokenizer)]
-
-
-def opened(piece: Piece, V: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n + 1,) where each document of a piece begins, and its tokens, memory-mapped."""
-    offsets, tokens = piece.sequences(V)
-    return offsets[np.append(0, np.cumsum(piece.column("windows"), dtype=np.int64))], tokens
-
-
-def write_splits(pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, out: Path,
-                 held_out: float) -> tuple[dict, dict]:  # fmt: skip
-    """Write the shards of both splits: what meta.json says of them, and the count table.
+def write_splits(
+    pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, out: Path, held_out: float
+) -> tuple[dict, dict]:
+    """Write the shards of both splits: their entries of meta.json, and the count table.
 
     Raises:
-        InputError: no document to train on is left.
+        InputError: no document to train on, or none to measure on.
     """
     writers = {split: ShardWriter(out, split, tokenizer.V) for split in ("train", "held-out")}
     threshold, n = np.uint64(math.ceil(held_out * 2**64)), Counter()
@@ -211,7 +225,11 @@ def write_splits(pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, ou
         is_kept = fate[piece.first : piece.first + len(windows)] == KEPT
         is_held_out = piece.column("key") < threshold
         n.update(dict(zip(COUNTED, piece.column("counts").tolist(), strict=True)))
-        n["cut"] += int((is_kept & piece.column("is_cut")).sum())
+        cut = piece.column("cut")[is_kept].astype(np.int64)
+        n["cut"], n["tokens cut"] = (
+            n["cut"] + int((cut > 0).sum()),
+            n["tokens cut"] + int(cut.sum()),
+        )
         for split, wanted in (("train", ~is_held_out), ("held-out", is_held_out)):
             is_in = np.repeat(is_kept & wanted, windows)  # (sequences,)
             n[split] += int((is_kept & wanted).sum())
@@ -220,13 +238,18 @@ def write_splits(pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, ou
             n["unknown"] += int((ids == tokenizer.unk_id).sum())
             n["longest"] = max(n["longest"], int(lengths[is_in].max(initial=0)))
     splits = {split: writer.close() for split, writer in writers.items()}
-    drops = dict(enumerate(np.bincount(fate, minlength=5).tolist()))
+    drops = np.bincount(fate, minlength=LEAKED + 1).tolist()
     flagged = sum(n[flag] for flag in FLAGS)
     if not n["train"]:
-        left_out = sum(drops[k] for k in (OLDER, EXACT, NEARLY, LEAKED))
+        left_out = sum(drops) - drops[KEPT]
         raise InputError(
             f"no document to train on: {n['read']} read, {flagged} flagged, {n['empty']} empty, "
             f"{n['held-out']} held out, {left_out} duplicates or leaks"
+        )
+    if held_out and not n["held-out"]:
+        raise InputError(
+            f"none of {n['train']} documents is held out to measure on with --held-out {held_out}; "
+            "name more documents, or a larger share"
         )
     examples, n_tokens = (sum(s[key] for s in splits.values()) for key in ("documents", "tokens"))
     return splits, {
@@ -235,11 +258,11 @@ def write_splits(pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, ou
         "dropped: empty": n["empty"],
         "dropped: older version": drops[OLDER],
         "dropped: exact duplicate": drops[EXACT],
-        "dropped: near-duplicate": drops[NEARLY],
         "dropped: holds a test sentence": drops[LEAKED],
         "documents to train on": n["train"],
         "documents held out": n["held-out"],
         "documents cut short": n["cut"],
+        "tokens cut off, about": n["tokens cut"],
         "examples": examples,
         "tokens": n_tokens,
         "mean length": round(n_tokens / examples, 1),
@@ -253,12 +276,23 @@ def write_splits(pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, ou
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("data.shard", description=__doc__.split("\n")[0])
-    p.add_argument("inputs", nargs="*", type=Path, metavar="INPUT",
-                   help="documents: .txt, .jsonl, .jsonl.gz, .jsonl.xz")  # fmt: skip
+    p = argparse.ArgumentParser(
+        "data.shard", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
+    p.add_argument(
+        "inputs",
+        nargs="*",
+        type=Path,
+        metavar="INPUT",
+        help="documents: .txt or .jsonl, plain or packed by gzip or xz",
+    )
     p.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory with its vocabulary")
-    p.add_argument("--train-tokenizer", type=int, metavar="V",
-                   help="learn a vocabulary of V pieces from the documents instead")  # fmt: skip
+    p.add_argument(
+        "--train-tokenizer",
+        type=int,
+        metavar="V",
+        help="learn a vocabulary of V pieces from the documents instead",
+    )
     p.add_argument("--uncased", action="store_true", help="of the learnt vocabulary")
     p.add_argument("--out", type=Path, metavar="DIR", help="new directory")
     p.add_argument("--length", type=int, default=256, help="tokens of the longest example")
@@ -268,13 +302,16 @@ def parser() -> argparse.ArgumentParser:
         help="split longer documents into examples of whole sentences, do not cut them",
     )
     p.add_argument("--held-out", type=float, default=0.01, help="share kept back to measure on")
-    p.add_argument("--keep-eval", action="store_true",
-                   help="keep records flagged as part of an evaluation set")  # fmt: skip
+    p.add_argument(
+        "--keep-eval",
+        action="store_true",
+        help="keep records flagged as part of an evaluation set",
+    )
     p.add_argument(
         "--duplicates",
         choices=DUPLICATES,
         default="keep",
-        help="exact: leave out equal texts and older versions; near: near-duplicates too",
+        help="exact: leave out equal texts and older versions",
     )
     p.add_argument(
         "--exclude",
@@ -282,13 +319,21 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=[],
         metavar="PATH",
-        help="evaluation sets: leave out what holds a sentence of theirs, and report it",
+        help="evaluation sets: leave out citations with a sentence of theirs, and report it",
     )
-    p.add_argument("--workers", type=int, default=n_cores(),
-                   help="processes that tokenise (default: one a core)")  # fmt: skip
-    p.add_argument("--overwrite", action="store_true", help="replace what stands in --out")
-    p.add_argument("--verify", type=Path, metavar="DIR",
-                   help="read a directory of shards again: is it whole?")  # fmt: skip
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=n_cores(),
+        help="processes that tokenise (default: one a core)",
+    )
+    p.add_argument("--overwrite", action="store_true", help="replace the contents of --out")
+    p.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DIR",
+        help="read a directory of shards again: is it whole?",
+    )
     return p
 
 
@@ -301,18 +346,49 @@ def main(argv=None) -> int:
         p.error("expected INPUT... and --out DIR, or --verify DIR")
     if args.uncased and args.train_tokenizer is None:
         raise InputError("--uncased goes with --train-tokenizer; a tokenizer has its own casing")
+    if args.held_out == 0:
+        raise InputError(
+            "--held-out is 0, expected a share above 0: train.py measures on these documents"
+        )
     counts = shard(
-        args.inputs, args.tokenizer, args.out, args.length, args.held_out, args.keep_eval,
-        train_tokenizer=args.train_tokenizer, cased=not args.uncased, overwrite=args.overwrite,
-        workers=args.workers, split_long=args.split_long, duplicates=args.duplicates,
+        args.inputs,
+        args.tokenizer,
+        args.out,
+        args.length,
+        args.held_out,
+        args.keep_eval,
+        train_tokenizer=args.train_tokenizer,
+        cased=not args.uncased,
+        overwrite=args.overwrite,
+        workers=args.workers,
+        split_long=args.split_long,
+        duplicates=args.duplicates,
         exclude=args.exclude,
-    )  # fmt: skip
+    )
+    if "seconds" not in counts:
+        print(
+            f"{args.out} is complete: {counts['examples']:,} examples, {counts['tokens']:,} "
+            "tokens; --overwrite starts again"
+        )
+        return 0
     for name, value in counts.items():
         shown = f"{value:.4%}" if name == "[UNK] share" else f"{value:,}"
         print(f"{name:<30} {shown:>14}")
     if args.exclude:
         print(f"\n{leakage.table(read_json(args.out / 'leakage.json')['sets'])}")
+    if counts["documents cut short"]:
+        print(f"\n{cut_line(counts)}")
     return 0
+
+
+def cut_line(counts: dict) -> str:
+    """The loss by cutting, in one line."""
+    n = counts["documents to train on"] + counts["documents held out"]
+    lost = counts["tokens cut off, about"]
+    return (
+        f"{counts['documents cut short']:,} of {n:,} documents cut, about "
+        f"{lost / (lost + counts['tokens']):.1%} of the tokens; --split-long keeps them"
+    )
 
 
 def report_faults(path: Path) -> int:

@@ -1,27 +1,27 @@
-"""The pieces of a run: made by several processes, kept while work remains, found again by the next.
+"""The pieces of a run: made by several processes, kept while work remains, found by the next run.
 
 They lie in a hidden directory beside the output, a folder for each input:
 
-    .OUT.pieces/recipe.txt              what all pieces depend on: tokenizer, length, options
-    .OUT.pieces/3f0a.../000017.npz ...  pieces of the input that 3f0a... stands for
+    .OUT.pieces/recipe.txt              fingerprint of the recipe: tokenizer, length, options
+    .OUT.pieces/3f0a.../000017.npz ...  pieces of the input whose identity is 3f0a...
     .OUT.pieces/3f0a.../blocks.json     how many there will be, once the input was read to its end
 
 A run of another recipe removes them all, a changed or missing input those of its folder. When the
-output is whole the directory is removed.
+output is in place the directory is removed.
 """
 
-import fcntl
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from data.fingerprint import identity
 from data.parallel import ordered
 from data.shard.pieces import Maker, Piece, Recipe
-from data.shard.records import Block, blocks, identity
+from data.shard.records import Block, blocks
 from minibio.run.errors import InputError
-from minibio.run.files import read_json, write_json
+from minibio.run.files import beside, locked, read_json, write_json
 
 
 @contextmanager
@@ -31,44 +31,39 @@ def workplace(out: Path):
     Raises:
         InputError: another run is at work there.
     """
-    place = out.parent / f".{out.name}.pieces"
+    place = beside(out, "pieces")
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another run is writing it; wait for its end") from None
+    with locked(place / "lock"):
         try:
             yield place
         except BaseException as error:
             if not any(place.glob("*/*.npz")):
                 shutil.rmtree(place)
             elif isinstance(error, InputError):
-                raise InputError(
-                    f"{error} (the next run goes on from what {place} holds)"
-                ) from None
+                raise InputError(f"{error} (the next run resumes from {place})") from None
             raise
         shutil.rmtree(place)
 
 
 def prepare(place: Path, inputs: list[Path], recipe: Recipe) -> list[Path]:
-    """The folder of each input's pieces; what belongs to other inputs or options is removed."""
+    """The folder of each input's pieces; pieces of other inputs or options are removed."""
     folders = [place / identity(path) for path in inputs]
     state = place / "recipe.txt"
-    is_same = state.is_file() and state.read_text() == recipe.fingerprint
+    is_same = state.is_file() and state.read_bytes() == recipe.fingerprint.encode()
     for folder in place.iterdir():
         if folder.is_dir() and folder != recipe.tokenizer and not (is_same and folder in folders):
             shutil.rmtree(folder)
     state.write_text(recipe.fingerprint)
     for folder in folders:
         folder.mkdir(exist_ok=True)
-        for left in folder.glob(".*"):  # half-written when a run was killed
-            left.unlink(missing_ok=True)
+        for half in folder.glob(".*"):  # of a run that was killed
+            half.unlink(missing_ok=True)
     return folders
 
 
-def tokenise(inputs: list[Path], folders: list[Path], recipe: Recipe, workers: int,
-             progress: bool) -> None:  # fmt: skip
+def tokenise(
+    inputs: list[Path], folders: list[Path], recipe: Recipe, workers: int, progress: bool
+) -> None:
     """Make every piece that is not there yet."""
     from tqdm import tqdm
 
@@ -83,8 +78,8 @@ def tokenise(inputs: list[Path], folders: list[Path], recipe: Recipe, workers: i
 def missing(inputs: list[Path], folders: list[Path], bar) -> Iterator[tuple[Block, Path]]:
     """The blocks without a piece, and the path of each one's piece.
 
-    How many blocks an input has is noted when its last one was read: an input all of whose pieces
-    are there is not read again.
+    The number of blocks of an input is noted when its last one was read: an input all of whose
+    pieces are there is not read again.
     """
     for folder, path in dict(zip(folders, inputs, strict=True)).items():
         read = 0
@@ -102,7 +97,7 @@ def missing(inputs: list[Path], folders: list[Path], bar) -> Iterator[tuple[Bloc
 def is_whole(folder: Path) -> bool:
     """Whether all pieces of an input are there."""
     note = folder / "blocks.json"
-    return note.is_file() and len(list(folder.glob("*.npz"))) == read_json(note)["blocks"]
+    return note.is_file() and len(list(folder.glob("*.npz"))) == read_json(note).get("blocks")
 
 
 def all_pieces(inputs: list[Path], folders: list[Path]) -> list[Piece]:

@@ -23,7 +23,7 @@ WORDS = "zinc in mice it helps. is cheap".split()
 def texts(tmp_path):
     """60 records as JSON lines, and a tokenizer for them."""
     path = tmp_path / "in.jsonl"
-    rows = [{"id": i, "title": "Zinc.", "abstract": " ".join(WORDS * 20)} for i in range(60)]
+    rows = [{"id": i, "title": f"Zinc {i}.", "abstract": " ".join(WORDS * 20)} for i in range(60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     Tokenizer.train([" ".join(WORDS)] * 3, 60, cased=False).save(tmp_path / "tokenizer")
     return path, tmp_path / "tokenizer"
@@ -58,8 +58,8 @@ def test_shards_beside_the_tokenizer_alone(tmp_path, texts):
     rows = rows_of(tmp_path, "shard", path, "--tokenizer", tokenizer, "--workers", 1, "--rounds", 1,
                    "--exclude", exclude)  # fmt: skip
     assert [row["side"] for row in rows] == [
-        "encode_batch_fast", "data.shard", "--length 10000", "--split-long", "--duplicates near",
-        "--duplicates near --exclude",
+        "encode_batch_fast", "data.shard", "--length 10000", "--split-long", "--duplicates exact",
+        "--duplicates exact --exclude",
     ]  # fmt: skip
     assert all(float(row["share"]) > 0 and float(row["share_cpu"]) > 0 for row in rows)
 

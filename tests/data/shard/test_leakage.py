@@ -1,4 +1,4 @@
-"""Test sentences in citations: found however they are written, and only where they stand."""
+"""Test sentences in citations: found however they are written, and only where they are."""
 
 import json
 import lzma
@@ -12,6 +12,7 @@ from data.shard import leakage
 from data.shard.leakage import ANCHOR, COMMON, SHORTEST, Sentences, letters, mark, table, texts
 from helpers import real_data
 from minibio.run.errors import InputError
+from minibio.tasks import relation
 
 SENTENCE = "Zinc (5 mg) lowers TNF-α in Sjögren's patients, compared with placebo (P < 0.05)."
 TOKENS = "Zinc ( 5 mg ) lowers TNF - alpha in Sjogren ' s patients , compared with placebo " \
@@ -47,6 +48,32 @@ def test_tokens_and_tags(tmp_path):
     assert list(filter(None, found)) == ["Zinc ( mice", "Rats"]
 
 
+@pytest.mark.parametrize(
+    "start", ["-DOCSTART-", "-DOCSTART- -X- -X- O", "-DOCSTART-\t\tO", "-DOCSTART- (PMID 12)\tO"]
+)
+@pytest.mark.parametrize("tag", ["O", "B-Drug", "M-Drug", "B_Drug", "Drug-B", "L", "0"])
+@pytest.mark.parametrize("separator", ["\t", " ", "\tNN\t", " NN "])
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt"])
+def test_the_forms_of_tokens_and_tags(tmp_path, start, tag, separator, name):
+    words = ["Zinc", "mice\u2028\x85", "x" * 50]  # a long name is not a sentence
+    rows = [f"{word}{separator}{tag}" for word in words]
+    path = write(tmp_path, *rows, start, *rows, "", rows[0], name=name)
+    found = list(filter(None, texts(path)))
+    assert [letters(text) for text in found] == [letters("".join(words))] * 2 + [b"zinc"]
+
+
+def test_an_odd_line_does_not_hide_a_set_of_tags(tmp_path):
+    rows = ["Zinc\tO"] * 20 + ["mice"] + ["", "rats\tO"]
+    found = list(texts(write(tmp_path, *rows, name="a.tsv")))
+    assert found == ["Zinc " * 20 + "mice", "rats"]
+
+
+@pytest.mark.parametrize("label", ["0", "1", "O", "false", "B-x"])
+def test_a_column_of_labels_is_not_one_of_tags(tmp_path, label):
+    rows = [f"{i}\t{text}\t{label}" for i, text in enumerate([SENTENCE, GAD] * 9)]
+    assert list(texts(write(tmp_path, *rows, name="a.tsv"))) == [SENTENCE, GAD] * 9
+
+
 def test_columns(tmp_path):
     rows = ["index\tsentence\tlabel", f"0\t{GAD}\t1", f"{SENTENCE}\t0"]
     found = list(texts(write(tmp_path, *rows, name="a.tsv")))
@@ -56,9 +83,31 @@ def test_columns(tmp_path):
 def test_json_lines(tmp_path):
     rows = [json.dumps({"text": SENTENCE, "label": "x"}), "", json.dumps({"text": GAD})]
     assert list(texts(write(tmp_path, *rows, name="a.jsonl"))) == [SENTENCE, GAD]
-    for bad in ('{"sentence": 3}', "[3]", "x", "[" * 100_000):
-        with pytest.raises(InputError, match='a.jsonl: line 2: expected an object with "text"'):
+    for bad in ('{"sentence": 3}', '{"body": "x"}', "[3]", "x", "[" * 100_000):
+        with pytest.raises(
+            InputError, match='line 2: expected an object with "text" or "sentence"'
+        ):
             list(texts(write(tmp_path, rows[0], bad, name="a.jsonl")))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.tsv"])
+@pytest.mark.parametrize("key", ["text", "sentence"])
+def test_lines_of_json_are_known_by_their_content(tmp_path, name, key):
+    """SciBERT's release calls them .txt."""
+    rows = [json.dumps({key: text, "label": "x"}) for text in (SENTENCE, GAD)]
+    assert list(texts(write(tmp_path, *rows, name=name))) == [SENTENCE, GAD]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_lines_end_at_line_feeds_only(tmp_path, end):
+    odd = SENTENCE.replace("lowers", f"lowers{end}")
+    row = json.dumps({"text": odd}, ensure_ascii=False)
+    for name, text in (("a.jsonl", row), ("b.txt", odd), ("c.tsv", f"3\t{odd}\t1")):
+        (tmp_path / name).write_bytes(f"{text}\r\n{text}\n".encode())
+        found = [letters(text) for text in texts(tmp_path / name) if text]
+        if name == "b.txt":  # the end of a sentence may be any white space
+            found = [b"".join(found[: len(found) // 2]), b"".join(found[len(found) // 2 :])]
+        assert found == [letters(SENTENCE)] * 2, name
 
 
 def test_questions(tmp_path):
@@ -91,12 +140,26 @@ def test_questions(tmp_path):
 
 def test_a_directory_is_its_files_but_training_data(tmp_path):
     (tmp_path / "gad").mkdir()
-    for name in ("gad/test.tsv", "gad/train.tsv", "devel.tsv", "LICENSE.txt", "x.jsonl", "y.csv"):
+    for name in ("gad/test.tsv", "gad/train.tsv", "devel.tsv", "LICENSE.txt", "x.jsonl", "y.csv",
+                 "strain-test.tsv", "constrained_test.tsv", "train_dev.tsv", "BioASQ-train-7b.json",
+                 "Train.tsv", "train2.tsv", "gad/test.txt", "gad/train.txt",
+                 "fetched.json"):  # fmt: skip
         (tmp_path / name).touch()
     found = [file.relative_to(tmp_path).as_posix() for file in leakage.files([tmp_path])]
-    assert found == ["devel.tsv", "gad/test.tsv", "x.jsonl"]
+    assert found == ["constrained_test.tsv", "devel.tsv", "gad/test.tsv", "gad/test.txt",
+                     "strain-test.tsv", "x.jsonl"]  # fmt: skip
     train = tmp_path / "gad" / "train.tsv"
     assert leakage.files([train]) == [train]  # named: meant
+
+
+@pytest.mark.parametrize(
+    "name", ["test.csv", "devel.tsv.gz", "x_test.xml", "Test.parquet", "dev.conll"]
+)
+def test_an_evaluation_set_of_another_kind_is_not_passed_over(tmp_path, name):
+    for each in ("devel.tsv", name):
+        (tmp_path / each).touch()
+    with pytest.raises(InputError, match=f"{name}: expected a directory, .tsv, .jsonl"):
+        leakage.files([tmp_path])
 
 
 def test_bad_sets_are_refused(tmp_path):
@@ -143,6 +206,22 @@ def test_blanked_entities_match_names(sentences):
     far = GAD.replace("@DISEASE$", "flu. " + "Nothing was found. " * 20)
     assert sentences.find([far]) == []
     assert sentences.find([text.replace("in Oslo", "in Rome")]) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["@GENE$", "@CHEM-GENE$", "@ARG1$", "@GENE1$", "@chemical$", "@DRUG_A$", "BC6ENTC", "BC6ENTG"],
+)
+def test_every_form_of_a_blank_matches_names(tmp_path, name):
+    blanked = GAD.replace("@GENE$", name).replace("@DISEASE$", f"{name},")
+    found = Sentences.read([write(tmp_path, blanked)])
+    assert found.find([GAD.replace("@GENE$", "ACE").replace("@DISEASE$", "type 2 diabetes,")])
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.from_regex(relation.NAME, fullmatch=True))
+def test_what_the_relation_reader_takes_for_a_name_is_a_blank(name):
+    assert leakage.BLANKED.fullmatch(name[:40].rstrip("$") + "$")
 
 
 def test_a_sentence_across_two_documents_is_in_neither(sentences):

@@ -3,7 +3,6 @@
 import gzip
 import json
 import lzma
-import os
 from collections import Counter
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.shard import records
-from data.shard.records import blocks, documents, identity, parse
+from data.shard.records import blocks, check_inputs, documents, parse
 from minibio.run.errors import InputError
 
 
@@ -142,23 +141,68 @@ def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
             list(documents(block, Counter(), False))
 
 
-def test_identity_changes_with_the_file(tmp_path):
-    path = tmp_path / "in.txt"
-    path.write_bytes(b"mice " * 50_000)
-    os.utime(path, ns=(5, 5))
-    before = identity(path)
-    assert identity(path) == before
-    for change in (
-        lambda: path.write_bytes(b"rats " + b"mice " * 49_999),
-        lambda: path.write_bytes(b"mice " * 49_999 + b"rats "),
-        lambda: path.write_bytes(b"mice " * 50_001),
-    ):
-        change()
-        os.utime(path, ns=(5, 5))
-        assert identity(path) != before
-    path.write_bytes(b"mice " * 50_000)
-    os.utime(path, ns=(5, 6))
-    assert identity(path) != before
-    os.utime(path, ns=(5, 5))
-    assert identity(path) == before
-    assert identity(path.rename(tmp_path / "other.txt")) != before
+@pytest.mark.parametrize("name", ["in.txt", "in.jsonl", "in.jsonl.gz", "in.jsonl.xz", "in.txt.gz"])
+@pytest.mark.parametrize("opener", [open, gzip.open, lzma.open])
+def test_an_archive_is_known_by_its_first_bytes(tmp_path, name, opener):
+    """Whatever its name: a browser unpacks .gz and keeps the name, or packs and drops it."""
+    path = tmp_path / name
+    with opener(path, "wb") as file:
+        file.write(b'{"title": "mice"}\n' * 9)
+    check_inputs([path])
+    (block,) = blocks(path)
+    assert block.data == b'{"title": "mice"}\n' * 9
+    expected = "mice" if "jsonl" in name else '{"title": "mice"}'
+    assert [d.text for d in documents(block, Counter(), False)] == [expected] * 9
+
+
+def test_an_archive_of_two_members_is_both(tmp_path):
+    for pack in (gzip.compress, lzma.compress):
+        path = tmp_path / "in.jsonl"
+        path.write_bytes(pack(b'{"title": "mice"}\n') + pack(b'{"title": "rats"}\n'))
+        (block,) = blocks(path)
+        assert [d.text for d in documents(block, Counter(), False)] == ["mice", "rats"]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl.zip", "jsonl", "in.gz", "in.json"])
+def test_other_names_are_refused(tmp_path, name):
+    (tmp_path / name).write_text("mice")
+    with pytest.raises(InputError, match="expected a name that ends in .txt or .jsonl"):
+        check_inputs([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("record", "key", "version"),
+    [
+        ('"pmid": 1.0', "1", 1),  # pandas writes whole numbers so where a value is missing
+        ('"pmid": 31234567.0, "version": 2.0', "31234567", 2),
+        ('"pmid": 1e3', "1000", 1),
+        ('"pmid": -0.0', "0", 1),
+        ('"id": 7, "version": NaN', "7", 1),
+        ('"pmid": " 12 "', "12", 1),
+        ('"id": null, "pmid": 5', "5", 1),
+        ('"id": NaN, "pmid": 5', "5", 1),
+        ('"id": "", "pmid": 5', "5", 1),
+        ('"pmid": NaN, "version": 3', "A", 0),
+        ('"id": " ", "pmid": null', "A", 0),
+        ('"id": 0', "0", 1),
+    ],
+)
+def test_ids_as_they_are_written(tmp_path, record, key, version):
+    [found], _ = read(tmp_path, f'{{"title": "A", {record}}}')
+    assert (found.key, found.version) == (key, version)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("1.5", "1.5"), ("true", "True"), ("[1]", "a list"), ('{"a": 1}', "a dict"), ("1e999", "inf")],
+)
+def test_an_id_that_is_neither_text_nor_whole_is_refused(tmp_path, value, shown):
+    message = f"line 1: pmid is {shown}, expected text or a whole number"
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, f'{{"title": "A", "pmid": {value}}}')
+
+
+def test_a_missing_flag_or_field_may_be_nan(tmp_path):
+    row = '{"title": NaN, "abstract": "mice", "in_eval_corpus": NaN, "eval_test_overlap": 0.0}'
+    [found], counts = read(tmp_path, row)
+    assert found.text == "mice" and counts == {"read": 1}

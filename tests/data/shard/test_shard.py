@@ -85,11 +85,11 @@ def test_records_become_title_and_abstract(tmp_path, tokenizer_dir, end, opener)
         "dropped: empty": 1,
         "dropped: older version": 0,
         "dropped: exact duplicate": 0,
-        "dropped: near-duplicate": 0,
         "dropped: holds a test sentence": 0,
         "documents to train on": 4,
         "documents held out": 0,
         "documents cut short": 0,
+        "tokens cut off, about": 0,
         "examples": 4,
         "tokens": tokens.sum(),
         "mean length": round(tokens.mean(), 1),
@@ -214,6 +214,8 @@ def test_the_real_abstracts(tmp_path):
     assert found.meta["V"] == 28996 and found.meta["cased"] is True
     texts = [f"{without_brackets(r['title'].strip())} {r['abstract'].strip()}" for r in rows]
     assert [ids.tolist() for ids in found] == [tokenizer.encode(text, 256) for text in texts]
+    lost = sum(max(0, len(tokenizer.encode(text)) - 256) for text in texts)
+    assert 0.98 * lost < counts["tokens cut off, about"] < 1.02 * lost
     run([path], tmp_path / "tokenizer", tmp_path / "long", keep_eval=True, split_long=True)
     windows = iter(Shards(tmp_path / "long"))
     n_split = 0
@@ -252,7 +254,7 @@ def assert_refused(message, tmp_path, *arguments, **options):
     left = set(tmp_path.iterdir()) - before
     if left:
         assert [path.name for path in left] == [".out.pieces"], "something was left behind"
-        assert list(left.pop().glob("*/*.npz")) and "the next run goes on from" in str(error.value)
+        assert list(left.pop().glob("*/*.npz")) and "the next run resumes from" in str(error.value)
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
@@ -273,16 +275,14 @@ def test_binary_junk_as_text_is_refused(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("end, opener", [(".jsonl.gz", gzip.open), (".jsonl.xz", lzma.open)])
-@pytest.mark.parametrize("damage", ["cut short", "overwritten", "no archive"])
+@pytest.mark.parametrize("damage", ["cut short", "overwritten"])
 def test_a_damaged_archive_is_refused(tmp_path, tokenizer, end, opener, damage):
     path = jsonl(tmp_path / f"in{end}", RECORDS * 50, opener)
     raw = bytearray(path.read_bytes())
     if damage == "cut short":
         raw = raw[: len(raw) // 2]
-    elif damage == "overwritten":
-        raw[len(raw) // 2 : len(raw) // 2 + 20] = bytes(20)
     else:
-        raw = b'{"title": "mice"}\n'
+        raw[len(raw) // 2 : len(raw) // 2 + 20] = bytes(20)
     path.write_bytes(raw)
     assert_refused("after line .* the archive is damaged", tmp_path, [path], tokenizer,
                    tmp_path / "out")  # fmt: skip
@@ -304,7 +304,7 @@ def test_fuzzed_inputs_give_whole_shards_or_none(tmp_path_factory, tokenizer, en
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "BLOCK", 1 << 10)
         try:
-            run([path], tokenizer, place / "out", duplicates="near")
+            run([path], tokenizer, place / "out", duplicates="exact")
         except InputError as error:
             assert str(path) in str(error) and "\n" not in str(error)
             assert {file.name for file in place.iterdir()} <= {path.name, ".out.pieces"}
@@ -343,7 +343,7 @@ def test_options_are_checked_before_any_work(tmp_path, tokenizer):
     path = jsonl(tmp_path / "in.jsonl")
     (tmp_path / "in.csv").touch()
     out = tmp_path / "out"
-    assert_refused("in.csv: expected a name that ends in .txt", tmp_path,
+    assert_refused("in.csv: expected a name that ends in .txt or", tmp_path,
                    [tmp_path / "in.csv"], tokenizer, out)  # fmt: skip
     assert_refused("no.txt: no such file", tmp_path, [path, tmp_path / "no.txt"], tokenizer, out)
     assert_refused("--length is 2", tmp_path, [path], tokenizer, out, length=2)
@@ -356,10 +356,74 @@ def test_options_are_checked_before_any_work(tmp_path, tokenizer):
 def test_an_output_in_use_is_kept(tmp_path, tokenizer):
     path, out = jsonl(tmp_path / "in.jsonl"), tmp_path / "out"
     run([path], tokenizer, out)
-    assert_refused("out already holds files", tmp_path, [path], tokenizer, out)
+    before = files(out)
+    for message, changes in (
+        (
+            "holds shards with length 256, not 64; choose another directory, or --over",
+            {"length": 64},
+        ),
+        ("with held_out 0, not 0.5", {"held_out": 0.5}),
+        ("with duplicates keep, not exact", {"duplicates": "exact"}),
+    ):
+        assert_refused(message, tmp_path, [path], tokenizer, out, **changes)
+    other = jsonl(tmp_path / "other.jsonl")
+    assert_refused("of other inputs, .*: in.jsonl;", tmp_path, [path, other], tokenizer, out)
+    assert_refused("with tokenizer .*, not learnt, 90 pieces, cased", tmp_path, [path], None, out,
+                   train_tokenizer=90)  # fmt: skip
+    assert files(out) == before
+    other.unlink()
     run([path], tokenizer, out, keep_eval=True, overwrite=True)
     assert len(Shards(out)) == 6
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out"]
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path, tokenizer):
+    path, out = jsonl(tmp_path / "in.jsonl"), tmp_path / "out"
+    out.mkdir()
+    for name, text in (("notes", "mine"), ("counts.json", '{"options": {"length": 3}}')):
+        (out / name).write_text(text)
+        assert_refused("out already holds files", tmp_path, [path], tokenizer, out)
+
+
+def test_the_same_command_again_says_that_all_is_done(tmp_path, tokenizer_dir, capsys):
+    path, out = jsonl(tmp_path / "in.jsonl"), tmp_path / "out"
+    command = [str(path), "--tokenizer", str(tokenizer_dir), "--out", str(out), "--held-out", "0.5"]
+    assert main(command) == 0
+    before = files(out)
+    (tmp_path / ".out.pieces" / "0").mkdir(parents=True)  # killed as these were to be removed
+    (tmp_path / ".out.lock").touch()
+    capsys.readouterr()
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    tokens = sum(Shards(out, split).n_tokens for split in ("train", "held-out"))
+    assert shown == f"{out} is complete: 4 examples, {tokens} tokens; --overwrite starts again\n"
+    assert files(out) == before and not list(tmp_path.glob(".out*"))
+    assert main([*command, "--overwrite"]) == 0 and files(out) == before
+
+
+@pytest.mark.parametrize("n, share", [(5, 0.01), (300, 1e-9)])
+def test_none_held_out_is_refused(tmp_path, tokenizer, n, share):
+    path = jsonl(tmp_path / "in.jsonl", [{"id": i, "title": f"mice {i}"} for i in range(n)])
+    message = f"none of {n} documents is held out .* --held-out {share}; name more documents, or a"
+    assert_refused(message, tmp_path, [path], tokenizer, tmp_path / "out", held_out=share)
+
+
+def test_the_command_refuses_to_hold_none_out(tmp_path, tokenizer_dir):
+    path = jsonl(tmp_path / "in.jsonl")
+    with pytest.raises(InputError, match="--held-out is 0, expected a share above 0"):
+        main([str(path), "--tokenizer", str(tokenizer_dir), "--out", "x", "--held-out", "0"])
+
+
+def test_the_loss_by_cutting_is_said(tmp_path, tokenizer_dir, capsys):
+    """One long line is not 256 tokens without a word."""
+    (tmp_path / "in.txt").write_text("mice rats " * 50_000 + "\nzinc\nzinc in mice\n")
+    command = [str(tmp_path / "in.txt"), "--tokenizer", str(tokenizer_dir), "--held-out", "0.5"]
+    assert main([*command, "--out", str(tmp_path / "cut")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "1 of 3 documents cut, about 99.7% of the tokens; --split-long keeps them"
+    )
+    assert main([*command, "--split-long", "--out", str(tmp_path / "split")]) == 0
+    assert "--split-long keeps" not in capsys.readouterr().out
 
 
 # the same bytes, however they are made
@@ -378,15 +442,13 @@ def random_records(n, seed=0):
         yield record
         if i % 11 == 0:
             yield {"id": f"copy {i}", "title": text.upper(), "abstract": record["abstract"]}
-        if i % 13 == 0:
-            yield {"id": f"near {i}", "title": text, "abstract": record["abstract"] + " cheap."}
 
 
 def files(out):
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-FULL = {"held_out": 0.1, "length": 40, "duplicates": "near"}
+FULL = {"held_out": 0.1, "length": 40, "duplicates": "exact"}
 
 
 @pytest.fixture
@@ -413,7 +475,7 @@ def test_output_does_not_depend_on_the_workers(tmp_path, tokenizer, inputs, opti
     found = [files(tmp_path / f"out{n}") for n in (1, 2, 3)]
     assert found[0] == found[1] == found[2] and counts[0] == counts[1] == counts[2]
     c = counts[0]
-    for name in ("older version", "exact duplicate", "near-duplicate", "holds a test sentence"):
+    for name in ("older version", "exact duplicate", "holds a test sentence"):
         assert c[f"dropped: {name}"] > 3, name
     read = c["documents to train on"] + c["documents held out"]
     assert c["documents read"] == read + sum(v for k, v in c.items() if k.startswith("dropped"))
@@ -436,11 +498,11 @@ def stop(maker, task):
     made.append(task)
     if len(made) == int(sys.argv[1]):
         if sys.argv[2] == "within":
-            Path(task[1].parent, f".{task[1].name}.npz.new-1").write_text("half")
+            Path(task[1].parent, f".{task[1].name}.npz.new").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
     return make(maker, task)
 pieces.Maker.__call__ = stop
-shard(sys.argv[5:], sys.argv[3], sys.argv[4], held_out=0.1, length=40, duplicates="near")
+shard(sys.argv[5:], sys.argv[3], sys.argv[4], held_out=0.1, length=40, duplicates="exact")
 """
 
 
@@ -473,7 +535,7 @@ def test_a_run_that_fails_at_the_end_goes_on_from_its_pieces(tmp_path, tokenizer
                                                             monkeypatch):  # fmt: skip
     """The disk fills up while the shards are written: nothing is tokenised again."""
     with monkeypatch.context() as patch:
-        patch.setattr("data.shard.write_splits", lambda *_: 1 / 0)
+        patch.setattr("data.shard.shard.write_splits", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(inputs, tokenizer, tmp_path / "out", **FULL)
     assert not (tmp_path / "out").exists()
@@ -508,9 +570,9 @@ def test_the_newest_version_stays_wherever_it_stands(tmp_path, tokenizer):
 def test_memory_stays_under_its_bound(tmp_path, tokenizer_dir):
     """Peak memory of a whole run, duplicates and all, on an input and on ten times as much."""
     code = (
-        "import sys; from data import records; records.BLOCK = 1 << 18\n"
+        "import sys; from data.shard import records; records.BLOCK = 1 << 18\n"
         "from data.shard.shard import shard\n"
-        "shard(sys.argv[3:], sys.argv[1], sys.argv[2], duplicates='near', progress=False)\n"
+        "shard(sys.argv[3:], sys.argv[1], sys.argv[2], duplicates='exact', progress=False)\n"
         "print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1])"
     )
     if not os.path.exists("/proc/self/status"):
@@ -552,14 +614,16 @@ def test_verify_says_whole_or_names_the_fault(tmp_path, tokenizer, capsys):
 def test_the_command_reports_leakage(tmp_path, tokenizer_dir, capsys):
     sentence = "aspirin helps in mice and it is cheap and zinc helps in rats alone"
     (tmp_path / "test.txt").write_text(sentence)
-    rows = [{"pmid": 5, "title": f"Rats. {sentence.title()}."}, {"pmid": 6, "title": "Mice."}]
+    rows = [{"pmid": 5, "title": f"Rats. {sentence.title()}."}, {"pmid": 6, "title": "Mice."},
+            {"pmid": 7, "title": "Rats."}, {"pmid": 9, "title": "Zinc."}]  # fmt: skip
     path = jsonl(tmp_path / "in.jsonl", rows)
     main([str(path), "--tokenizer", str(tokenizer_dir), "--out", str(tmp_path / "out"),
-          "--held-out", "0", "--workers", "1", "--exclude", str(tmp_path / "test.txt"),
-          "--duplicates", "near"])  # fmt: skip
+          "--held-out", "0.5", "--workers", "1", "--exclude", str(tmp_path / "test.txt"),
+          "--duplicates", "exact"])  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].split()[-5:] == ["1", "0", "1", "0", "1"]
-    assert texts(tmp_path / "out") == ["mice."]
+    kept = [text for split in ("train", "held-out") for text in texts(tmp_path / "out", split)]
+    assert sorted(kept) == ["mice.", "rats.", "zinc."]
     [row] = json.loads((tmp_path / "out" / "leakage.json").read_text())["sets"]
     assert row["examples"] == [{"citation": "5", "sentence": sentence}]
 
@@ -573,17 +637,18 @@ def test_the_command_needs_inputs_or_verify(capsys):
 def test_the_command_prints_the_count_table(tmp_path, tokenizer_dir, capsys):
     path = jsonl(tmp_path / "in.jsonl")
     main([str(path), "--tokenizer", str(tokenizer_dir), "--out", str(tmp_path / "out"),
-          "--length", "64", "--held-out", "0"])  # fmt: skip
+          "--length", "64", "--held-out", "0.5"])  # fmt: skip
     printed = capsys.readouterr()
     rows = {line[:30].strip(): line[30:].strip() for line in printed.out.splitlines()}
-    assert rows["documents read"] == "7" and rows["documents to train on"] == "4"
+    assert rows["documents read"] == "7"
+    assert int(rows["documents to train on"]) + int(rows["documents held out"]) == 4
     assert rows["[UNK] share"] == "0.0000%" and printed.err == ""
 
 
 def test_the_command_learns_a_vocabulary(tmp_path):
-    (tmp_path / "in.txt").write_text("Mice and Rats\n" * 5)
+    (tmp_path / "in.txt").write_text("".join(f"Mice and Rats {i}\n" for i in range(9)))
     main([str(tmp_path / "in.txt"), "--train-tokenizer", "60", "--uncased",
-          "--out", str(tmp_path / "out"), "--held-out", "0"])  # fmt: skip
+          "--out", str(tmp_path / "out"), "--held-out", "0.5"])  # fmt: skip
     t = Tokenizer.from_dir(tmp_path / "out")
     assert (t.V, t.cased, tuple(t.pieces[:5])) == (60, False, SPECIAL)
     with pytest.raises(InputError, match="--uncased goes with --train-tokenizer"):
