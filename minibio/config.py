@@ -6,7 +6,8 @@ H heads, F feed-forward width, E embedding width, V vocabulary, L layers, P posi
 carries its source; F-numbers refer to the list of differences between paper and code in README.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
@@ -111,35 +112,135 @@ MODELS = {
 }  # fmt: skip
 
 
+# MobileBERT's own: 240,000 steps layer by layer, then 500,000 (F32d; the command in its README)
+STAGE_1 = 240 / 740
+
+
+def option(
+    default,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    const: object = None,
+    metavar: str | None = None,
+    may_differ: bool = False,
+):
+    """A dataclass field that is a command-line option as well.
+
+    Args:
+        help:       for `--help`.
+        least, above, below: bounds of the value, or of each of several.
+        const:      value of the option where it is given without one.
+        may_differ: a resumed run may have another value than the run that it continues.
+    """
+    about = {
+        "help": help,
+        "choices": tuple(choices),
+        "least": least,
+        "above": above,
+        "below": below,
+        "const": const,
+        "metavar": metavar,
+        "may_differ": may_differ,
+    }
+    return field(default=default, metadata=about)
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run: which objective, on what, for how long. All processes together."""
+    """One training run: which objective, on what, for how long; all ranks together.
+
+    Every field that is an `option` is one of train.py's, too.
+    """
 
     method: str  # mlm | distil | tiny | compact | mobile
-    model: str  # row of MODELS: the model trained; the student where there is a teacher
+    model: str = option("", "architecture: a row of MODELS (the student, where there is a teacher)")
+    layers: int | None = option(None, "of the model, in place of its row's", least=1)
+    width: int | None = option(None, "likewise", least=1)
+    heads: int | None = option(None, "likewise", least=1)
+    ffn: int | None = option(None, "likewise", least=1)
     # the objective
-    fidelity: str = "paper"  # paper: as printed; released: what the authors' code computes
-    alpha: tuple[float, ...] = ()  # weights of the terms of Eq. 4, 11, 13
-    temperature: float | None = None  # of the soft labels; None = 1 in the paper, F17 as released
-    layer_map: tuple[int, ...] = ()  # Eq. 5: teacher layer of each student layer; () = uniform
-    init_layers: tuple[int, ...] = ()  # teacher layers copied, counted from 0; () = random
-    init_head: str | None = None  # masked-LM head: copy | fresh; None = fresh (F5), copy in stages
-    stages: float = 0.0  # Eq. 13 in two stages: share of the steps that goes to the first (F32d)
+    fidelity: str = option(
+        "paper", "paper: as printed; released: as the authors' code", choices=("paper", "released")
+    )
+    alpha: tuple[float, ...] = option((), "weights of Eq. 4, 11 or 13: 2,5,1", least=0)
+    temperature: float | None = option(  # None: 1 in the paper, F17 as released
+        None, "of the soft labels", above=0, below=1e6
+    )
+    layer_map: tuple[int, ...] = option(  # (): uniform
+        (), "Eq. 5: teacher layer of each student layer, from 1: 3,6,9,12", least=1
+    )
+    init_layers: tuple[int, ...] = option(  # (): random
+        (), "teacher layers that the student starts from, from 0; or none", least=0
+    )
+    init_head: str | None = option(  # None: fresh (F5), copy in stages
+        None, "masked-LM head: the teacher's, or a fresh one", choices=("copy", "fresh")
+    )
+    stages: float = option(
+        0.0,
+        "mobile in MobileBERT's own two stages; SHARE of the steps goes to the first, layer by "
+        f"layer ({STAGE_1:.3f})",
+        least=0,
+        below=1,
+        const=STAGE_1,
+        metavar="SHARE",
+    )
     # the data
-    length: int = 256  # tokens of the longest sequence (F35)
-    batch: int = 192  # sequences of one step: 24 on each of 8 GPUs (F40)
-    batch_tokens: int = 0  # in place of that: the most tokens of one step
+    length: int = option(256, "tokens of the longest sequence", least=3)  # F35
+    batch: int = option(  # 24 on each of 8 GPUs (F40)
+        192, "sequences of one step, all ranks together", least=1
+    )
+    batch_tokens: int = option(0, "in place of --batch: the most tokens of one step", least=0)
+    accumulate: int = option(1, "micro-batches of a step", least=1, may_differ=True)
     # the optimiser: AdamW, clipped by global norm, as in F44
-    steps: int = 100_000  # section 5 (F39)
-    lr: float = 5e-4  # peak (F41)
-    warmup: int = 5_000  # steps (F42)
-    schedule: str = "linear"
-    weight_decay: float = 1e-4  # F43
-    betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = 1e-8
-    clip: float = 1.0
-    seed: int = 42
-    precision: str = "fp32"
+    steps: int = option(  # section 5 (F39)
+        100_000, "optimiser steps", least=1, may_differ=True
+    )
+    lr: float = option(5e-4, "peak learning rate", above=0, may_differ=True)  # F41
+    warmup: int = option(5_000, "steps", least=0, may_differ=True)  # F42
+    schedule: str = option(
+        "linear", "of the rate after it", choices=("linear", "cosine", "wsd"), may_differ=True
+    )
+    weight_decay: float = option(1e-4, "of matrices", least=0, may_differ=True)  # F43
+    betas: tuple[float, float] = option((0.9, 0.999), "of AdamW", least=0, below=1, may_differ=True)
+    adam_eps: float = option(1e-8, "of AdamW", above=0, may_differ=True)
+    clip: float = option(1.0, "largest norm of the gradient", above=0, may_differ=True)
+    seed: int = option(42, "of weights, samples, masks and dropout", least=0)
+    # how it is computed: equal to rounding
+    precision: str = option(
+        "fp32",
+        "bf16: products under autocast; fp64: to check against",
+        choices=("fp32", "bf16", "fp64"),
+        may_differ=True,
+    )
+    teacher_precision: str = option(
+        "fp32",
+        "of its products; auto: bf16 where the processor multiplies it",
+        choices=("fp32", "bf16", "auto"),
+        may_differ=True,
+    )
+    tf32: bool = option(False, "fp32 products in TF32, on GPUs", may_differ=True)
+    compile: bool = option(False, "compile the layers with torch.compile", may_differ=True)
+    kernels: str = option(
+        "auto",
+        "of attention and the losses: auto, reference, torch, triton, or one each: "
+        "attention=triton,mlm=cuda",
+        metavar="IMPL",
+        may_differ=True,
+    )
+    # the log and the checkpoints
+    log_every: int = option(0, "steps; 0: a hundredth of the run", least=0, may_differ=True)
+    eval_every: int = option(0, "steps; 0: a tenth of the run", least=0, may_differ=True)
+    save_every: int = option(
+        0, "steps; 0: a tenth of the run, at most 1000", least=0, may_differ=True
+    )
+    keep: int = option(3, "checkpoints kept", least=1, may_differ=True)
+    max_skips: int = option(
+        10, "steps in a row that are not finite, before the run gives up", least=1, may_differ=True
+    )
 
 
 METHODS = {
@@ -164,9 +265,6 @@ METHODS = {
     # pre-training (F39, F41, F43)
     "mobile": RunConfig("mobile", "bio-mobilebert", alpha=(0.5,), lr=1e-4, weight_decay=0.01),
 }  # fmt: skip
-
-# MobileBERT's own: 240,000 steps layer by layer, then 500,000 (F32d; the command in its README)
-STAGE_1 = 240 / 740
 
 
 class Checkpoint(NamedTuple):

@@ -41,7 +41,7 @@ FOLDERS = {
 
 EVERYWHERE = {"torch", "numpy"}
 AT_TOP = {  # package -> files that cannot do without it
-    "safetensors": ("minibio.model.convert", "minibio.run.store"),
+    "safetensors": ("minibio.model.convert", "minibio.run.store", "minibio.bench.speed"),
     "tokenizers": ("minibio.text.tokenizer",),
     "triton": ("kernels.triton_*",),
 }

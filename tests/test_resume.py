@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import train
 from data.shard.shard import shard
 from helpers import ROOT, processes
-from minibio.distil import engine
 from minibio.run import errors, store
+from minibio.run.log import Progress
 
 SHAPE = ["--layers", 2, "--width", 24, "--heads", 2, "--ffn", 32]
 STEPS = 20
@@ -32,25 +32,25 @@ RUN = ["--steps", STEPS, "--batch", 8, "--length", 24, "--log-every", 3, "--eval
 
 def kill_at(step):
     """kill -9 of this process in the middle of a step."""
-    count = engine.count
+    add = Progress.add
 
-    def die(progress, outcome, plan):
+    def die(progress, *args, **counts):
         if progress.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        count(progress, outcome, plan)
+        add(progress, *args, **counts)
 
-    engine.count = die
+    Progress.add = die
 
 
 def kill_in_save(step):
     """kill -9 of the process that saves, when half of the step's checkpoint is on disk."""
     write, seen = store.write_file, []
 
-    def die(path, chunks):
+    def die(path, content):
         seen.append(f"{step:08d}" in str(path))
         if sum(seen) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return write(path, chunks)
+        return write(path, content)
 
     store.write_file = die
 
@@ -63,26 +63,26 @@ def kill_once(step):
 
 def ask_to_stop(step):
     """SIGTERM to the last process alone, in the middle of a step."""
-    count = engine.count
+    add = Progress.add
 
-    def ask(progress, outcome, plan):
+    def ask(progress, *args, **counts):
         if progress.step == step and int(os.environ.get("RANK", 0)) == int(
             os.environ.get("WORLD_SIZE", 1)
         ) - 1:  # fmt: skip
             os.kill(os.getpid(), signal.SIGTERM)
-        count(progress, outcome, plan)
+        add(progress, *args, **counts)
 
-    engine.count = ask
+    Progress.add = ask
 
 
 def full_disk(step):
     """No room is left when the step's checkpoint is written."""
     write = store.write_file
 
-    def fail(path, chunks):
+    def fail(path, content):
         if f"{step:08d}" in str(path):
             raise OSError(28, os.strerror(28), str(path))
-        return write(path, chunks)
+        return write(path, content)
 
     store.write_file = fail
 
@@ -176,7 +176,7 @@ def test_one_two_and_four_processes_agree(corpus, teacher, tmp_path, precision, 
     [
         (1, "kill_at", 11, ()),
         (2, "kill_in_save", 12, ()),
-        (2, "kill_at", 7, ("--save-in-background", "--batch-tokens", 150)),
+        (2, "kill_at", 7, ("--batch-tokens", 150)),
         (4, "kill_at", random.Random(5).randint(2, 18), ("--accumulate", 2)),
     ],
 )
@@ -226,7 +226,7 @@ def test_another_number_of_processes_reads_the_same_samples(corpus, teacher, tmp
     run(1, command(corpus, teacher, whole, *options))
     for world, step in ((1, 5), (2, 11)):
         told = run(world, command(corpus, teacher, out, *options, fault=f"ask_to_stop({step})"))
-        assert "stopped by" in told[0][1] and "the same command goes on" in told[0][1]
+        assert "stopped by" in told[0][1] and "re-run the same command to resume" in told[0][1]
     told = run(4, command(corpus, teacher, out, *options))
     assert "2 -> 4" in told[0][1], "the change of processes is not told"
     near(log(out), log(whole), 2e-5)
@@ -286,7 +286,7 @@ def test_another_run_is_refused_and_overwrite_starts_anew(corpus, teacher, tmp_p
     for options, what in (
         (["--seed", 7], "seed is 7, expected 42"),
         (["--fidelity", "released"], "fidelity is 'released', expected 'paper'"),
-        (["--ffn", 40], "shape is"),
+        (["--ffn", 40], "ffn is 40, expected 32"),
         (["--batch-tokens", 100], "batch_tokens is 100, expected 0"),
     ):
         ((_, _, said),) = run(1, command(corpus, teacher, out, *options), (2,))
@@ -307,7 +307,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_it(corpus, teacher, tmp_path)
     told = run(2, command(corpus, teacher, tmp_path / "out", "--save-every", 4,
                           fault="full_disk(8)"), (2,))  # fmt: skip
     for _, _, said in told:
-        assert "step 8 was not saved, checkpoints that stand: step-00000004" in said, said
+        assert "step 8 was not saved, checkpoints that are whole: step-00000004" in said, said
     told = run(2, command(corpus, teacher, tmp_path / "out", "--save-every", 4))
     assert "step-00000004" in told[0][1]
 

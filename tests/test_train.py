@@ -206,7 +206,7 @@ def test_a_shorter_run_has_a_shorter_warm_up(corpus, tmp_path):
         (["--teacher", "TEACHER", "--batch", 5, "--accumulate", 2], "multiple of 2"),
         (["--teacher", "TEACHER", "--steps", 0], "--steps is 0"),
         (["--teacher", "TEACHER", "--model", "gpt"], "--model is 'gpt'"),
-        (["--teacher", "nowhere"], "--teacher nowhere is no directory"),
+        (["--teacher", "nowhere"], "--teacher nowhere is not a directory"),
         ([], "needs --teacher"),
         (["--teacher", "TEACHER", "--from", "TEACHER"], "a shape of its own; drop --model"),
         (["--teacher", "TEACHER", "--device", "abacus"], "abacus"),
@@ -342,7 +342,7 @@ def test_a_dry_run_of_the_stages_says_when_they_change(corpus, ib_teacher, tmp_p
         (["--layers", 3], "--layer-map"),
         (["--layer-map", "1,3"], r"expected 2 layers .* of 1\.\.2"),
         (["--stages", "0.3"], "--stages is 0.3 of 4 steps.*2 layers"),
-        (["--stages", "1"], "--stages is 1 of 4 steps"),
+        (["--stages", "1"], "--stages is 1.0, expected below 1"),
         (["--stages", "0.5", "--width", 48], "48 wide.*embeddings.*no --stages"),
         (["--alpha", "1,2"], "--alpha has 2 weights, expected 1"),
     ],
@@ -366,7 +366,8 @@ def test_a_teacher_of_another_vocabulary(corpus, teacher, tmp_path, capsys):
 
 def test_an_unwritable_or_used_output(corpus, teacher, tmp_path, capsys):
     (tmp_path / "file").write_text("here")
-    base = ["--method", "tiny", "--corpus", corpus, "--teacher", teacher, *SHORT, "--out"]
+    base = ["--method", "tiny", "--model", "sample-tiny", "--corpus", corpus, "--teacher", teacher,
+            *SMALL, *SHORT, "--out"]  # fmt: skip
     assert "file" in refused(capsys, *base, tmp_path / "file" / "out")
     assert "--overwrite" in refused(capsys, *base, teacher)
     assert load(teacher)[0].config.L == 4  # untouched
@@ -383,41 +384,62 @@ def test_the_options_are_these():
         "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
         "--teacher-precision", "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep",
-        "--save-in-background", "--max-skips",
+        "--max-skips", "--checkpoint", "--betas", "--adam-eps",
     }  # fmt: skip
 
 
 def readme_commands():
-    """The arguments of every train.py command of the README, as they are parsed."""
-    text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
-    lines = re.findall(r"train\.py (--method [^`\n#]*)", text)
-    return [train.parser().parse_args(line.split()) for line in lines]
+    """The arguments of every train.py command of the READMEs."""
+    pages = [ROOT / "README.md", *(ROOT / "minibio").rglob("README.md")]
+    text = "\n".join(page.read_text("utf-8") for page in pages).replace("\\\n", " ")
+    return re.findall(r"train\.py (--(?:method|checkpoint) [^`\n#]*)", text)
+
+
+class Found(Exception):
+    """Raised in place of a run, with what would be run."""
+
+
+@pytest.fixture
+def run_of(monkeypatch):
+    """Options -> the `RunConfig` and `Paths` that they come to; nothing is read or trained."""
+
+    def execute(run, paths, ranks, dry_run=False):
+        raise Found(run, paths)
+
+    monkeypatch.setattr(train, "execute", execute)
+    monkeypatch.setattr(train, "prepare_sample", lambda *_: None)
+    monkeypatch.setattr(train, "sample_teacher", lambda *_: train.Path("teacher"))
+
+    def resolved(options):
+        with pytest.raises(Found) as found:
+            train.main(options)
+        return found.value.args
+
+    return resolved
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_the_readme_has_one_command_for_each_checkpoint(name):
+def test_a_checkpoint_is_its_row_and_nothing_else(run_of, name):
     row = CHECKPOINTS[name]
+    run, paths = run_of(["--checkpoint", name, "--corpus", "shards"])
+    source = row.source.split("/")[1]
+    starts = (paths.teacher, paths.start)
+    assert [path and path.name for path in starts] == (
+        [None, source] if row.method == "mlm" else [source, None]
+    )
+    expected = train.resolve(METHODS[row.method], {})
+    model = source if row.method == "mlm" else row.model
+    assert run == dataclasses.replace(expected, model=model)
+    assert paths.out == train.Path("runs") / name
     text = (ROOT / "README.md").read_text("utf-8")
     (line,) = [x for x in text.splitlines() if x.startswith(f"| `{name}` |")]
-    assert f"`{row.source}`" in line
-    (args,) = [a for a in readme_commands() if a.out and a.out.name == name and "nproc" not in line
-               and a.precision is None]  # fmt: skip
-    given = args.teacher if row.method != "mlm" else args.start
-    assert (args.method, given.name) == (row.method, row.source.split("/")[1])
-    assert args.corpus.name == ("cased" if row.cased else "uncased")
-    # nothing else is passed: every number is the table's
-    assert train.resolve(args, METHODS[row.method]) == METHODS[row.method]
-    if row.method != "mlm":
-        assert METHODS[row.method].model == row.model
+    assert f"`{row.source}`" in line and ("cased" if row.cased else "uncased") in line
 
 
-def test_every_command_of_the_readme_is_one(monkeypatch):
-    monkeypatch.setattr(train.Path, "is_dir", lambda self: True)
-    commands = readme_commands()
-    for args in commands:
-        train.check(args)
-    assert {a.method for a in commands} == set(METHODS)
-    assert any(a.stages for a in commands) and any(a.model == "ib-bert" for a in commands)
+def test_every_command_of_the_readme_is_one(run_of):
+    runs = [run_of(line.split())[0] for line in readme_commands()]
+    assert {run.method for run in runs} == set(METHODS)
+    assert any(run.stages for run in runs) and any(run.model == "ib-bert" for run in runs)
 
 
 def test_further_training_starts_from_a_directory_and_carries_its_name(corpus, teacher, tmp_path):

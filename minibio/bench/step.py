@@ -30,15 +30,14 @@ from minibio.batch import Batch, Counts
 from minibio.bench.authors import Authors, rectangle
 from minibio.config import METHODS, MODELS
 from minibio.distil.engine import Plan, Stepper
-from minibio.distil.measure import autocast
 from minibio.distil.objectives import OBJECTIVES, Objective, freeze, teach
 from minibio.model.heads import Model
 from minibio.model.transformer import compile_layers
 from minibio.report.estimate import products_per_second, step_flops
 from minibio.run import optim
-from minibio.run.dist import Ranks
+from minibio.run.dist import Ranks, autocast
 from minibio.run.errors import InputError
-from minibio.run.signals import StopRequest
+from minibio.run.rundir import StopRequest
 
 PREDICTED = 0.15  # share of tokens, as in masked-LM training
 LR = 1e-5
@@ -145,7 +144,7 @@ def our_side(
         stepper.step([batch], LR, StopRequest())
         stepper.gradients.clear()  # memory between steps is that of weights and moments
 
-    M = batch.N if objective.every_token else batch.M
+    M = batch.N if objective.needs.every_token else batch.M
     flops = step_flops(objective, teacher, batch.N, M, batch.n_pairs, 0)
     what = {"fidelity": fidelity, "by": name, "teacher": "-" if teacher is None else narrow}
     return Side(what, step, (objective, teacher, optimizer), flops)
@@ -212,7 +211,7 @@ def check_losses(method: str, args: Settings, device: torch.device) -> str:
     theirs = Authors(objective, teacher).eval()(**rectangle(batch, objective.student)).item()
 
     def ours():
-        taught = None if teacher is None else teach(teacher, batch, objective)
+        taught = None if teacher is None else teach(teacher, batch, objective.needs)
         return objective(batch, taught, Counts.of([batch]))["loss"].item()
 
     loss = ours()

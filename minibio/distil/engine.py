@@ -27,12 +27,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from minibio.batch import Batch, Counts
-from minibio.distil.measure import autocast
 from minibio.run import dist, log, optim
 from minibio.run.checkpoint import Checkpoint, Checkpoints
+from minibio.run.dist import autocast
 from minibio.run.errors import InputError
 from minibio.run.gradients import Gradients
-from minibio.run.signals import StopRequest
+from minibio.run.rundir import StopRequest
 from minibio.text.prefetch import Prefetch
 
 
@@ -142,7 +142,7 @@ def fit(objective: nn.Module, feed: Feed, plan: Plan, ranks: dist.Ranks, journal
                 progress.step,
                 peak=plan.lr, warmup=plan.warmup, total=plan.steps, schedule=plan.schedule,
             )  # fmt: skip
-            objective.at(progress.step)
+            objective.set_step(progress.step)
             outcome = stepper.step(batches, lr, stop)
             count(progress, outcome, plan)
             progress.step, progress.samples = progress.step + 1, span.stop
@@ -160,8 +160,6 @@ def fit(objective: nn.Module, feed: Feed, plan: Plan, ranks: dist.Ranks, journal
                 progress.stopped = stop.name or "a signal"
                 break
             began = time.perf_counter()
-    if checkpoints is not None:
-        checkpoints.wait()
     return progress
 
 
@@ -205,7 +203,7 @@ class Stepper:
         self.gradients.clear()
         for i, batch in enumerate(batches):
             is_last = i == len(batches) - 1  # gradients travel once a step
-            with self.gradients.shared() if is_last else nullcontext():
+            with self.gradients.summed() if is_last else nullcontext():
                 parts = self.loss(batch.to(self.ranks.device), counts)
                 parts["loss"].backward()
             for name, x in parts.items():

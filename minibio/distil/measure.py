@@ -1,4 +1,4 @@
-"""How good a masked language model is: loss and accuracy on documents it has not read."""
+"""Loss and accuracy of a masked language model on documents that it has not read."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,7 @@ from kernels.reference import cross_entropy_rows
 from minibio.batch import Batch
 from minibio.model.heads import Model
 from minibio.run import dist
-
-
-def autocast(precision: str, device: torch.device):
-    """The context of a forward pass: bf16 products under fp32 weights and losses, or plain fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+from minibio.run.dist import autocast
 
 
 @torch.no_grad()

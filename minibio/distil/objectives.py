@@ -10,10 +10,11 @@
 An objective holds the student and the projections that are trained with it and thrown away at the
 end; the teacher stays outside, and is run no further than the objective says it has to be. Its
 forward gives the terms of the equation by name and their sum as "loss". Read losses.py before this
-file and engine.py after it.
+file and train.py after it.
 """
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -31,6 +32,16 @@ from minibio.model.transformer import initialise
 from minibio.run.errors import InputError
 
 
+class TeacherNeeds(NamedTuple):
+    """The part of a teacher that an objective compares its student with: `teach` runs no more."""
+
+    keep: tuple[int, ...] = ()  # layers whose attention maps are needed
+    hidden: tuple[int, ...] = ()  # layers whose hidden states are needed; 0: the embeddings
+    depth: int | None = None  # the last layer that has to be run; None = all
+    head: bool = True  # the masked-LM head is run
+    every_token: bool = False  # the head works on all N tokens, not on the M predicted ones
+
+
 class Objective(nn.Module):
     """A student with its projections, and the loss of one method.
 
@@ -42,12 +53,8 @@ class Objective(nn.Module):
         InputError: the teacher does not fit the student: layers, heads, widths, vocabulary.
     """
 
-    keep: tuple[int, ...] = ()  # teacher layers whose attention maps are needed
-    hidden_t: tuple[int, ...] = ()  # teacher layers whose hidden states are needed; 0: embeddings
-    depth: int | None = None  # the last teacher layer that has to be run; None = all
-    needs_head = True  # the teacher's masked-LM head is run
-    phase: int | None = None  # the student's layer that is trained alone; None = all of it
-    every_token = False  # the head works on all N tokens, not on the M predicted ones
+    needs = TeacherNeeds()
+    phase: int | None = None  # the only layer of the student that is trained; None = all of it
     temperature = 1.0  # of the soft labels
 
     n_alpha = 0  # weights in its equation
@@ -75,10 +82,10 @@ class Objective(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no equation; use one of OBJECTIVES")
 
-    def at(self, step: int) -> None:
-        """Set what step `step`, counted from 0, asks of student and teacher: the attributes above.
+    def set_step(self, step: int) -> None:
+        """Set `needs` and `phase` for step `step`, counted from 0.
 
-        Called before every step, after a resumption too, so it looks at nothing but the step.
+        Called before every step, also of a resumed run, so it depends on nothing but the step.
         """
 
     @property
@@ -107,12 +114,13 @@ class Objective(nn.Module):
                 f"the student has {H_s} heads, expected {H_t} (as the teacher): "
                 f"attention maps are compared head by head"
             )
-        self.keep = self.hidden_t = self.g
+        self.needs = self.needs._replace(keep=self.g, hidden=self.g)
         self.divergence = divergence
 
     def without_predictions(self) -> None:
         """Have the teacher stop at the last layer that is compared."""
-        self.needs_head, self.depth = False, max(self.hidden_t, default=0)
+        depth = max(self.needs.hidden, default=0)
+        self.needs = self.needs._replace(head=False, depth=depth)
 
     def matches(self, taught: Output) -> dict[int, Match]:
         """Student layer -> what its teacher layer hands to it; only those that were kept."""
@@ -193,7 +201,7 @@ class Objective(nn.Module):
 class MaskedLM(Objective):
     """Eq. 1 alone: pre-training, from scratch or further."""
 
-    needs_head = False
+    needs = TeacherNeeds(head=False)
     equation = "mlm"
 
     def forward(self, batch, taught, counts):
@@ -213,7 +221,7 @@ class Distil(Objective):
         # the paper has no temperature; the authors' code for this model has 2 (F17)
         released = 2.0 if run.fidelity == "released" else 1.0
         self.temperature = run.temperature or released
-        self.needs_head = run.alpha[1] != 0
+        self.needs = TeacherNeeds(head=run.alpha[1] != 0)
 
     @property
     def equation(self):
@@ -240,10 +248,9 @@ class Tiny(Objective):
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)
         self.match_layers(teacher, losses.DIVERGENCE["tiny", run.fidelity])
-        self.hidden_t = (0, *self.g)
         C_s, C_t = student.config.C, teacher.config.C
         paper = run.fidelity == "paper"
-        self.every_token = paper
+        self.needs = self.needs._replace(hidden=(0, *self.g), every_token=paper)
         self.W_h = nn.Linear(C_s, C_t, bias=not paper)
         self.W_e = nn.Linear(C_s, C_t, bias=False) if paper else self.W_h
         initialise(self.W_h, student.config.init_std)
@@ -252,12 +259,12 @@ class Tiny(Objective):
         self.temperature = run.temperature or 1.0
 
     def forward(self, batch, taught, counts):
-        batch_s = batch.without_targets() if self.every_token else batch
+        batch_s = batch.without_targets() if self.needs.every_token else batch
         s = self.student(
             batch_s, match=self.matches(taught), hidden=self.layers_s(0), multiply=False
         )
         h_s, h_t = s.hidden_states, taught.hidden_states
-        N_out = counts.N if self.every_token else counts.M
+        N_out = counts.N if self.needs.every_token else counts.M
         output = self.output(s, taught, N_out)
         terms = {
             "embed": losses.embed(h_s[0], h_t[0], self.W_e, N=counts.N),
@@ -356,20 +363,19 @@ class Staged(Mobile):
         super().__init__(student, teacher, run)
         self.temperature = run.temperature or 1.0
         self.phase_steps = phase_steps(run, student.config.L)
-        self.at(0)
+        self.set_step(0)
 
     @property
     def equation(self):
         alpha = self.run.alpha[0]
         return f"stage 1: layers, stage 2: {alpha:g} mlm + {1 - alpha:g} soft"
 
-    def at(self, step):
+    def set_step(self, step):
         l = step // self.phase_steps + 1
         self.phase = l if l <= self.student.config.L else None  # None: stage 2
-        self.keep = self.hidden_t = () if self.phase is None else (self.g[l - 1],)
-        if self.phase is None and self.run.alpha[0] != 1:
-            self.needs_head, self.depth = True, None
-        else:
+        layers = () if self.phase is None else (self.g[l - 1],)
+        self.needs = TeacherNeeds(keep=layers, hidden=layers)
+        if self.phase is not None or self.run.alpha[0] == 1:
             self.without_predictions()
 
     def forward(self, batch, taught, counts):
@@ -453,19 +459,18 @@ def freeze(teacher: Model, precision: str = "fp32") -> Model:
 
 
 @torch.no_grad()
-def teach(teacher: Model, batch: Batch, objective: Objective) -> Output:
-    """The teacher's side of one batch: what the objective asks of its layers, and its decoder.
+def teach(teacher: Model, batch: Batch, needs: TeacherNeeds) -> Output:
+    """The teacher's side of one batch: the layers that are needed, and its decoder.
 
     The encoder of a teacher that `freeze` made bf16 multiplies in it, whatever the student does.
     """
-    batch = batch.without_targets() if objective.every_token else batch
+    batch = batch.without_targets() if needs.every_token else batch
     is_narrow = teacher.encoder.layers[0].attention.query.weight.dtype == torch.bfloat16
     with torch.autocast(batch.device.type, torch.bfloat16) if is_narrow else nullcontext():
         taught = teacher(
-            batch, keep=objective.keep, hidden=objective.hidden_t, depth=objective.depth,
-            predict=False,
-        )  # fmt: skip
-    if not objective.needs_head:
+            batch, keep=needs.keep, hidden=needs.hidden, depth=needs.depth, predict=False
+        )
+    if not needs.head:
         return taught
     taught.last = wide(taught.last)
     return teacher.with_head(taught, batch, multiply=False)

@@ -10,6 +10,7 @@ distil.py before this file and train.py after it.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from minibio.model.convert import load_with_report
 from minibio.model.heads import MaskedLMHead, Model
 from minibio.model.transformer import initialise
 from minibio.run.errors import InputError
+from minibio.run.options import flag
 from minibio.text.corpus import Corpus
 from minibio.text.tokenizer import Tokenizer
 
@@ -36,6 +38,45 @@ def copies_embeddings(run: RunConfig) -> bool:
 def copies_head(run: RunConfig) -> bool:
     """Whether the student's masked-LM head starts as the teacher's."""
     return run.init_head == "copy" or (run.init_head is None and run.stages > 0)
+
+
+def check(run: RunConfig, given: Collection[str], teacher: Path | None, start: Path | None) -> None:
+    """Refuse options that do not fit together, before anything is read.
+
+    Args:
+        given: fields of `run` that the command line names.
+    """
+    if start is not None:
+        if run.init_layers:
+            raise InputError("--from DIR has weights of its own; drop --init-layers")
+        if run.init_head == "copy":
+            raise InputError("--from DIR has weights of its own; drop --init-head copy")
+        for name in ("model", "layers", "width", "heads", "ffn"):
+            if name in given:
+                raise InputError(f"--from DIR has a shape of its own; drop --{name}")
+    elif run.model not in MODELS:
+        raise InputError(f"--model is {run.model!r}, expected one of {', '.join(MODELS)}")
+    if run.stages and run.method != "mobile":
+        raise InputError(f"--method {run.method} has no stages; drop --stages")
+    if run.precision == "fp64" and run.teacher_precision != "fp32":
+        raise InputError("--precision fp64 is to check against; drop --teacher-precision")
+    if run.alpha and not any(run.alpha):
+        raise InputError("--alpha has only weights of 0, expected one above 0")
+    if run.warmup and run.warmup >= run.steps:
+        raise InputError(f"--warmup is {run.warmup}, expected less than the {run.steps} steps")
+    if run.method != "mlm":
+        if teacher is None:
+            raise InputError(
+                f"--method {run.method} needs --teacher DIR (or no --corpus: the sample)"
+            )
+        return
+    if teacher is not None:
+        raise InputError("--method mlm has no teacher; drop --teacher, or choose another method")
+    for name in ("init_layers", "layer_map", "temperature"):
+        if getattr(run, name):
+            raise InputError(f"--method mlm has no teacher; drop {flag(name)}")
+    if run.init_head == "copy":
+        raise InputError("--method mlm has no teacher; drop --init-head copy")
 
 
 def load_teacher(path: Path, run: RunConfig) -> tuple[Model, Tokenizer | None]:
@@ -60,23 +101,22 @@ def build_student(
     run: RunConfig,
     corpus: Corpus,
     teacher: Model | None = None,
-    *,
     start: Path | None = None,
-    shape: dict[str, int] | None = None,
 ) -> Model:
     """The model to be trained, the same on every process.
 
     Args:
         start: a Hugging Face directory whose weights it starts from, in place of all below.
-        shape: fields of `ModelConfig` that differ from the row `run.model`.
     Raises:
         InputError: the parts do not fit, or cannot be read.
     """
     torch.manual_seed(run.seed)
     if start is not None:
         return start_from(start, run, corpus)
+    shape = {"L": run.layers, "C": run.width, "H": run.heads, "F": run.ffn, "V": corpus.V}
+    shape = {name: x for name, x in shape.items() if x is not None}
     try:
-        config = dataclasses.replace(MODELS[run.model], **{"V": corpus.V, **(shape or {})})
+        config = dataclasses.replace(MODELS[run.model], **shape)
     except ValueError as error:
         raise InputError(f"{error} (--width, --heads)") from None
     student = Model(config)
@@ -174,7 +214,7 @@ def describe(
         origin = ["teacher's embeddings" if has_embeddings else "random"]
         origin += [f"teacher's layer {l + 1}" for l in layers] or ["random"] * L_s
         head = "teacher's" if teacher is not None and copies_head(run) else "fresh"
-    compared = {0: "embeddings"} if 0 in objective.hidden_t else {}
+    compared = {0: "embeddings"} if 0 in objective.needs.hidden else {}
     compared |= {l: f"layer {g_l}" for l, g_l in enumerate(g, start=1)}
     rows = {}
     for l, text in enumerate(origin):

@@ -1,6 +1,16 @@
-"""The model card a run writes beside its weights: what was trained, how, and how to load it."""
+"""The directory of a trained model: weights, tokenizer, curves, and the card of it all."""
 
+from pathlib import Path
+
+import torch
+
+import minibio
 from minibio.config import ModelConfig
+from minibio.model.convert import save
+from minibio.model.heads import Model
+from minibio.report.plot import loss_curves
+from minibio.run.errors import InputError
+from minibio.text.tokenizer import Tokenizer
 
 WHAT = {
     "mlm": "masked-language-model pre-training (Eq. 1)",
@@ -18,6 +28,31 @@ FIELDS = (
     "documents", "steps", "batch", "length", "lr", "warmup", "schedule", "weight_decay",
     "precision", "seed", "processes", "samples", "tokens", "skipped", "seconds",
 )  # fmt: skip
+
+
+def write_model(
+    student: Model, tokenizer: Tokenizer, facts: dict, out: Path, journal: Path
+) -> dict:
+    """Fill `out` with a trained model, its card and its loss curves -> the record of the run.
+
+    Args:
+        facts:   configuration and figures of the run.
+        journal: its log.jsonl.
+    """
+    student = student.cpu().eval()
+    save(student, tokenizer, out, overwrite=True)
+    record = {
+        **facts,
+        "parameters": student.n_parameters,
+        "parameters_encoder": sum(p.numel() for p in student.encoder.parameters()),
+        "versions": {"torch": torch.__version__, "minibio": minibio.__version__},
+    }
+    (out / "README.md").write_text(model_card(record, student.config), "utf-8")
+    try:
+        loss_curves({journal.resolve().parent.name: journal}, out / "loss.png")
+    except InputError as error:  # matplotlib is an extra
+        print(f"no loss.png: {error}")
+    return record
 
 
 def model_card(record: dict, config: ModelConfig) -> str:

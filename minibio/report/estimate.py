@@ -47,14 +47,14 @@ def step_flops(
     objective: Objective, teacher: Model | None, N: float, M: float, n_pairs: float, step: int
 ) -> float:
     """Operations of one step of training, forward and backward."""
-    objective.at(step)
+    objective.set_step(step)
     phase = objective.phase
     flops = 3 * forward_flops(objective.student, N, M, n_pairs, phase, predict=phase is None)
     if teacher is None:
         return flops
-    flops += forward_flops(teacher, N, M, n_pairs, objective.depth, objective.needs_head)
+    flops += forward_flops(teacher, N, M, n_pairs, objective.needs.depth, objective.needs.head)
     # the teacher's scores of the matched layers, in forward and in backward
-    return flops + 2 * 2 * n_pairs * teacher.config.width * len(objective.keep)
+    return flops + 2 * 2 * n_pairs * teacher.config.width * len(objective.needs.keep)
 
 
 def activation_bytes(c: ModelConfig, N: float, M: float) -> float:
@@ -89,11 +89,11 @@ def estimate(
     T = corpus.lengths.clip(max=run.length).astype(float)  # tokens of each document
     N, n_pairs = run.batch * T.mean(), run.batch * (T**2).mean()
     masked = 0.15 * N
-    M = N if objective.every_token else masked
+    M = N if objective.needs.every_token else masked
     student, c = objective.student, objective.student.config
     some = range(0, run.steps, max(1, run.steps // 100))
     step = sum(step_flops(objective, teacher, N, M, n_pairs, i) for i in some) / len(some)
-    objective.at(0)
+    objective.set_step(0)
     weights = sum(p.numel() for p in objective.parameters())
     memory = 4 * BYTES * weights  # the weight, its gradient, AdamW's two moments
     memory += activation_bytes(c, N / ranks.world, M / ranks.world)

@@ -1,39 +1,44 @@
 """The checkpoints of a run, so that nothing is ever lost: safetensors and JSON, no pickle.
 
     out/checkpoints/step-00001234/
-        weights.safetensors     the objective: student and projections
-        optimizer.safetensors   AdamW's moments and counts
-        ranks.safetensors       (world, ...): each process's random state
+        weights.safetensors     the objective: student and projections, tied tensors once
+        optimizer.safetensors   AdamW's moments and counts, by the name of their parameter
+        ranks.safetensors       (world, ...): each rank's random state
         state.json              step, samples, counters, configuration, length of the log, versions
         manifest.json           size and sha256 of the others
 
-The newest few are kept, and an older one goes after the newer one stands: whenever a process is
-killed, at least one whole checkpoint is there.
+Python's and NumPy's random states are not among them: nothing here draws from either (samples and
+masks follow from (seed, position): text/corpus.py). Everything is checked before anything is put
+back. The newest few checkpoints are kept, and an older one is removed once the newer one is whole:
+whenever a process is killed, at least one whole checkpoint is there.
 
-Rank 0 alone touches the disk; what belongs to a rank goes there and comes back as tensors. So no
-rank waits for a file that another has yet to write, success is for one process to tell, and of
-several machines only the first needs `out`. Read state.py and store.py before this file.
+Only rank 0 touches the disk; tensors of the other ranks travel to it and back. So no rank waits for
+a file that another has yet to write, and of several machines only the first needs `out`. store.py
+brings a checkpoint to disk; rundir.py is the directory around them.
 """
 
 import json
 import os
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
 import minibio
-from minibio.run import dist, state, store
+from minibio.run import dist, files, store
 from minibio.run.errors import InputError
 from minibio.run.files import check_writable
 
 PARTS = ("weights", "optimizer", "ranks")
 FOLDER, LOG = "checkpoints", "log.jsonl"  # in the run's directory
+ANY_MACHINE = frozenset({"world"})  # of a configuration: the same run all the same
+ADVICE = "resume with the options of the run that wrote it"
+ABSENT = "not recorded"
 
 
 def versions() -> dict[str, str]:
@@ -59,16 +64,18 @@ class Checkpoint:
     optimizer: dict  # class, and the names of the parameters in each group
     versions: dict
 
-    def changes(self, config: dict, ranks: dist.Ranks) -> list[tuple[str, object, object]]:
-        """[(name, then, now)] of what differs in the run that goes on from here, to be printed.
+    def changes(
+        self, config: dict, may_differ: frozenset[str], ranks: dist.Ranks
+    ) -> list[tuple[str, object, object]]:
+        """[(name, then, now)] of what differs in the run that resumes from here, to be printed.
 
         Raises:
-            InputError: something differs that makes it another run (`state.MAY_DIFFER`).
+            InputError: something differs that makes it another run.
         """
         then = {"processes": self.world, "on": self.device, **self.versions}
         now = {"processes": ranks.world, "on": ranks.device.type, **versions()}
         around = [(name, then.get(name), now[name]) for name in now if then.get(name) != now[name]]
-        return state.changes(self.config, config, self.path) + around
+        return changes(self.config, config, may_differ, self.path) + around
 
     def restore(self, objective: nn.Module, optimizer: Optimizer, ranks: dist.Ranks, *,
                 seed: int) -> None:  # fmt: skip
@@ -91,17 +98,15 @@ class Checkpoint:
                 f"{self.path}: the optimiser was {self.optimizer['class']}, expected "
                 f"{type(optimizer).__name__}"
             )
-        state.check_weights(parts["weights"], objective, self.path)
-        state.check_moments(
-            parts["optimizer"], self.optimizer["groups"], objective, optimizer, self.path
-        )
-        state.put_weights(objective, parts["weights"])
-        state.put_moments(objective, optimizer, parts["optimizer"])
+        check_weights(parts["weights"], objective, self.path)
+        check_moments(parts["optimizer"], self.optimizer["groups"], objective, optimizer, self.path)
+        put_weights(objective, parts["weights"])
+        put_moments(objective, optimizer, parts["optimizer"])
         if (self.world, self.device) == (ranks.world, ranks.device.type):
             mine = {name: x[ranks.rank] for name, x in parts["random"].items()}
-            state.put_random_state(mine, ranks.device)
+            put_random_state(mine, ranks.device)
         else:
-            state.fresh_random_state(seed, self.step, ranks.rank)
+            fresh_random_state(seed, self.step, ranks.rank)
             dist.print0(
                 f"random states start anew from (seed, step, rank): the checkpoint is of "
                 f"{self.world} x {self.device}, this run of {ranks.world} x {ranks.device.type}"
@@ -131,7 +136,7 @@ def newest(out: str | Path, ranks: dist.Ranks) -> Checkpoint | None:
     """
 
     def find():
-        places = store.standing(Path(out) / FOLDER)
+        places = store.whole(Path(out) / FOLDER)
         for place in places:
             try:
                 return [str(place), store.check(place, PARTS)]
@@ -146,141 +151,245 @@ def newest(out: str | Path, ranks: dist.Ranks) -> Checkpoint | None:
 
 
 class Checkpoints:
-    """What writes the checkpoints of the run in `out`.
+    """The checkpoints of the run in `out`, the newest few of them kept.
 
-        with Checkpoints(out, ranks, keep=3, background=True) as checkpoints:
-            checkpoints.save(step, objective, optimizer, samples=step * B, config=config)
+        checkpoints = Checkpoints(out, ranks, keep=3)
+        checkpoints.save(step, objective, optimizer, samples=step * B, config=config)
 
     All ranks make one, and make the same calls.
 
-    Args:
-        keep:       how many of the newest stay.
-        background: `save` returns when the tensors are copied to host memory (as much again, held
-                    from then on), and a thread writes them. The next `save`, `wait` or the end of
-                    the block waits for it and raises its error; a process that ends finishes the
-                    save under way.
     Raises:
         InputError: nothing can be written there, or `keep` is below 1.
     """
 
-    def __init__(self, out: str | Path, ranks: dist.Ranks, keep: int = 3, background: bool = False):
+    def __init__(self, out: str | Path, ranks: dist.Ranks, keep: int = 3):
         if keep < 1:
             raise InputError(f"{keep} checkpoints to be kept, expected at least 1")
         self.folder, self.ranks, self.keep = Path(out) / FOLDER, ranks, keep
-        self.background, self.thread, self.failure = background, None, None
-        self.copies: dict[str, dict[str, Tensor]] = {}
         dist.from_rank0(lambda: str(check_writable(self.folder)), ranks)
 
-    def save(self, step: int, objective: nn.Module, optimizer: Optimizer, *, samples: int,
-             config: dict, counters: dict | None = None) -> None:  # fmt: skip
-        """Write the run as it stands after `step` optimiser steps.
+    def save(
+        self,
+        step: int,
+        objective: nn.Module,
+        optimizer: Optimizer,
+        *,
+        samples: int,
+        config: dict,
+        counters: dict | None = None,
+    ) -> None:
+        """Write the run as it is after `step` optimiser steps.
 
         Args:
-            samples:  read so far by all processes together.
+            samples:  read so far by all ranks together.
             config:   the resolved configuration; fits JSON.
             counters: whatever else the loop counts; fits JSON. Rank 0's is kept.
         Raises:
-            InputError: it cannot be written (the disk is full), and the checkpoints before it
-                stand. In the background: the save before this one could not.
+            InputError: it cannot be written (the disk is full); the checkpoints before it are kept.
         """
-        self.wait()
-        random = state.random_state(self.ranks.device)
+        random = random_state(self.ranks.device)
         own = {f"random/{name}": dist.all_gather(x, self.ranks) for name, x in random.items()}
-        # as the interpreter exits, it has stopped waiting for threads
-        background = self.background and threading.main_thread().is_alive()
-        if self.ranks.rank == 0:
-            known = {"step": step, "samples": samples, "counters": counters or {}, "config": config}
-            try:
-                text = self.describe(known, objective, optimizer)
-                tensors = (state.weights(objective), state.moments(objective, optimizer), own)
-                parts = dict(zip(PARTS, tensors, strict=True))
-                if background:
-                    parts = {part: self.copy(part, named) for part, named in parts.items()}
-                    thread = threading.Thread(target=self.write, args=(step, parts, text))
-                    thread.start()
-                    self.thread = thread
-                else:
-                    self.write(step, parts, text)
-            except Exception as error:  # for `wait` to raise on every rank
-                self.failure = error
-        if not background:
-            self.wait()
+        known = {"step": step, "samples": samples, "counters": counters or {}, "config": config}
 
-    def copy(self, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors in host memory, in the same places at every save: new ones cost more."""
-        copies = self.copies.setdefault(part, {})
-        for name, x in tensors.items():
-            if name in copies:
-                copies[name].copy_(x)
-            else:
-                copies[name] = x.to("cpu", copy=True)
-        return {name: copies[name] for name in tensors}
+        def write():
+            text = self.describe(known, objective, optimizer)
+            tensors = (weights(objective), moments(objective, optimizer), own)
+            self.write(step, dict(zip(PARTS, tensors, strict=True)), text)
+
+        dist.from_rank0(write, self.ranks)
 
     def describe(self, known: dict, objective: nn.Module, optimizer: Optimizer) -> bytes:
         """The text of state.json."""
         log = self.folder.parent / LOG
-        groups = state.groups(objective, optimizer)
         record = {
             **known,
             "log_bytes": log.stat().st_size if log.exists() else 0,
             "world": self.ranks.world,
             "device": self.ranks.device.type,
-            "optimizer": {"class": type(optimizer).__name__, "groups": groups},
+            "optimizer": {
+                "class": type(optimizer).__name__,
+                "groups": groups(objective, optimizer),
+            },
             "versions": versions(),
         }
         return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
 
     def write(self, step: int, parts: dict[str, dict[str, Tensor]], text: bytes) -> None:
-        """Rank 0's part of a save, perhaps in a thread; an error is kept for `wait`."""
+        """Write one checkpoint, then remove those that are not to be kept."""
         try:
             store.write(self.folder, step, parts, text, also=self.folder.parent / LOG)
-            places = store.standing(self.folder)
+            places = store.whole(self.folder)
             later = [place for place in places if store.step_of(place) > step]
-            for place in later:  # a future given up, when the run went on from an older checkpoint
+            for place in later:  # a future given up, when the run resumed from an older checkpoint
                 store.remove(place)
             for place in [place for place in places if place not in later][self.keep :]:
                 store.remove(place)
         except OSError as error:
-            stand = ", ".join(place.name for place in store.standing(self.folder)) or "none"
-            self.failure = InputError(
+            kept = ", ".join(place.name for place in store.whole(self.folder)) or "none"
+            raise InputError(
                 f"{error.filename or self.folder}: {error.strerror}: step {step} was not saved, "
-                f"checkpoints that stand: {stand}; make room there and resume"
-            )
-        except Exception as error:
-            self.failure = error
-
-    def wait(self) -> None:
-        """Until the save under way is on disk.
-
-        Raises:
-            InputError: it could not be written; on every rank.
-        """
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-        failure, self.failure = self.failure, None
-
-        def outcome():
-            if failure is not None:
-                raise failure
-
-        dist.from_rank0(outcome, self.ranks)
+                f"checkpoints that are whole: {kept}; make room there and resume"
+            ) from None
 
     def clear(self) -> None:
-        """Remove all: a new run in a used directory must never go on from the old one's."""
+        """Remove all: a new run in a used directory must never resume the old one's."""
+        dist.from_rank0(lambda: files.remove(self.folder), self.ranks)
 
-        def empty():
-            for place in store.standing(self.folder):
-                store.remove(place)
 
-        self.wait()
-        dist.from_rank0(empty, self.ranks)
+# a run as named tensors
 
-    def __enter__(self) -> "Checkpoints":
-        return self
 
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self.wait()
-        elif self.thread is not None:  # the run failed, perhaps on this rank alone: no collective
-            self.thread.join()
+def plain(name: str) -> str:
+    """A parameter's name without what torch.compile and DistributedDataParallel add to it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
+def weights(objective: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter or persistent buffer, the tensors themselves; a shared one comes once."""
+    persistent = objective.state_dict(keep_vars=True)
+    named = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
+    return {plain(name): x.detach() for name, x in named.items() if name in persistent}
+
+
+def groups(objective: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    """The names of the parameters in each of the optimiser's groups, in its order."""
+    names = {p: plain(name) for name, p in objective.named_parameters()}
+    return [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+
+
+def moments(objective: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """KEY:NAME -> that tensor of the optimiser's state; empty before its first step."""
+    names = {p: plain(name) for name, p in objective.named_parameters()}
+    return {
+        f"{key}:{names[p]}": x for p, kept in optimizer.state.items() for key, x in kept.items()
+    }
+
+
+def check_weights(stored: dict[str, Tensor], objective: nn.Module, where: Path) -> None:
+    """Refuse weights that are not those of this objective.
+
+    Raises:
+        InputError: a name is missing or unexpected, a shape or a precision differs.
+    """
+    present = weights(objective)
+    for name, x in present.items():
+        if name not in stored:
+            raise InputError(f"{where}: no {name} in it, expected {tuple(x.shape)}; {ADVICE}")
+        y = stored[name]
+        if x.shape != y.shape:
+            raise InputError(
+                f"{where}: {name} is {tuple(y.shape)}, expected {tuple(x.shape)}; {ADVICE}"
+            )
+        if x.dtype != y.dtype:
+            raise InputError(f"{where}: {name} is {y.dtype}, expected {x.dtype}; {ADVICE}")
+    for name in stored:
+        if name not in present:
+            raise InputError(f"{where}: {name} is in it, but not in this run; {ADVICE}")
+
+
+def check_moments(stored: dict[str, Tensor], stored_groups: list[list[str]],
+                  objective: nn.Module, optimizer: Optimizer, where: Path) -> None:  # fmt: skip
+    """Refuse an optimiser's state that is of other parameters, or of other groups of them.
+
+    Raises:
+        InputError: it is.
+    """
+    present_groups = groups(objective, optimizer)
+    then, now = (
+        {name: f"group {i}" for i, names in enumerate(listed) for name in names}
+        for listed in (stored_groups, present_groups)
+    )
+    for name in {**now, **then}:
+        was, is_ = then.get(name, "no group"), now.get(name, "no group")
+        if was != is_:
+            raise InputError(
+                f"{where}: {name} was in {was} of the optimiser, expected {is_}; {ADVICE}"
+            )
+    if stored_groups != present_groups:
+        raise InputError(f"{where}: the optimiser had its parameters in another order; {ADVICE}")
+    shapes = {name: x.shape for name, x in weights(objective).items()}
+    for full, x in stored.items():
+        name = full.split(":", 1)[1]
+        if x.dim() and x.shape != shapes[name]:
+            raise InputError(
+                f"{where}: {full} is {tuple(x.shape)}, expected {tuple(shapes[name])}; {ADVICE}"
+            )
+
+
+@torch.no_grad()
+def put_weights(objective: nn.Module, stored: dict[str, Tensor]) -> None:
+    """Fill the objective's tensors in place; `check_weights` comes before."""
+    for name, x in weights(objective).items():
+        x.copy_(stored[name])
+
+
+def put_moments(objective: nn.Module, optimizer: Optimizer, stored: dict[str, Tensor]) -> None:
+    """Fill the optimiser's state; `check_moments` comes before.
+
+    Its options (lr, weight_decay, ...) stay what they are: they are the present run's.
+    """
+    kept = {}
+    order = {name: i for i, name in enumerate(sum(groups(objective, optimizer), []))}
+    for full, x in stored.items():
+        key, name = full.split(":", 1)
+        kept.setdefault(order[name], {})[key] = x.clone()  # what was read may be a mapped file
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": kept})
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """This process's generators, that of the CPU and, on a GPU, that one's: uint8."""
+    kept = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        kept["cuda"] = torch.cuda.get_rng_state(device)
+    return kept
+
+
+def put_random_state(kept: dict[str, Tensor], device: torch.device) -> None:
+    """Set the generators as they were."""
+    # copies: torch reads a view's storage from its start, wherever the view begins
+    torch.set_rng_state(kept["cpu"].clone())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(kept["cuda"].clone(), device)
+
+
+def fresh_random_state(seed: int, step: int, rank: int) -> None:
+    """Start the generators anew, as a function of these three alone."""
+    (mixed,) = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(mixed))  # the GPUs' too
+
+
+def changes(
+    stored: dict, present: dict, may_differ: frozenset[str], where: Path
+) -> list[tuple[str, object, object]]:
+    """Fields in which a resumed run differs from the run it continues: [(name, then, now)].
+
+    Args:
+        stored, present: resolved configurations: `RunConfig` as a dict and whatever else fits JSON.
+            A field that only one of them has (another version's) is listed, not refused.
+        may_differ: fields that a resumed run may have otherwise (`options.may_differ`).
+    Raises:
+        InputError: they differ in what makes it the same run; every such field is named.
+    """
+    present = json.loads(json.dumps(present))  # tuples become lists, as they did in the file
+    names = list({**stored, **present})
+    both = [(name, stored.get(name, ABSENT), present.get(name, ABSENT)) for name in names]
+    differ = [(name, then, now) for name, then, now in both if then != now]
+    wrong = [
+        difference(name, then, now)
+        for name, then, now in differ
+        if name not in may_differ and ABSENT not in (then, now)
+    ]
+    if wrong:
+        raise InputError(
+            f"{where} is of another run: {'; '.join(wrong)}; resume with these values, or start "
+            f"a run of its own in another --out"
+        )
+    return differ
+
+
+def difference(name: str, then: object, now: object) -> str:
+    """`name is NOW, expected THEN`; of two tables only the entries that differ."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        return ", ".join(difference(f"{name}.{key}", then.get(key), now.get(key)) for key in keys)
+    return f"{name} is {now!r}, expected {then!r}"

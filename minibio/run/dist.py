@@ -78,6 +78,11 @@ def pick_device(name: str | None, local: int | None = None) -> torch.device:
     return torch.device("cuda", index)
 
 
+def autocast(precision: str, device: torch.device):
+    """The context of a forward pass: bf16 products under fp32 weights and losses, or plain fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def stop(ranks: Ranks) -> None:
     """Leave the group."""
     if ranks.world > 1 and td.is_initialized():

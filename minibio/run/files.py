@@ -6,10 +6,12 @@ place that cannot be written, a directory already in use, a damaged JSON file, i
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,6 +167,15 @@ def staged_file(path):
     with locked(staged):
         yield staged
         os.replace(staged, path)
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """One hash of the contents of several files, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_json(path) -> dict:

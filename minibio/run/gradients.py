@@ -1,4 +1,4 @@
-"""The gradients of all processes added up, while the backward pass is still under way.
+"""The gradients of all ranks added up, while the backward pass is still under way.
 
 Parameters lie in buckets of some megabytes, the last layers' first, as a backward pass reaches
 them; a parameter's gradient is a view into its bucket. When the last micro-batch's backward has
@@ -8,13 +8,14 @@ filled a bucket, its sum over the processes starts, and goes on beside what is l
     gradients.clear()
     for batch in batches[:-1]:
         loss(batch).backward()
-    with gradients.shared():
+    with gradients.summed():
         loss(batches[-1]).backward()
     # parameter.grad is the sum over all processes
 
 Sums, not means: every loss is divided by the counts of all processes. The buckets are the same in
 every step and are sent in the same order, so a resumed run adds up in the same order too, bit for
-bit (torch's DistributedDataParallel arranges its buckets anew after a process's first step).
+bit. (DistributedDataParallel overlaps its sums with backward in the same way. It rebuilds its
+buckets after a process's first step, so a resumed run adds up in another order, and it averages.)
 On one process nothing is copied and nothing is sent.
 """
 
@@ -65,7 +66,7 @@ class Gradients:
             self.buckets = [Bucket(part) for part in in_parts(self.parameters[::-1], bucket_bytes)]
             self.home = {p: bucket for bucket in self.buckets for p in bucket.views}
             for p in self.parameters:
-                p.register_post_accumulate_grad_hook(self.note)
+                p.register_post_accumulate_grad_hook(self.on_grad_ready)
 
     def clear(self) -> None:
         """Before the first backward of a step."""
@@ -79,14 +80,14 @@ class Gradients:
                 p.grad = view  # backward adds to what is there, in place
 
     @contextmanager
-    def shared(self) -> Iterator[None]:
+    def summed(self) -> Iterator[None]:
         """Around the step's last backward: sums start in it and have ended when the block ends.
 
         A parameter that no backward of the step has reached has no gradient (None) afterwards, so
-        that an optimiser leaves it alone; every process has to reach the same ones.
+        that an optimiser leaves it alone; every rank has to reach the same ones.
 
         Raises:
-            InputError: a process is gone.
+            InputError: a rank is gone.
         """
         self.is_last, self.unsent = True, list(self.buckets)
         for bucket in self.buckets:
@@ -96,25 +97,39 @@ class Gradients:
         finally:
             self.is_last = False
         with dist.together():
-            self.send(force=True)
+            self.start_full_buckets(force=True)
             for bucket in self.buckets:
                 bucket.sum.wait()
         for p in self.parameters if self.buckets else ():
             if p not in self.reached:
                 p.grad = None
 
-    def note(self, p: nn.Parameter) -> None:
+    def on_grad_ready(self, p: nn.Parameter) -> None:
         """Called by autograd when `p`'s gradient of one backward is complete."""
         self.reached.add(p)
         if self.is_last:
             self.home[p].waits_for.discard(p)
-            self.send()
+            self.start_full_buckets()
 
-    def send(self, force: bool = False) -> None:
-        """Start the sums of the buckets that are full, in the order that all processes keep to."""
+    def start_full_buckets(self, force: bool = False) -> None:
+        """Start the sums of the buckets that are full, in the order that all ranks keep to."""
         while self.unsent and (force or not self.unsent[0].waits_for):
             bucket = self.unsent.pop(0)
             bucket.sum = td.all_reduce(bucket.flat, async_op=True)
+
+
+def reduce_terms(terms: dict[str, Tensor], norm: Tensor, ranks: dist.Ranks) -> dict[str, float]:
+    """The terms of the loss over all ranks and the norm of the gradient, the same on every rank.
+
+    One wait for the device. The norm is of the summed gradients, hence the same everywhere but for
+    the NaN of one rank, which the sum of all norms brings to all.
+
+    Returns:
+        Name -> value, "grad_norm" last.
+    """
+    values = torch.stack([x.double() for x in (*terms.values(), norm)]).tolist()
+    *values, norms = dist.all_sum(values, ranks)
+    return dict(zip(terms, values, strict=True)) | {"grad_norm": norms / ranks.world}
 
 
 def in_parts(parameters: list[nn.Parameter], n_bytes: int) -> Iterator[list[nn.Parameter]]:

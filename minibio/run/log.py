@@ -1,13 +1,98 @@
-"""What a run tells: a progress bar for people, JSON lines for machines. Rank 0 alone speaks."""
+"""The log of a run: how far it has come, a progress bar for people, JSON lines for machines.
+
+Only rank 0 prints and writes.
+"""
 
 import json
+import math
 import resource
 import sys
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from minibio.run.dist import Ranks
+from minibio.run.dist import Ranks, print0
+from minibio.run.errors import InputError
+
+
+@dataclass
+class Progress:
+    """How far a run has come: every count that the next step needs. Part of each checkpoint."""
+
+    step: int = 0  # optimiser steps done or skipped
+    samples: int = 0  # samples read; the position of the next one
+    tokens: int = 0
+    seconds: float = 0.0  # in steps; measuring and saving are not among them
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    terms: dict[str, list] = field(default_factory=dict)  # since the last line: name -> [sum, n]
+    mark: tuple[int, int, float] = (0, 0, 0.0)  # step, tokens, seconds at the last line
+    last: dict[str, float] = field(default_factory=dict)  # means of the terms in the last line
+    held_out_first: dict = field(default_factory=dict)
+    held_out: dict = field(default_factory=dict)
+    stopped: str = ""  # the signal that ended the run before its last step
+
+    def add(self, terms: dict[str, float], *, samples: int, tokens: int, seconds: float,
+            max_skips: int) -> None:  # fmt: skip
+        """Count one step: the terms of its loss where all are finite, a skipped step otherwise.
+
+        Args:
+            samples: the position after it.
+        Raises:
+            InputError: the last `max_skips` steps were all skipped.
+        """
+        self.step, self.samples = self.step + 1, samples
+        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        if all(map(math.isfinite, terms.values())):
+            self.skipped_in_a_row = 0
+            for name, x in terms.items():
+                total, n = self.terms.get(name, (0.0, 0))
+                self.terms[name] = [total + x, n + 1]
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == max_skips:
+            bad = ", ".join(f"{name} {x:g}" for name, x in terms.items())
+            raise InputError(
+                f"the last {max_skips} steps, to step {self.step}, had a loss or gradient that is "
+                f"not finite ({bad}) and were skipped; lower --lr, raise --warmup, or train in "
+                f"--precision fp32"
+            )
+
+    def interval(self, steps: int, lr: float, device: torch.device) -> dict:
+        """The line of the log for the steps since the last one: mean terms, rates, what is left."""
+        step, tokens, seconds = self.mark
+        self.last = {name: total / n for name, (total, n) in self.terms.items()}
+        done, seconds = self.step - step, self.seconds - seconds
+        line = {
+            "event": "train",
+            "step": self.step,
+            **self.last,
+            "lr": lr,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "tokens_per_s": round((self.tokens - tokens) / max(seconds, 1e-9)),
+            "memory_gib": round(peak_bytes(device) / 2**30, 3),
+            "eta_s": round((steps - self.step) * seconds / max(done, 1), 1),
+        }
+        self.terms, self.mark = {}, (self.step, self.tokens, self.seconds)
+        return line
+
+    def outcome(self) -> dict:
+        """The figures of a run that has come to its end, for its record."""
+        return {
+            "held_out_first": self.held_out_first,
+            "held_out": self.held_out,
+            "losses": self.last,
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "skipped": self.skipped,
+            "seconds": round(self.seconds, 1),
+            "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9)),
+        }
 
 
 class RunLog:
@@ -16,11 +101,11 @@ class RunLog:
     with RunLog(out / "log.jsonl", ranks) as journal: ...   closed, whatever happens inside.
 
     Args:
-        goes_on: write after what is there, instead of anew.
+        resumed: append to what is there.
     """
 
-    def __init__(self, path: str | Path, ranks: Ranks, goes_on: bool = False):
-        mode = "a" if goes_on else "w"
+    def __init__(self, path: str | Path, ranks: Ranks, resumed: bool = False):
+        mode = "a" if resumed else "w"
         self.file = open(path, mode, encoding="utf-8") if ranks.rank == 0 else None
 
     def write(self, event: dict) -> None:
@@ -38,7 +123,7 @@ class RunLog:
 
 
 def progress(total: int, description: str, ranks: Ranks, unit: str = "step"):
-    """A tqdm bar, quiet where nobody watches: off the terminal and off rank 0."""
+    """A tqdm bar on rank 0; quiet when not on a terminal."""
     from tqdm import tqdm
 
     is_quiet = ranks.rank != 0 or not sys.stderr.isatty()
@@ -66,6 +151,13 @@ def interval_line(line: dict, steps: int) -> str:
     if line["skipped"]:
         tail.append(f"skipped {line['skipped']}")
     return "  ".join([f"step {line['step']}/{steps}", *terms, *tail])
+
+
+def print_rows(title: str, rows: dict, marked: Collection[str] = ()) -> None:
+    """Two columns under a title, on rank 0; `*` before the names that are marked."""
+    print0(f"\n{title}")
+    for name, value in rows.items():
+        print0(f"  {'*' if name in marked else ' '} {name:<16} {value}")
 
 
 def duration(seconds: float) -> str:

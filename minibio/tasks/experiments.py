@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from minibio.distil.measure import autocast
 from minibio.model.heads import Model
-from minibio.run.dist import print0
+from minibio.run.dist import autocast, print0
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file, write_json
 from minibio.tasks import ner, qa, relation

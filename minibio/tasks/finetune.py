@@ -66,6 +66,10 @@ RECIPES = {"ner": Recipe(), "relation": Recipe(epochs=3), "qa": Recipe(length=38
 
 BEST = ".best"  # in the run's directory: the model that early stopping has found so far
 
+MAY_DIFFER = frozenset({
+    "steps", "lr", "warmup", "schedule", "weight_decay", "clip", "precision", "world",
+})  # fmt: skip
+
 Scorer = Callable[[Model, Path], dict]  # model, directory for the predictions -> scores
 
 
@@ -231,13 +235,14 @@ def fit(model: Model, teacher: Model | None, task: Task, tokenizer: Tokenizer, r
     teach_one = None
     if teacher is not None:
         teach_one = partial(teach, teacher.to(ranks.device).eval(), objective=objective)
-    with Checkpoints(out, ranks, keep=2) as checkpoints:
+    if True:
+        checkpoints = Checkpoints(out, ranks, keep=2)
         resume = None if way.overwrite else newest(out, ranks)
         if resume is None:
             dist.from_rank0(lambda: clear(out, task), ranks)
             checkpoints.clear()
         else:
-            changed = resume.changes(config, ranks)
+            changed = resume.changes(config, MAY_DIFFER, ranks)
             dist.print0(f"goes on from {resume.path}, {resume.step} of {steps} steps")
             for name, then, now in changed:
                 dist.print0(f"  {name}: {then} -> {now}")
@@ -245,7 +250,7 @@ def fit(model: Model, teacher: Model | None, task: Task, tokenizer: Tokenizer, r
         measure = None
         if recipe.patience:
             measure = Watch(model, tokenizer, task, recipe, out, ranks, feed.steps, resume)
-        with log.RunLog(out / "log.jsonl", ranks, goes_on=resume is not None) as journal:
+        with log.RunLog(out / "log.jsonl", ranks, resumed=resume is not None) as journal:
             if resume is None:
                 journal.write({"event": "start", **config})
             try:

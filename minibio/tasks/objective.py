@@ -26,7 +26,7 @@ from kernels.reference import cross_entropy_rows, wide
 from minibio.batch import Batch, Counts
 from minibio.config import METHODS
 from minibio.distil import losses
-from minibio.distil.objectives import Objective
+from minibio.distil.objectives import Objective, TeacherNeeds
 from minibio.model.heads import Model, Output
 from minibio.model.transformer import initialise
 from minibio.run.errors import InputError
@@ -74,7 +74,7 @@ class Labels(Objective):
     """Cross-entropy of the labels, nats per question."""
 
     equation = "labels"
-    needs_head = False
+    needs = TeacherNeeds(head=False)
 
     def __init__(self, student: Model, run: Run):
         nn.Module.__init__(self)
@@ -101,7 +101,7 @@ class Taught(Labels):
         InputError: the teacher's head, labels, layers, heads or widths do not fit the student's.
     """
 
-    needs_head = True
+    needs = TeacherNeeds()
 
     def __init__(self, student: Model, teacher: Model, run: Run):
         super().__init__(student, run)
@@ -125,7 +125,8 @@ class Taught(Labels):
             self.hidden_s = self.layers_s(1)
         if run.method == "tiny":
             self.match_layers(teacher, losses.DIVERGENCE["tiny", "paper"])
-            self.hidden_t, self.hidden_s = (0, *self.g), self.layers_s(0)
+            self.needs = self.needs._replace(hidden=(0, *self.g))
+            self.hidden_s = self.layers_s(0)
             C_s, C_t = student.config.C, teacher.config.C
             self.W_h, self.W_e = (nn.Linear(C_s, C_t, bias=False) for _ in range(2))
             for W in (self.W_h, self.W_e):
@@ -136,7 +137,7 @@ class Taught(Labels):
         return "{:g} labels + {:g} soft + {:g} layers".format(*self.alpha)
 
     def forward(self, batch, taught, counts):
-        match = self.matches(taught) if self.keep else None
+        match = self.matches(taught) if self.needs.keep else None
         s = self.student(batch, match=match, hidden=self.hidden_s)
         terms = {"labels": self.hard(s, batch, counts)}
         terms["soft"] = losses.soft_mlm(

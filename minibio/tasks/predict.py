@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from minibio.distil.measure import autocast
 from minibio.model.convert import load, read_config
 from minibio.model.names import head_of
+from minibio.run.dist import autocast
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
 from minibio.tasks import ner, qa, relation

@@ -11,8 +11,24 @@ more than `depth` of them wait at a time.
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 END = object()  # no result, no error: the tasks are over
+
+
+def ahead(feed, position: int, steps: int) -> "Prefetch":
+    """(span, this rank's micro-batches) of each of the next steps, made ahead of time.
+
+        with ahead(feed, progress.samples, run.steps - progress.step) as steps:
+            for span, batches in steps: ...
+
+    Args:
+        feed:     a `Feed` or `Epochs`: `spans(position)` and `make(span)`.
+        position: of the first step's first sample.
+        steps:    how many; none below 1.
+    """
+    spans = islice(feed.spans(position), max(0, steps))
+    return Prefetch(lambda span: (span, feed.make(span)), spans)
 
 
 class Prefetch:

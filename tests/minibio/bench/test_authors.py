@@ -42,7 +42,7 @@ def build(method, dtype=torch.float64, family="bert", **dropout):
 
 def losses(ours, teacher, theirs, batch):
     """Both, with their gradients left behind."""
-    taught = None if teacher is None else teach(teacher, batch, ours)
+    taught = None if teacher is None else teach(teacher, batch, ours.needs)
     a, b = ours(batch, taught, Counts.of([batch]))["loss"], theirs(**rectangle(batch, ours.student))
     a.backward()
     b.backward()

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from helpers import DEVICE, random_batch, tiny_config
-from minibio.distil.measure import autocast, held_out
+from minibio.distil.measure import held_out
 from minibio.model.heads import Model
-from minibio.run.dist import Ranks
+from minibio.run.dist import Ranks, autocast
 
 RANKS = Ranks(0, 0, 1, torch.device(DEVICE))
 

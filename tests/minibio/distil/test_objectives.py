@@ -52,7 +52,7 @@ def loss(objective, teacher, *batches):
     counts, total = Counts.of(batches), 0
     objective.zero_grad()
     for b in batches:
-        taught = None if teacher is None else teach(teacher, b, objective)
+        taught = None if teacher is None else teach(teacher, b, objective.needs)
         part = objective(b, taught, counts)["loss"]
         part.backward()
         total += part.item()
@@ -98,7 +98,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(method):
         objective = OBJECTIVES[method](objective.student, teacher, run).double()
         objective.student.load_state_dict(teacher.state_dict())
     b = batch(5, 3)
-    terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
+    terms = objective(b, teach(teacher, b, objective.needs), Counts.of([b]))
     for name in set(terms) - {"mlm", "loss"}:
         assert abs(terms[name].item()) < 1e-12, name
 
@@ -119,7 +119,7 @@ def kl(p, q):
 
 def sides(objective, teacher, b, g):
     """Student's and teacher's whole outputs, with nothing left out and nothing cut short."""
-    row = b.without_targets() if objective.every_token else b
+    row = b.without_targets() if objective.needs.every_token else b
     student, n = objective.student, objective.student.config.L
     s = student(row, keep=range(1, n + 1), hidden=range(n + 1))
     t = teacher(row, keep=g, hidden=(0, *g))
@@ -133,7 +133,7 @@ def cosine(h_s, h_t):
 
 def check(objective, teacher, b, expected, loss):
     """The terms and their sum, and that nothing else is among them."""
-    terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
+    terms = objective(b, teach(teacher, b, objective.needs), Counts.of([b]))
     assert set(terms) == {*expected, "loss"}
     for name, value in {**expected, "loss": loss}.items():
         torch.testing.assert_close(
@@ -234,12 +234,12 @@ def test_the_two_stages_composed_by_hand(fidelity, g):
     s, t = sides(objective, teacher, b, g)
     for l in (1, 2, 3, 4):
         for step in (2 * l - 2, 2 * l - 1):  # two steps a phase
-            objective.at(step)
+            objective.set_step(step)
             layer = mobile_layer(s, t, l, g[l - 1], b, fidelity)
             loss = layer if fidelity == "paper" else layer / 4
             check(objective, teacher, b, {"layers": layer}, loss)
     for step in (8, 15):
-        objective.at(step)
+        objective.set_step(step)
         log_s = s.logits.log_softmax(-1)
         mlm = -log_s[range(2), b.labels].mean()
         soft = -(t.logits.softmax(-1) * log_s).sum(-1).mean()
@@ -255,10 +255,10 @@ def staged(fidelity="paper", **changes):
 
 def touched(objective, teacher, step):
     """The parameters that step `step` gives a gradient, by the part of the model they are in."""
-    objective.at(step)
+    objective.set_step(step)
     b = batch(5, 3)
     objective.zero_grad(set_to_none=True)
-    objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"].backward()
+    objective(b, teach(teacher, b, objective.needs), Counts.of([b]))["loss"].backward()
     parts, untouched = set(), set()
     for name, p in objective.student.named_parameters():
         words = name.split(".")
@@ -286,9 +286,9 @@ def test_a_phase_leaves_every_other_parameter_as_it_was():
     b = batch(5, 3)
 
     def step(n):
-        objective.at(n)
+        objective.set_step(n)
         before = {name: p.detach().clone() for name, p in objective.student.named_parameters()}
-        objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"].backward()
+        objective(b, teach(teacher, b, objective.needs), Counts.of([b]))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         after = dict(objective.student.named_parameters())
@@ -303,8 +303,13 @@ def test_phases_are_equally_long_and_a_function_of_the_step_alone():
     objective, _ = staged(steps=30, stages=0.5)  # 15 steps over 4 layers: 3 each
 
     def state(step):
-        objective.at(step)
-        return objective.keep, objective.hidden_t, objective.depth, objective.needs_head
+        objective.set_step(step)
+        return (
+            objective.needs.keep,
+            objective.needs.hidden,
+            objective.needs.depth,
+            objective.needs.head,
+        )
 
     forwards = [state(step) for step in range(30)]
     assert [s[2] for s in forwards] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [None] * 18
@@ -331,10 +336,10 @@ def test_shares_without_a_step_for_each_layer(stages, steps):
 
 def test_stage_2_with_the_true_labels_alone_does_not_run_the_teacher():
     objective, teacher = staged(alpha=(1.0,))
-    objective.at(15)
-    assert (objective.depth, objective.needs_head) == (0, False)
+    objective.set_step(15)
+    assert (objective.needs.depth, objective.needs.head) == (0, False)
     b = batch(5, 3)
-    terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
+    terms = objective(b, teach(teacher, b, objective.needs), Counts.of([b]))
     assert terms["soft"] == 0
     torch.testing.assert_close(terms["loss"], terms["mlm"])
 
@@ -372,9 +377,9 @@ def test_no_layer_and_no_head_is_run_that_the_equation_does_not_need(
     objective, teacher = build(method, **changes)
     of_teacher = counted_calls(teacher)
     of_student = counted_calls(objective.student)
-    objective.at(step)
+    objective.set_step(step)
     b = batch(5, 3)
-    loss = objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"]
+    loss = objective(b, teach(teacher, b, objective.needs), Counts.of([b]))["loss"]
     for calls, (layers, head) in ((of_teacher, teacher_runs), (of_student, student_runs)):
         assert calls == {"layers": [*range(1, layers + 1)], "head": head}
     assert loss.isfinite()
@@ -385,7 +390,7 @@ def test_equation_13_from_a_teacher_without_its_head():
     headless = Model(TEACHER, "encoder").double().eval()
     headless.encoder.load_state_dict(teacher.encoder.state_dict())
     b = batch(5, 3)
-    same = [objective(b, teach(t, b, objective), Counts.of([b])) for t in (teacher, headless)]
+    same = [objective(b, teach(t, b, objective.needs), Counts.of([b])) for t in (teacher, headless)]
     assert all(torch.equal(x, same[1][name]) for name, x in same[0].items())
 
 
@@ -394,7 +399,7 @@ def test_every_objective_says_its_equation(method):
     """The printed sum is the sum: evaluated on the terms it gives the loss."""
     objective, teacher = build(method)
     b = batch(5, 3)
-    taught = None if teacher is None else teach(teacher, b, objective)
+    taught = None if teacher is None else teach(teacher, b, objective.needs)
     terms = objective(b, taught, Counts.of([b]))
     said = sum(
         float(weight or 1) * terms[name]
@@ -414,10 +419,10 @@ def test_losses_without_logits_equal_the_equations_on_them(method, fidelity, imp
     objective, teacher = build(method, fidelity=fidelity)
     use_kernels(objective, impl)
     b, counts = batch(5, 3), Counts(13.0, 2.5, 99.0, 2.0)
-    taught = None if teacher is None else teach(teacher, b, objective)
+    taught = None if teacher is None else teach(teacher, b, objective.needs)
     terms = objective(b, taught, counts)
     got = torch.autograd.grad(terms["loss"], objective.student.parameters())
-    row = b.without_targets() if objective.every_token else b
+    row = b.without_targets() if objective.needs.every_token else b
     x_s = objective.student(row).logits
     x_t = None if teacher is None else teacher(row).logits
     T, alpha = objective.temperature, objective.run.alpha
@@ -425,7 +430,7 @@ def test_losses_without_logits_equal_the_equations_on_them(method, fidelity, imp
     if method in ("distil", "compact"):
         expected["soft"] = losses.soft_mlm(x_s, x_t, temperature=T, M=2.5)
     if method == "tiny":
-        N = 13.0 if objective.every_token else 2.5
+        N = 13.0 if objective.needs.every_token else 2.5
         expected["output"] = losses.output(x_s, x_t, temperature=T, N=N)
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value)
@@ -510,7 +515,7 @@ def test_an_implementation_for_each_operation():
 def test_a_weight_of_nought_leaves_its_term_out(weights):
     objective, teacher = build("distil", alpha=weights)
     b = batch(5, 3)
-    terms = objective(b, teach(teacher, b, objective), Counts.of([b]))
+    terms = objective(b, teach(teacher, b, objective.needs), Counts.of([b]))
     assert (terms["mlm"] == 0) == (weights[0] == 0) and (terms["soft"] == 0) == (weights[1] == 0)
     composed = sum(
         w * terms[name] for w, name in zip(weights, ("mlm", "soft", "align"), strict=True)
@@ -534,7 +539,7 @@ def test_one_attention_call_for_each_layer(method, monkeypatch):
     counted("attention", kernels.attention)
     counted("attention_kl", kernels.attention_kl)
     b = batch(5, 3)
-    taught = teach(teacher, b, objective)
+    taught = teach(teacher, b, objective.needs)
     assert calls == ["attention"] * TEACHER.L
     assert set(taught.kept) == set(objective.g)  # the mapped layers alone
     calls.clear()
@@ -565,7 +570,7 @@ def test_float32_gradients_equal_the_composed_equation(method, impl):
 def test_one_shared_projection_with_bias_as_released():
     objective, _ = build("tiny", fidelity="released")
     assert objective.W_e is objective.W_h and objective.W_h.bias is not None
-    assert not objective.every_token
+    assert not objective.needs.every_token
     objective, _ = build("tiny")
     assert objective.W_e is not objective.W_h and objective.W_h.bias is None
 
@@ -617,13 +622,13 @@ def test_a_narrow_teacher_teaches_nearly_the_same():
     objective, teacher = build("compact")
     objective, teacher = objective.float(), teacher.float()
     b = batch(5, 9)
-    exact, wide = objective(b, teach(teacher, b, objective), Counts.of([b])), teacher.head
+    exact, wide = objective(b, teach(teacher, b, objective.needs), Counts.of([b])), teacher.head
     assert freeze(teacher, "bf16") is teacher
     kinds = {name: p.dtype for name, p in teacher.named_parameters()}
     assert {x for name, x in kinds.items() if "norm" in name or "head" in name} == {torch.float32}
     assert kinds["encoder.embeddings.token.weight"] == torch.float32
     assert kinds["encoder.layers.3.attention.key.weight"] == torch.bfloat16
-    taught = teach(teacher, b, objective)
+    taught = teach(teacher, b, objective.needs)
     assert taught.last.dtype == taught.decoder.h.dtype == taught.hidden_states[4].dtype
     assert taught.last.dtype == torch.float32 and wide is teacher.head
     near = objective(b, taught, Counts.of([b]))
@@ -631,7 +636,7 @@ def test_a_narrow_teacher_teaches_nearly_the_same():
         assert_near(name, near[name], x, 2e-2)
     assert not torch.equal(near["loss"], exact["loss"])
     with torch.autocast("cpu", torch.bfloat16):  # and under a student that is narrow itself
-        objective(b, teach(teacher, b, objective), Counts.of([b]))["loss"].backward()
+        objective(b, teach(teacher, b, objective.needs), Counts.of([b]))["loss"].backward()
 
 
 def test_freezing_rests_the_teacher(monkeypatch):

@@ -115,9 +115,9 @@ def losses_of(method, precision, steps=24, **changes):
     batch = Batch.from_sequences(rows, None, torch.arange(0, 54, 5), torch.arange(11))
     values = []
     for step in range(steps):
-        objective.at(step)
+        objective.set_step(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            taught = teach(teacher, batch, objective)
+            taught = teach(teacher, batch, objective.needs)
             loss = objective(batch, taught, Counts.of([batch]))["loss"]
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -23,16 +22,17 @@ import torch.nn as nn
 
 from helpers import ROOT, random_batch, tiny_config
 from minibio.batch import Counts
-from minibio.config import METHODS
-from minibio.distil.objectives import OBJECTIVES, teach
+from minibio.config import METHODS, RunConfig
+from minibio.distil.objectives import OBJECTIVES, Tiny, teach
 from minibio.model.heads import Model
-from minibio.run import dist, state, store
+from minibio.run import checkpoint, dist, options, store
 from minibio.run.checkpoint import FOLDER, LOG, PARTS, Checkpoints, newest
 from minibio.run.errors import InputError
 from minibio.run.optim import lr_at, make_optimizer
 
 ALONE = dist.Ranks(0, 0, 1, torch.device("cpu"))
 SEED, B = 5, 3
+MAY_DIFFER = options.may_differ(RunConfig)
 CONFIG = {**dataclasses.asdict(METHODS["tiny"]), "seed": SEED, "batch": B, "accumulate": 1}
 
 
@@ -63,7 +63,7 @@ class Run:
                 group["lr"] = lr_at(step, peak=1e-2, warmup=3, total=20)
             seed = step * self.ranks.world + self.ranks.rank
             batch = random_batch((5, 9, 2), n_predicted=4, seed=seed)
-            taught = teach(self.teacher, batch, self.objective)
+            taught = teach(self.teacher, batch, self.objective.needs)
             terms = self.model(batch, taught, Counts.of([batch]))
             terms["loss"].backward()
             self.optimizer.step()
@@ -73,11 +73,11 @@ class Run:
         return told
 
     def tensors(self):
-        moments = state.moments(self.objective, self.optimizer)
-        return {**state.weights(self.objective), **moments}
+        moments = checkpoint.moments(self.objective, self.optimizer)
+        return {**checkpoint.weights(self.objective), **moments}
 
     def fingerprint(self):
-        """sha256 of every weight and of the optimiser's whole state."""
+        """sha256 of every weight and of the optimiser's whole checkpoint."""
         return {
             name: hashlib.sha256(x.numpy().tobytes()).hexdigest()
             for name, x in self.tensors().items()
@@ -111,40 +111,21 @@ def go_on(out):
         print(json.dumps([told, run.fingerprint()]))
 
 
-def exit_while_saving(out):
-    """Ends while a save is under way; another one begins as the interpreter exits."""
-    import atexit
-
-    write = store.write_file
-
-    def slow(path, chunks):
-        time.sleep(0.2 if "under-way" in str(path) else 0)
-        return write(path, chunks)
-
-    store.write_file = slow
-    run = Run()
-    run.save(Checkpoints(out / "under-way", ALONE, background=True))
-    last = Checkpoints(out / "last", ALONE, background=True)
-    atexit.register(lambda: run.save(last))
-    sys.exit(0)
-
-
 def two_processes(out):
     """Save, go on, resume, go on: the same. Then a full disk on rank 0, known to both."""
     ranks = dist.start("cpu")
     run = Run(ranks)
-    checkpoints = Checkpoints(out, ranks, background=True)
+    checkpoints = Checkpoints(out, ranks)
     run.train(2)
     run.save(checkpoints, counters={"tokens": 7})
     first = run.train(2)
-    checkpoints.wait()
     other = Run(ranks)
     with torch.no_grad():
         next(other.objective.parameters()).fill_(9)
     found = other.resume(out)
     assert (found.step, found.samples, found.world) == (2, 2 * B, 2)
     again = other.train(2)
-    states = dist.all_gather(state.random_state(ranks.device)["cpu"], ranks)
+    states = dist.all_gather(checkpoint.random_state(ranks.device)["cpu"], ranks)
     assert not torch.equal(*states)  # each rank's own
     assert first == again and run.fingerprint() == other.fingerprint()
 
@@ -152,14 +133,11 @@ def two_processes(out):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write, store.write = store.write, full
-    for background in (True, False):
-        checkpoints.background = background
-        try:
-            other.save(checkpoints)
-            checkpoints.wait()
-            raise AssertionError("the disk was full")
-        except InputError as error:
-            assert "No space left on device: step 4 was not saved" in str(error), error
+    try:
+        other.save(checkpoints)
+        raise AssertionError("the disk was full")
+    except InputError as error:
+        assert "No space left on device: step 4 was not saved" in str(error), error
     store.write = write
     other.save(checkpoints)
     if ranks.rank == 0:  # damaged for everybody
@@ -212,19 +190,15 @@ def finish(*processes):
 # ---- the same run
 
 
-def test_resumed_in_a_fresh_process_it_is_the_unbroken_run(tmp_path, monkeypatch):
-    trained, write = threading.Event(), store.write
+def test_resumed_in_a_fresh_process_it_is_the_unbroken_run(tmp_path):
     before, run = Run(), Run()
     before.train(1)
     run.train(4)
     run.save(Checkpoints(tmp_path / "front", ALONE))
-    with Checkpoints(tmp_path / "back", ALONE, keep=1, background=True) as checkpoints:
-        before.save(checkpoints)  # other weights, in the same host memory
-        checkpoints.wait()
-        monkeypatch.setattr(store, "write", lambda *a, **k: trained.wait(60) and write(*a, **k))
-        run.save(checkpoints)
-        told = run.train(3)  # before it is written: what was saved is what was
-        trained.set()
+    checkpoints = Checkpoints(tmp_path / "back", ALONE, keep=1)
+    before.save(checkpoints)  # other weights, of an earlier step
+    run.save(checkpoints)
+    told = run.train(3)  # what was saved is what was
     (lines,) = finish(start("go_on", tmp_path))
     assert lines == [[told, run.fingerprint()]] * 2
     assert len({terms["loss"] for terms in told}) == 3
@@ -259,9 +233,7 @@ def test_what_is_known_of_a_checkpoint(tmp_path):
     run.train(2)
     (tmp_path / LOG).write_text("one line\n")
     counters = {"tokens": 123, "skipped": 0, "since": 0.1}
-    with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
-        run.save(checkpoints, counters=counters)
-        counters["tokens"] = 0  # what was saved is what was
+    run.save(Checkpoints(tmp_path, ALONE), counters=counters)
     found = Run().resume(tmp_path)
     assert found.path == tmp_path / FOLDER / "step-00000002"
     assert (found.step, found.samples, found.log_bytes, found.world) == (2, 2 * B, 9, 1)
@@ -299,15 +271,15 @@ def test_configurations_are_compared(tmp_path):
     run = Run()
     run.save(Checkpoints(tmp_path, ALONE))
     found = newest(tmp_path, ALONE)
-    assert found.changes(CONFIG, ALONE) == []
+    assert found.changes(CONFIG, MAY_DIFFER, ALONE) == []
     two = dist.Ranks(0, 0, 2, torch.device("cuda"))
-    assert found.changes({**CONFIG, "lr": 1.0, "accumulate": 2}, two) == [
-        ("lr", CONFIG["lr"], 1.0), ("accumulate", 1, 2), ("processes", 1, 2), ("on", "cpu", "cuda"),
+    assert found.changes({**CONFIG, "lr": 1.0, "accumulate": 2}, MAY_DIFFER, two) == [
+        ("accumulate", 1, 2), ("lr", CONFIG["lr"], 1.0), ("processes", 1, 2), ("on", "cpu", "cuda"),
     ]  # fmt: skip
     with pytest.raises(InputError, match="step-00000000 is of another run: seed is 6, expected 5"):
-        found.changes({**CONFIG, "seed": 6}, ALONE)
+        found.changes({**CONFIG, "seed": 6}, MAY_DIFFER, ALONE)
     later = dataclasses.replace(found, versions={**found.versions, "torch": "2.0"})
-    assert later.changes(CONFIG, ALONE) == [("torch", "2.0", torch.__version__)]
+    assert later.changes(CONFIG, MAY_DIFFER, ALONE) == [("torch", "2.0", torch.__version__)]
 
 
 @pytest.mark.parametrize(
@@ -399,62 +371,41 @@ def test_none_and_none_whole(tmp_path, capsys):
     for _ in range(2):
         run.save(checkpoints)
         run.train(1)
-    for place in store.standing(tmp_path / FOLDER):
+    for place in store.whole(tmp_path / FOLDER):
         (place / "manifest.json").unlink()
     with pytest.raises(InputError, match="every checkpoint is damaged: step-00000001, step-0000"):
         newest(tmp_path, ALONE)
     assert capsys.readouterr().err.count("warning: ") == 2
     checkpoints.clear()
-    assert newest(tmp_path, ALONE) is None and names(tmp_path) == []
+    assert newest(tmp_path, ALONE) is None and not (tmp_path / FOLDER).exists()
 
 
 # ---- faults
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_a_full_disk_is_one_line_and_leaves_what_stood(tmp_path, monkeypatch, background):
-    run, checkpoints = Run(), Checkpoints(tmp_path, ALONE, background=background)
+def test_a_full_disk_is_one_line_and_leaves_what_stood(tmp_path, monkeypatch):
+    run, checkpoints = Run(), Checkpoints(tmp_path, ALONE)
     run.save(checkpoints)
-    checkpoints.wait()
     run.train(1)
     write = store.write_file
 
-    def full(path, chunks):
+    def full(path, content):
         if path.name == "optimizer.safetensors":
-            write(path, [b"half of it"])
+            write(path, b"half of it")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return write(path, chunks)
+        return write(path, content)
 
     monkeypatch.setattr(store, "write_file", full)
     message = (
-        "optimizer.safetensors: No space .* step 1 was not saved, .*stand: step-00000000; make"
+        "optimizer.safetensors: No space .* step 1 was not saved, .*whole: step-00000000; make"
     )
     with pytest.raises(InputError, match=message) as caught:
         run.save(checkpoints)
-        assert background
-        run.save(checkpoints)  # where the thread's error surfaces
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["step-00000000"] and newest(tmp_path, ALONE).step == 0
     monkeypatch.undo()
-    checkpoints.wait()  # told once
     run.save(checkpoints)
-    checkpoints.wait()
     assert newest(tmp_path, ALONE).step == 1
-
-
-def test_an_error_in_the_thread_surfaces_at_the_end_of_the_block(tmp_path, monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(store, "write", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
-            Run().save(checkpoints)
-    with pytest.raises(ZeroDivisionError):  # the block's own error comes first
-        with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
-            Run().save(checkpoints)
-            raise ZeroDivisionError
-    assert not checkpoints.thread.is_alive()
 
 
 def test_what_fits_no_json_is_refused_and_nothing_written(tmp_path):
@@ -464,41 +415,14 @@ def test_what_fits_no_json_is_refused_and_nothing_written(tmp_path):
     assert newest(tmp_path, ALONE) is None
 
 
-def test_at_most_one_save_is_under_way(tmp_path, monkeypatch):
-    running, most, write = [], [], store.write
-
-    def slow(*args, **kwargs):
-        running.append(1)
-        most.append(len(running))
-        time.sleep(0.05)
-        write(*args, **kwargs)
-        running.pop()
-
-    monkeypatch.setattr(store, "write", slow)
-    run = Run()
-    with Checkpoints(tmp_path, ALONE, background=True) as checkpoints:
-        for _ in range(3):
-            began = time.perf_counter()
-            run.save(checkpoints)
-            run.train(1)
-        assert checkpoints.thread.is_alive() or time.perf_counter() - began > 0.05
-    assert most == [1, 1, 1] and names(tmp_path)[-1] == "step-00000002"
-
-
 def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is not a directory"):
         Checkpoints(tmp_path / "file", ALONE)
 
 
-def test_a_save_under_way_is_finished_when_the_process_ends(tmp_path):
-    finish(start("exit_while_saving", tmp_path))
-    for name in ("under-way", "last"):
-        assert newest(tmp_path / name, ALONE) and len(names(tmp_path / name)) == 1
-
-
 def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
-    """kill -9 of a process that only saves, in the background and not, again and again."""
+    """kill -9 of a process that only saves, again and again."""
     rng, leftovers, last, round_ = random.Random(0), set(), 0, 0
     run = Run()
     run.train(1)
@@ -510,7 +434,7 @@ def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
         if child == 0:
             try:
                 run.done = newest(tmp_path, ALONE).step
-                checkpoints = Checkpoints(tmp_path, ALONE, keep=2, background=round_ % 2 == 0)
+                checkpoints = Checkpoints(tmp_path, ALONE, keep=2)
                 while True:
                     run.done += 1
                     run.save(checkpoints)
@@ -520,7 +444,7 @@ def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         leftovers |= {name.rsplit(".", 1)[1] for name in names(tmp_path) if name[0] == "."}
-        places = store.standing(tmp_path / FOLDER)
+        places = store.whole(tmp_path / FOLDER)
         steps = [store.check(place, PARTS)["step"] for place in places]  # all of them are whole
         assert steps[0] >= last
         last = steps[0]
@@ -549,12 +473,230 @@ def test_two_processes_save_fail_and_resume_together(tmp_path, capsys):
         assert (found.step, found.world) == (4, 2)
         assert "the checkpoint is of 2 x cpu, this run of 1 x cpu" in capsys.readouterr().out
         drawn.append(torch.rand(3).tolist())
-    state.fresh_random_state(SEED, 4, 0)
+    checkpoint.fresh_random_state(SEED, 4, 0)
     assert drawn == [torch.rand(3).tolist()] * 2
+
+
+# ---- a run as named tensors
+
+
+TEACHER = tiny_config(L=4)
+CPU = torch.device("cpu")
+
+
+def objective(fidelity="released", **shape):
+    torch.manual_seed(0)
+    student = Model(tiny_config(L=2, **{"C": 30, "F": 20, **shape}))
+    run = dataclasses.replace(METHODS["tiny"], fidelity=fidelity)
+    return Tiny(student, Model(TEACHER), run)
+
+
+def optimizer(module, steps=1):
+    made = make_optimizer(module, lr=1e-3, weight_decay=0.01)
+    for step in range(steps):
+        for i, p in enumerate(module.parameters()):
+            p.grad = torch.full_like(p, (i % 7 - 3) / (step + 1))
+        made.step()
+    return made
+
+
+def test_a_shared_tensor_comes_once():
+    module = objective("released")  # one projection under two names
+    assert module.W_e is module.W_h
+    named = checkpoint.weights(module)
+    assert "W_h.weight" in named and "W_e.weight" not in named
+    assert len({x.data_ptr() for x in named.values()}) == len(named)
+    assert sum(x.numel() for x in named.values()) == sum(p.numel() for p in module.parameters())
+    assert {"W_h.weight", "W_e.weight"} < set(checkpoint.weights(objective("paper")))
+
+
+def test_buffers_that_are_saved_come_too():
+    module = nn.BatchNorm1d(3)
+    module.register_buffer("scratch", torch.zeros(2), persistent=False)
+    assert list(checkpoint.weights(module)) == [
+        "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
+    ]  # fmt: skip
+
+
+def test_names_are_those_of_the_module_without_its_wrappers():
+    module = nn.Sequential(nn.Linear(2, 2))
+    module[0] = torch.compile(module[0])  # nothing is compiled before it is called
+    assert list(checkpoint.weights(module)) == ["0.weight", "0.bias"]
+    assert checkpoint.groups(module, optimizer(module)) == [["0.weight"], ["0.bias"]]
+    assert checkpoint.plain("module._orig_mod.a.module.b") == "a.module.b"
+
+
+def test_put_back_into_another_run_every_tensor_is_the_same():
+    module = objective()
+    made = optimizer(module, steps=3)
+    stored = {name: x.clone() for name, x in checkpoint.weights(module).items()}
+    kept = {name: x.clone() for name, x in checkpoint.moments(module, made).items()}
+    n = len(list(module.parameters()))
+    assert len(kept) == 3 * n and kept["step:W_h.bias"] == 3
+    other = objective()
+    anew = optimizer(other, steps=0)
+    assert checkpoint.moments(other, anew) == {}
+    anew.param_groups[0]["weight_decay"] = 0.25  # the present run's options stay
+    checkpoint.check_weights(stored, other, "x")
+    checkpoint.check_moments(kept, checkpoint.groups(module, made), other, anew, "x")
+    checkpoint.put_weights(other, stored)
+    checkpoint.put_moments(other, anew, kept)
+    for then, now in ((stored, checkpoint.weights(other)), (kept, checkpoint.moments(other, anew))):
+        assert list(then) == list(now)
+        assert all(torch.equal(x, now[name]) for name, x in then.items())
+    assert [g["weight_decay"] for g in anew.param_groups] == [0.25, 0.0]
+    assert other.W_e.weight is other.W_h.weight
+    before = {name: x.clone() for name, x in kept.items()}
+    for p in other.parameters():
+        p.grad = torch.ones_like(p)
+    anew.step()
+    assert all(torch.equal(x, before[name]) for name, x in kept.items())  # copies, not the same
+
+
+def test_an_optimizer_before_its_first_step():
+    module = objective()
+    made = optimizer(module, steps=0)
+    groups = checkpoint.groups(module, made)
+    assert sum(map(len, groups)) == len(list(module.parameters()))
+    checkpoint.check_moments({}, groups, module, made, "x")
+    checkpoint.put_moments(module, made, {})
+    assert checkpoint.moments(module, made) == {}
+
+
+def without(named, name):
+    return {n: x for n, x in named.items() if n != name}
+
+
+def test_weights_of_another_shape_are_refused_by_name():
+    wide, narrow = objective(C=40), objective()
+    stored = checkpoint.weights(wide)
+    table = "student.encoder.embeddings.token.weight"
+    with pytest.raises(InputError, match=rf"run/7: {table} is \(101, 40\), expected \(101, 30\)"):
+        checkpoint.check_weights(stored, narrow, "run/7")
+    stored = checkpoint.weights(narrow)
+    with pytest.raises(InputError, match=rf"no W_h.bias in it, expected \({TEACHER.C},\)"):
+        checkpoint.check_weights(without(stored, "W_h.bias"), narrow, "x")
+    with pytest.raises(InputError, match="W_x is in it, but not in this run"):
+        checkpoint.check_weights({**stored, "W_x": torch.ones(1)}, narrow, "x")
+    with pytest.raises(InputError, match="float64, expected torch.float32"):
+        checkpoint.check_weights({**stored, "W_h.bias": stored["W_h.bias"].double()}, narrow, "x")
+
+
+def test_an_optimizer_of_other_parameters_is_refused_by_name():
+    module = objective()
+    made = optimizer(module)
+    kept, groups = checkpoint.moments(module, made), checkpoint.groups(module, made)
+    name = groups[0][1]
+
+    def check(stored, stored_groups):
+        checkpoint.check_moments(stored, stored_groups, module, made, "run/7")
+
+    with pytest.raises(InputError, match=f"{name} was in no group of .*, expected group 0"):
+        check(kept, [[n for n in groups[0] if n != name], groups[1]])
+    with pytest.raises(InputError, match=f"{name} was in group 1 .*, expected group 0"):
+        check(kept, [[n for n in groups[0] if n != name], [*groups[1], name]])
+    with pytest.raises(InputError, match="extra was in group 1 .*, expected no group"):
+        check(kept, [groups[0], [*groups[1], "extra"]])
+    with pytest.raises(InputError, match="in another order"):
+        check(kept, [groups[0][::-1], groups[1]])
+    with pytest.raises(InputError, match=f"run/7: exp_avg:{name} is .2,., expected"):
+        check({**kept, f"exp_avg:{name}": torch.ones(2)}, groups)
+    module.W_h.requires_grad_(False)  # trained then, frozen now
+    frozen = optimizer(module, steps=0)
+    with pytest.raises(InputError, match="W_h.weight was in group 0 .*, expected no group"):
+        checkpoint.check_moments(kept, groups, module, frozen, "x")
+
+
+def test_random_numbers_go_on():
+    torch.randn(3)  # an odd number of normal draws leaves half a pair behind
+    kept = checkpoint.random_state(CPU)
+    assert set(kept) == {"cpu"}
+    first = torch.randn(5), torch.rand(2)
+    torch.manual_seed(9)
+    rows = torch.stack([torch.get_rng_state(), kept["cpu"]])
+    for x in (kept["cpu"], rows[1]):  # a row of all processes' states too
+        checkpoint.put_random_state({"cpu": x}, CPU)
+        again = torch.randn(5), torch.rand(2)
+        assert all(map(torch.equal, first, again))
+
+
+@pytest.mark.gpu
+def test_random_numbers_of_a_gpu_go_on():
+    device = torch.device("cuda", 0)
+    torch.rand(7, device=device)
+    kept = checkpoint.random_state(device)
+    first = torch.rand(5, device=device), torch.rand(5)
+    torch.manual_seed(9)
+    checkpoint.put_random_state(kept, device)
+    again = torch.rand(5, device=device), torch.rand(5)
+    assert all(map(torch.equal, first, again))
+
+
+def test_a_fresh_random_state_follows_from_seed_step_and_rank():
+    drawn = {}
+    for key in [(1, 10, 0), (2, 10, 0), (1, 11, 0), (1, 10, 1), (2**63 + 1, 0, 0)]:
+        for _ in range(2):
+            torch.rand(3)
+            checkpoint.fresh_random_state(*key)
+            drawn.setdefault(key, []).append(tuple(torch.rand(4).tolist()))
+    assert all(first == again for first, again in drawn.values())
+    assert len({first for first, _ in drawn.values()}) == len(drawn)
+
+
+COMPACT = dataclasses.asdict(METHODS["compact"])
+THEN = json.loads(json.dumps(COMPACT))  # as a file has it: lists for tuples
+SAME = {  # what makes it the same run
+    "layers": 3, "width": 24, "heads": 2, "ffn": 20,
+    "method": "tiny", "model": "x", "fidelity": "released", "alpha": (1.0, 5.0, 2.0),
+    "temperature": 2.0, "layer_map": (1, 2), "init_layers": (), "init_head": "copy", "stages": 0.5,
+    "length": 128, "batch": 191, "batch_tokens": 99, "seed": 43,
+}  # fmt: skip
+OTHERWISE = {
+    "steps": 7, "lr": 1e-5, "warmup": 2, "schedule": "cosine", "weight_decay": 0.5,
+    "betas": (0.8, 0.9), "adam_eps": 1e-6, "clip": 2.0, "precision": "bf16", "accumulate": 2,
+    "teacher_precision": "auto", "tf32": True, "compile": True, "kernels": "torch",
+    "log_every": 3, "eval_every": 3, "save_every": 3, "keep": 9, "max_skips": 2,
+}  # fmt: skip
+
+
+def test_every_field_of_a_run_is_decided():
+    fields = {f.name for f in dataclasses.fields(RunConfig)}
+    assert set(SAME) | set(OTHERWISE) >= fields - MAY_DIFFER
+    assert set(OTHERWISE) == fields & MAY_DIFFER
+    assert not set(SAME) & MAY_DIFFER
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_another_run_is_refused(name):
+    with pytest.raises(InputError) as caught:
+        checkpoint.changes(THEN, {**COMPACT, name: SAME[name]}, MAY_DIFFER, "out/step-7")
+    now = list(SAME[name]) if isinstance(SAME[name], tuple) else SAME[name]
+    assert f"out/step-7 is of another run: {name} is {now!r}, expected {THEN[name]!r}; resume" in (
+        str(caught.value)
+    )
+
+
+def test_all_that_is_wrong_is_named_at_once():
+    with pytest.raises(InputError, match="batch is 16, expected 192; seed is 1, expected 42; res"):
+        checkpoint.changes(THEN, {**COMPACT, "seed": 1, "batch": 16, "lr": 1.0}, MAY_DIFFER, "x")
+    with pytest.raises(InputError, match="tokenizer is 'b', expected 'a'"):  # unknown: must agree
+        checkpoint.changes({"tokenizer": "a"}, {"tokenizer": "b"}, MAY_DIFFER, "x")
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_may_differ_is_told(name):
+    now = list(OTHERWISE[name]) if isinstance(OTHERWISE[name], tuple) else OTHERWISE[name]
+    present = {**COMPACT, name: OTHERWISE[name]}
+    assert checkpoint.changes(THEN, present, MAY_DIFFER, "x") == [(name, THEN[name], now)]
+
+
+def test_the_same_configuration_and_fields_of_another_version():
+    assert checkpoint.changes(THEN, COMPACT, MAY_DIFFER, "x") == []
+    assert checkpoint.changes({**THEN, "old": 1}, {**COMPACT, "new": 2}, MAY_DIFFER, "x") == [
+        ("old", 1, "not recorded"), ("new", "not recorded", 2)
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {f.__name__: f for f in (go_on, exit_while_saving, two_processes)}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    {f.__name__: f for f in (go_on, two_processes)}[sys.argv[1]](Path(sys.argv[2]))

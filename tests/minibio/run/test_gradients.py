@@ -50,7 +50,7 @@ def backward(net, gradients, rank, micros=2):
     gradients.clear()
     for micro in range(micros - 1):
         net(inputs(rank, micro)).backward()
-    with gradients.shared():
+    with gradients.summed():
         net(inputs(rank, micros - 1)).backward()
     hook.remove()
     return sent

@@ -80,7 +80,7 @@ def test_the_terms_with_a_teacher_by_hand(head, method):
     objective = Taught(student, teacher, recipe).double()
     batch = batch_for(head)
     counts = Counts.of([batch])
-    taught = teach(teacher, batch, objective)
+    taught = teach(teacher, batch, objective.needs)
     got = objective(batch, taught, counts)
     s, t = (m(batch, hidden=range(m.config.L + 1)) for m in (student, teacher))
     pairs = zip(by_hand(s.logits, batch, head), by_hand(t.logits, batch, head), strict=True)
@@ -136,7 +136,7 @@ def test_parts_add_up_to_the_whole(head, method):
     assert Counts.of(parts) == counts
 
     def terms(batch):
-        return objective(batch, method and teach(teacher, batch, objective), counts)
+        return objective(batch, method and teach(teacher, batch, objective.needs), counts)
 
     want = terms(whole)
     for name in want:
@@ -172,7 +172,7 @@ def test_gradients_reach_the_student_and_its_projections_alone():
     student, teacher = model("token", L=2), model("token", seed=1, L=4).eval()
     objective = Taught(student, teacher, Recipe(method="tiny")).double()
     batch = batch_for("token")
-    objective(batch, teach(teacher, batch, objective), Counts.of([batch]))["loss"].backward()
+    objective(batch, teach(teacher, batch, objective.needs), Counts.of([batch]))["loss"].backward()
     missing = [name for name, p in objective.named_parameters() if p.grad is None]
     assert not missing and all(p.grad is None for p in teacher.parameters())
     assert {name.split(".")[0] for name, _ in objective.named_parameters()} == {
@@ -184,7 +184,7 @@ def test_weights_of_ones_own():
     student, teacher = model("token"), model("token", seed=1).eval()
     objective = Taught(student, teacher, Recipe(method="tiny", alpha=(0.0, 1.0, 1.0))).double()
     batch = batch_for("token")
-    got = objective(batch, teach(teacher, batch, objective), Counts.of([batch]))
+    got = objective(batch, teach(teacher, batch, objective.needs), Counts.of([batch]))
     assert_near("loss", got["loss"], got["soft"] + got["layers"], 1e-12)
     assert objective.equation == "0 labels + 1 soft + 1 layers"
 

@@ -1,5 +1,6 @@
-"""The loop: what a step computes, what is skipped, counted, logged, saved, and gone on from."""
+"""The loop of train.py: steps computed, skipped, counted, logged, saved and resumed."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,17 +12,21 @@ import pytest
 import torch
 import torch.nn as nn
 
+import train as script
 from helpers import DEVICE
 from minibio.batch import Batch
-from minibio.distil import engine
-from minibio.distil.engine import Plan, fit
-from minibio.run import dist, log
-from minibio.run.checkpoint import Checkpoints, newest
+from minibio.config import RunConfig
+from minibio.distil.objectives import TeacherNeeds
+from minibio.run import dist
+from minibio.run.checkpoint import newest
 from minibio.run.errors import InputError
+from minibio.run.log import Progress
 from minibio.run.optim import lr_at, make_optimizer
+from minibio.run.rundir import RunDir
 
 ALONE = dist.Ranks(0, 0, 1, torch.device(DEVICE))
-PLAN = Plan(steps=12, lr=1e-2, warmup=3, weight_decay=0.1, clip=0.05, log_every=3, seed=1)
+PLAN = RunConfig("mlm", steps=12, lr=1e-2, warmup=3, weight_decay=0.1, clip=0.05, seed=1,
+                 log_every=3, eval_every=100, save_every=100)  # fmt: skip
 
 
 class Line:
@@ -44,15 +49,18 @@ class Line:
 class Objective(nn.Module):
     """The mean of a dropped-out score over tokens, and every other step a second term."""
 
+    needs = TeacherNeeds()
+
     def __init__(self, p=0.0, bad=()):
         super().__init__()
+        self.student = nn.Identity()
         torch.manual_seed(0)
         self.table = nn.Embedding(7, 4)
         self.out = nn.Linear(4, 1)
         self.drop = nn.Dropout(p)
         self.bad, self.step = bad, -1
 
-    def at(self, step):
+    def set_step(self, step):
         self.step = step
 
     def forward(self, batch, taught, counts):
@@ -65,12 +73,13 @@ class Objective(nn.Module):
         return {"score": score, **extra, "loss": score + sum(extra.values())}
 
 
-def train(tmp_path, objective=None, plan=PLAN, feed=None, checkpoints=None, resume=None, **more):
+def train(out, objective=None, plan=PLAN, feed=None, teacher=None):
+    """The loop of train.py on a toy, in a directory that it may resume."""
     objective = (objective or Objective()).to(DEVICE)
-    with log.RunLog(tmp_path / "log.jsonl", ALONE, goes_on=resume is not None) as journal:
-        progress = fit(objective, feed or Line(), plan, ALONE, journal, checkpoints=checkpoints,
-                       resume=resume, **more)  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    config = {"seed": plan.seed, "steps": plan.steps}
+    with RunDir(out, ALONE, config, may_differ=frozenset({"steps"}), keep=50) as run_dir:
+        progress = script.train(objective, teacher, feed or Line(), [], plan, run_dir, ALONE)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return objective, progress, lines
 
 
@@ -90,7 +99,7 @@ def by_hand(plan=PLAN, bad=()):
     tokens = skipped = 0
     for step in range(plan.steps):
         batch = feed.make(range(2 * step, 2 * step + 2))[0].to(DEVICE)
-        objective.at(step)
+        objective.set_step(step)
         lr = lr_at(step, peak=plan.lr, warmup=plan.warmup, total=plan.steps)
         optimizer.zero_grad()
         x = objective.out(objective.table(batch.tokens).tanh()).square().mean()
@@ -122,7 +131,7 @@ def by_hand(plan=PLAN, bad=()):
 def test_the_loop_is_the_one_written_out(tmp_path, bad):
     """A step that is not finite moves neither weights nor moments, and is counted."""
     expected, lines = by_hand(bad=bad)
-    objective, progress, told = train(tmp_path, Objective(bad=bad))
+    objective, progress, told = train(tmp_path / "out", Objective(bad=bad))
     told = figures(told)
     assert len(told) == len(lines) == 4
     for got, truth in zip(told, lines, strict=True):
@@ -134,20 +143,21 @@ def test_the_loop_is_the_one_written_out(tmp_path, bad):
 
 def test_micro_batches_change_nothing_but_rounding(tmp_path):
     feeds = Line(1), Line(2)
-    (_, _, a), (_, _, b) = (train(tmp_path, feed=feed) for feed in feeds)
+    (_, _, a), (_, _, b) = (train(tmp_path / str(feed.n), feed=feed) for feed in feeds)
     assert [feed.n_made for feed in feeds] == [12, 24]
     for x, y in zip(figures(a), figures(b), strict=True):
         assert x == {name: pytest.approx(value, rel=1e-5) for name, value in y.items()}
 
 
-def test_the_teacher_is_asked_for_every_batch(tmp_path):
+def test_the_teacher_is_asked_for_every_batch(tmp_path, monkeypatch):
     asked = []
 
-    def teach(batch):
+    def teach(teacher, batch, needs):
         asked.append(batch.N)
         return torch.tensor(float(batch.N))
 
-    _, _, lines = train(tmp_path, teach=teach)
+    monkeypatch.setattr(script, "teach", teach)
+    _, _, lines = train(tmp_path, teacher="a teacher")
     assert len(asked) == 12 and all(line["taught"] == 1.0 for line in figures(lines))
 
 
@@ -155,8 +165,8 @@ def test_a_run_that_is_never_finite_gives_up(tmp_path):
     plan = replace(PLAN, max_skips=3)
     objective = Objective(bad=range(5, 12))
     with pytest.raises(InputError, match=r"last 3 steps, to step 8, .*score nan.*lower --lr"):
-        train(tmp_path, objective, plan)
-    train(tmp_path, Objective(bad=(3, 4, 6, 7)), plan)  # never three in a row
+        train(tmp_path / "a", objective, plan)
+    train(tmp_path / "b", Objective(bad=(3, 4, 6, 7)), plan)  # never three in a row
 
 
 def test_one_infinite_gradient_is_enough(tmp_path):
@@ -173,26 +183,27 @@ def test_one_infinite_gradient_is_enough(tmp_path):
     assert all(map(torch.equal, Root().parameters(), end.cpu().parameters()))
 
 
-def test_measures_at_both_ends_and_at_intervals(tmp_path):
+def test_measures_at_both_ends_and_at_intervals(tmp_path, monkeypatch):
     calls = []
 
-    def measure():
+    def held_out(student, batches, ranks, precision):
         calls.append(len(calls))
         return {"mlm_loss": float(calls[-1])}
 
-    _, progress, lines = train(tmp_path, plan=replace(PLAN, eval_every=5), measure=measure)
+    monkeypatch.setattr(script, "held_out", held_out)
+    _, progress, lines = train(tmp_path / "5", plan=replace(PLAN, eval_every=5))
     told = [(line["step"], line["mlm_loss"]) for line in lines if line["event"] == "held_out"]
     assert told == [(0, 0.0), (5, 1.0), (10, 2.0), (12, 3.0)]
     assert progress.held_out_first == {"mlm_loss": 0.0} and progress.held_out == {"mlm_loss": 3.0}
     calls.clear()
-    train(tmp_path, plan=replace(PLAN, eval_every=6), measure=measure)
+    train(tmp_path / "6", plan=replace(PLAN, eval_every=6))
     assert len(calls) == 3, "the last step was measured twice"
 
 
 def test_dropout_is_the_seed_s(tmp_path):
     runs = [
-        train(tmp_path, Objective(p=0.5), replace(PLAN, seed=seed), feed=Line())[0]
-        for seed in (1, 1, 2)
+        train(tmp_path / str(i), Objective(p=0.5), replace(PLAN, seed=seed))[0]
+        for i, seed in enumerate((1, 1, 2))
     ]
     a, b, c = (run.table.weight for run in runs)
     assert torch.equal(a, b) and not torch.equal(a, c)
@@ -210,9 +221,8 @@ def test_a_run_cut_anywhere_goes_on_to_the_last_bit(tmp_path, cut):
     """In the middle of a logged interval too, with dropout and with skipped steps."""
     plan = replace(PLAN, save_every=1, max_skips=3)
     bad = (4, 5, 10)
-    whole = train(tmp_path, Objective(0.5, bad), plan)
+    whole = train(tmp_path / "whole", Objective(0.5, bad), plan)
     out = tmp_path / "cut"
-    out.mkdir()
 
     class Cut(Line):
         def make(self, span):
@@ -220,14 +230,12 @@ def test_a_run_cut_anywhere_goes_on_to_the_last_bit(tmp_path, cut):
                 raise KeyboardInterrupt
             return super().make(span)
 
-    with pytest.raises(KeyboardInterrupt), Checkpoints(out, ALONE) as checkpoints:
-        train(out, Objective(0.5, bad), plan, Cut(), checkpoints)
+    with pytest.raises(KeyboardInterrupt):
+        train(out, Objective(0.5, bad), plan, Cut())
     found = newest(out, ALONE)
     assert found.step == cut and found.samples == 2 * cut
-    found.cut_log(ALONE)
     torch.manual_seed(99)
-    with Checkpoints(out, ALONE) as checkpoints:
-        rest = train(out, Objective(0.5, bad), plan, Line(), checkpoints, found)
+    rest = train(out, Objective(0.5, bad), plan)
     assert final(*rest[:2]) == final(*whole[:2])
     assert figures(rest[2]) == figures(whole[2])
     assert newest(out, ALONE).step == plan.steps
@@ -240,25 +248,31 @@ def test_a_signal_ends_the_run_after_the_step_and_saves(tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().forward(batch, taught, counts)
 
-    whole = train(tmp_path, Objective(0.5))
+    whole = train(tmp_path / "whole", Objective(0.5))
     out = tmp_path / "cut"
-    out.mkdir()
-    with Checkpoints(out, ALONE) as checkpoints:
-        _, progress, _ = train(out, Ask(0.5), checkpoints=checkpoints)
+    _, progress, lines = train(out, Ask(0.5))
     assert progress.stopped == "SIGTERM" and progress.step in (6, 7)
-    found = newest(out, ALONE)
-    assert found.step == progress.step
-    found.cut_log(ALONE)
-    rest = train(out, Objective(0.5), resume=found)
+    assert [line["step"] for line in figures(lines)] == [3, 6]  # the stop writes no line of its own
+    assert newest(out, ALONE).step == progress.step
+    rest = train(out, Objective(0.5))
     assert final(*rest[:2]) == final(*whole[:2]) and not rest[1].stopped
+    assert figures(rest[2]) == figures(whole[2])
 
 
-def test_a_finished_run_has_nothing_left_to_do(tmp_path):
-    with Checkpoints(tmp_path, ALONE) as checkpoints:
-        whole = train(tmp_path, checkpoints=checkpoints)
+def test_a_run_at_its_last_step_has_nothing_left_to_do(tmp_path):
+    whole = train(tmp_path)
     feed = Line()
-    rest = train(tmp_path, feed=feed, resume=newest(tmp_path, ALONE))
+    rest = train(tmp_path, feed=feed)
     assert final(*rest[:2]) == final(*whole[:2]) and feed.n_made == 0
+
+
+def test_a_run_is_not_ended_at_a_step_that_it_has_passed(tmp_path):
+    """The weights would be those of step 12, the record would say 5."""
+    train(tmp_path)
+    for steps in (5, 11):
+        with pytest.raises(InputError, match=f"--steps is {steps}, but .* has done 12 of 12 steps"):
+            train(tmp_path, plan=replace(PLAN, steps=steps))
+    assert train(tmp_path, plan=replace(PLAN, steps=14))[1].step == 14
 
 
 def test_no_thread_is_left_by_a_run_that_failed(tmp_path):
@@ -291,6 +305,6 @@ def test_a_line_for_people_has_it_all(tmp_path, capsys):
 
 
 def test_all_counts_of_progress_fit_json():
-    progress = engine.Progress(terms={"loss": [1.5, 2]}, mark=(1, 2, 3.5))
-    text = json.dumps(engine.dataclasses.asdict(progress))
-    assert json.dumps(engine.dataclasses.asdict(engine.Progress(**json.loads(text)))) == text
+    progress = Progress(terms={"loss": [1.5, 2]}, mark=(1, 2, 3.5))
+    text = json.dumps(dataclasses.asdict(progress))
+    assert json.dumps(dataclasses.asdict(Progress(**json.loads(text)))) == text

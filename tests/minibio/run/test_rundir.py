@@ -10,12 +10,12 @@ import time
 import pytest
 
 from helpers import ROOT
-from minibio.run.signals import StopRequest
+from minibio.run.rundir import StopRequest
 
 LOOP = """
 import os, signal, time
 from minibio.run import dist
-from minibio.run.signals import StopRequest
+from minibio.run.rundir import StopRequest
 ranks = dist.start("cpu")
 done = 0
 with StopRequest() as stop:
@@ -29,7 +29,7 @@ dist.stop(ranks)
 """
 STUCK = """
 import time
-from minibio.run.signals import StopRequest
+from minibio.run.rundir import StopRequest
 with StopRequest() as stop:
     print("ready", flush=True)
     while True:
