@@ -3,10 +3,11 @@
     for element in elements(path):           # PubmedArticle, PubmedBookArticle, DeleteCitation
         record = citation(element, counts)
 
-The parser is expat, of the standard library, feeding a tree of which only the record at hand is
-kept. The file's document type is never fetched: in its stead stand the named characters that
-PubMed's own declares (`&alpha;`, those of HTML and MathML). A file that declares entities of its
-own is refused, so none can grow or reach for another file. `Damaged` names the file and the byte.
+The parser is expat, of the standard library, feeding a tree of which only the current record is
+kept. The file's document type is never fetched: the named characters that PubMed's own declares
+(`&alpha;`, those of HTML and MathML) take its place. A file that declares entities of its own is
+refused, so none can grow or reach for another file. A file may hold several documents, as `cat`
+makes of several files. `Damaged` names the file and the byte.
 """
 
 import html.entities
@@ -23,7 +24,8 @@ from data.pubmed.markup import even, readable, without_brackets
 from minibio.run.errors import InputError
 
 CHUNK = 1 << 17  # bytes read, and unpacked, at once
-LONGEST_RECORD = 8 << 20  # bytes; the longest there are, with thousands of authors, have a few
+TAIL = 1 << 12  # bytes; the first tag of the next document is shorter
+LONGEST_RECORD = 8 << 20  # bytes; the longest of PubMed, with thousands of authors, have a few
 ROOTS = ("PubmedArticleSet", "PubmedBookArticleSet")
 DELETIONS = ("DeleteCitation", "DeleteDocument")
 UNTITLED = re.compile(r"\[?(not available|in process citation)\]?\.?", re.IGNORECASE)
@@ -34,9 +36,14 @@ YEARS = (f"{ISSUE}/Year", f"{ISSUE}/MedlineDate", "Book/PubDate/Year", "Book/Pub
          "ArticleDate/Year", "ContributionDate/Year")  # fmt: skip
 UNLABELLED = "UNLABELLED"  # PubMed's word for a section that has no label
 UNDETERMINED = "und"  # ISO 639-2, as PubMed itself has it
+# what expat says where another document begins; the second at a byte-order mark
+AFTER_ROOT = (
+    expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT],
+    expat.errors.codes[expat.errors.XML_ERROR_INVALID_TOKEN],
+)
 PREDEFINED = {"amp;", "lt;", "gt;", "quot;", "apos;"}
 
-# stands for the document type: <!ENTITY alpha "&#945;"> and two thousand more
+# in place of the document type: <!ENTITY alpha "&#945;"> and two thousand more
 CHARACTERS = "".join(
     f'<!ENTITY {name[:-1]} "{"".join(f"&#38;#{ord(c)};" for c in text)}">'
     for name, text in html.entities.html5.items()
@@ -45,50 +52,98 @@ CHARACTERS = "".join(
 
 
 class Damaged(InputError):
-    """A file that cannot be read to its end: its name, the byte, what is wrong there."""
+    """A file that cannot be read to its end: its name, the byte, the fault there."""
 
 
 def elements(path: Path) -> Iterator[Element]:
-    """The children of the root element, each when it is whole.
+    """The children of the root element of each document, each child when it is complete.
 
     Raises:
-        Damaged: no well-formed XML, a damaged archive, another kind of document.
+        Damaged: not well-formed XML, a damaged archive, another kind of document.
     """
-    builder = TreeBuilder()
-    above = builder.start("file", {})  # the way to the root before the document ends
-    parser = make_parser(builder, path)
-    n_read = n_whole = 0
-    try:
-        for chunk in unpacked(path):
-            parser.Parse(chunk)
-            n_read += len(chunk)
-            if len(above) and len(above[0]) > 1:  # the last child may still grow
-                yield from take(above[0], path, slice(0, -1))
-                n_whole = n_read
-            if n_read - n_whole > LONGEST_RECORD:
-                raise Damaged(
-                    f"{path}: byte {n_whole:,}: no record ends in the next "
-                    f"{LONGEST_RECORD >> 20} MiB; is it PubMed XML?"
-                )
-        parser.Parse(b"", True)
-    except expat.ExpatError as error:
-        byte, what = max(0, parser.ErrorByteIndex), expat.ErrorString(error.code)
-        raise Damaged(
-            f"{path}: byte {byte:,}: {what} (line {error.lineno}, column {error.offset})"
-        ) from None
-    yield from take(above[0], path, slice(None))
+    document = Document(path, 0)
+    for chunk in unpacked(path):
+        while chunk:
+            rest = document.feed(chunk)
+            chunk = b""
+            if rest is None:
+                yield from document.take(slice(0, -1))  # the last child may still grow
+                document.check_growth()
+            else:  # another document follows
+                yield from document.take(slice(None))
+                document, chunk = Document(path, document.end), rest
+    document.close()
+    yield from document.take(slice(None))
 
 
-def take(root: Element, path: Path, which: slice) -> list[Element]:
-    """Children of the root, taken out of it."""
-    if root.tag not in ROOTS:
-        raise Damaged(f"{path}: byte 0: the root is <{root.tag}>, expected <{ROOTS[0]}>")
-    found = root[which]
-    del root[which]
-    return found
+class Document:
+    """One XML document, parsed as its bytes come."""
+
+    def __init__(self, path: Path, start: int):
+        """`start`: the byte of the file where it begins."""
+        self.path, self.start = path, start
+        self.builder = TreeBuilder()
+        self.above = self.builder.start("file", {})  # the way to the root before the document ends
+        self.parser = make_parser(self.builder, path, start)
+        self.n_read = self.n_whole = 0  # bytes, and those when a record was last complete
+        self.tail = b""  # the last bytes read: an error may lie before the chunk that shows it
+
+    def feed(self, chunk: bytes) -> bytes | None:
+        """Parse more bytes; those from the next document on, or None where none begins here."""
+        self.n_read += len(chunk)
+        self.tail = (self.tail + chunk)[-max(len(chunk), TAIL) :]
+        try:
+            self.parser.Parse(chunk)
+        except expat.ExpatError as error:
+            left = self.n_read - self.parser.ErrorByteIndex
+            if error.code not in AFTER_ROOT or left > len(self.tail) or not self.is_over():
+                raise self.damaged(error) from None
+            self.end = self.start + self.parser.ErrorByteIndex
+            return self.tail[-left:]
+        return None
+
+    def is_over(self) -> bool:
+        """Whether the root has ended: a probe then becomes its sibling. Nothing may follow it."""
+        self.builder.start("probe", {})
+        is_over = len(self.above) > 1
+        del self.above[1:]
+        return is_over
+
+    def close(self) -> None:
+        try:
+            self.parser.Parse(b"", True)
+        except expat.ExpatError as error:
+            raise self.damaged(error) from None
+
+    def damaged(self, error: expat.ExpatError) -> Damaged:
+        byte = self.start + max(0, self.parser.ErrorByteIndex)
+        where = "" if self.start else f" (line {error.lineno}, column {error.offset})"
+        return Damaged(f"{self.path}: byte {byte:,}: {expat.ErrorString(error.code)}{where}")
+
+    def take(self, which: slice) -> list[Element]:
+        """Children of the root, taken out of it."""
+        if not len(self.above):
+            return []
+        root = self.above[0]
+        if root.tag not in ROOTS:
+            raise Damaged(
+                f"{self.path}: byte {self.start:,}: the root is <{root.tag}>, expected <{ROOTS[0]}>"
+            )
+        found = root[which]
+        del root[which]
+        self.n_whole = self.n_read if found else self.n_whole
+        return found
+
+    def check_growth(self) -> None:
+        """Refuse a record without an end before it fills the memory."""
+        if self.n_read - self.n_whole > LONGEST_RECORD:
+            raise Damaged(
+                f"{self.path}: byte {self.start + self.n_whole:,}: no record ends in the next "
+                f"{LONGEST_RECORD >> 20} MiB; is it PubMed XML?"
+            )
 
 
-def make_parser(builder: TreeBuilder, path: Path):
+def make_parser(builder: TreeBuilder, path: Path, start: int):
     """An expat parser that builds the tree, reads no other file and expands no file's entities."""
     parser = expat.ParserCreate()
     parser.buffer_text, parser.buffer_size = True, CHUNK
@@ -98,8 +153,8 @@ def make_parser(builder: TreeBuilder, path: Path):
 
     def refuse(name, *_):
         raise Damaged(
-            f"{path}: byte {parser.CurrentByteIndex:,}: declares the entity {name}; PubMed's files "
-            "declare none, and what it stands for could be anything"
+            f"{path}: byte {start + parser.CurrentByteIndex:,}: declares the entity {name}; "
+            "PubMed's files declare none, and it could mean anything"
         )
 
     def document_type(context, *_):
@@ -109,10 +164,10 @@ def make_parser(builder: TreeBuilder, path: Path):
         return 1
 
     def unknown(name, *_):
-        raise Damaged(f"{path}: byte {parser.CurrentByteIndex:,}: undefined entity {name}")
+        raise Damaged(f"{path}: byte {start + parser.CurrentByteIndex:,}: undefined entity {name}")
 
     parser.EntityDeclHandler = refuse
-    parser.SkippedEntityHandler = unknown  # not told of in attributes: there it reads as nothing
+    parser.SkippedEntityHandler = unknown  # not called in attributes: there it reads as nothing
     parser.ExternalEntityRefHandler = document_type
     parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_ALWAYS)
     parser.UseForeignDTD(True)
@@ -141,7 +196,7 @@ def gunzipped(file, path: Path) -> Iterator[bytes]:
     """The bytes packed in a gzip file, of all its members; no more than CHUNK at once."""
     stream, start, packed = None, 0, file.read(CHUNK)  # `packed` begins at byte `start`
     while packed:
-        if stream is None:  # between members may stand zeros, which fill up a block
+        if stream is None:  # between members there may be zeros, which fill up a block
             n_zeros = len(packed) - len(packed.lstrip(b"\0"))
             if n_zeros:
                 start, packed = start + n_zeros, packed[n_zeros:] or file.read(CHUNK)
@@ -169,7 +224,7 @@ def inflated(stream, packed: bytes) -> Iterator[bytes]:
 
 
 def n_sound(stream, packed: bytes) -> int:
-    """How many bytes can be unpacked before the damage."""
+    """The number of bytes that can be unpacked before the damage."""
     for i in range(len(packed)):
         try:
             stream.decompress(packed[i : i + 1])
@@ -182,11 +237,11 @@ def n_sound(stream, packed: bytes) -> int:
 
 
 class Record(NamedTuple):
-    """What a file says of one PMID."""
+    """One record of a file."""
 
     pmid: int
     version: int
-    citation: dict | None  # as it is written; None: it has no text
+    citation: dict | None  # as it is written; None: the record has no text
 
 
 def citation(element: Element, counts: Counter) -> Record | None:
@@ -195,13 +250,13 @@ def citation(element: Element, counts: Counter) -> Record | None:
         pmid       digits, as text
         version    1 where the source has none
         title      without the brackets of a translated one; a book's where a chapter has none
-        abstract   the sections, joined by a space: "LABEL: text", or text alone
+        abstract   the sections, joined by a space: "LABEL: text", or the text; "" without any text
         sections   [{"label": ..., "text": ...}], each AbstractText in order, empty ones too
         language   ISO 639-2, of the article; several are joined by a space
         year       of publication, or None
 
-    The vernacular title is left out. An OtherAbstract is left out too, but for the first English
-    one where there is no abstract, whose place it takes.
+    The vernacular title is left out. An OtherAbstract is left out too; where no abstract has text,
+    the first English one with text takes its place.
     """
     is_book = element.tag == "PubmedBookArticle"
     top = element.find("BookDocument" if is_book else "MedlineCitation")
@@ -215,7 +270,8 @@ def citation(element: Element, counts: Counter) -> Record | None:
         return Record(*key, None)
     title = title_of(article, counts)
     sections = sections_of(article, top, counts)
-    if not title and not any(section["text"] for section in sections):
+    has_abstract = any(section["text"] for section in sections)
+    if not title and not has_abstract:
         return Record(*key, None)
     languages = [readable(language) for language in article.iterfind("Language")]
     return Record(
@@ -224,7 +280,7 @@ def citation(element: Element, counts: Counter) -> Record | None:
             "pmid": str(key[0]),
             "version": key[1],
             "title": title,
-            "abstract": " ".join(filter(None, map(shown, sections))),
+            "abstract": " ".join(filter(None, map(shown, sections))) if has_abstract else "",
             "sections": sections,
             "language": " ".join(filter(None, languages)) or UNDETERMINED,
             "year": year_of(article),
@@ -233,7 +289,7 @@ def citation(element: Element, counts: Counter) -> Record | None:
 
 
 def identity(pmid: Element | None) -> tuple[int, int] | None:
-    """(PMID, version) of a PMID element, or None where either is no number of usual size."""
+    """(PMID, version) of a PMID element, or None where either is not a number of usual size."""
     if pmid is None:
         return None
     digits, version = (pmid.text or "").strip(), pmid.get("Version", "1").strip()
@@ -262,12 +318,21 @@ def title_of(article: Element, counts: Counter) -> str:
 
 def sections_of(article: Element, top: Element, counts: Counter) -> list[dict]:
     others = top.findall("OtherAbstract")
-    abstract = article.find("Abstract")
-    if abstract is None:  # the document type's default language is English
-        abstract = next((o for o in others if o.get("Language", "eng") == "eng"), None)
-        counts["other abstracts taken"] += abstract is not None
-        counts["other abstracts left out"] -= abstract is not None
     counts["other abstracts left out"] += len(others)
+    own = sections_in(article.find("Abstract"))
+    if any(section["text"] for section in own):
+        return own
+    for other in others:
+        sections = sections_in(other)
+        # the document type's default language is English
+        if other.get("Language", "eng") == "eng" and any(s["text"] for s in sections):
+            counts["other abstracts taken"] += 1
+            counts["other abstracts left out"] -= 1
+            return sections
+    return own
+
+
+def sections_in(abstract: Element | None) -> list[dict]:
     return [
         {"label": even(text.get("Label", "")), "text": readable(text)}
         for text in (() if abstract is None else abstract.iterfind("AbstractText"))

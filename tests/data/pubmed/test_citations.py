@@ -196,7 +196,7 @@ def test_titles(tmp_path, title, expected):
     [
         ("AIM", "x", "AIM: x"),
         ("AIM:", "x", "AIM: x"),
-        ("AIM", "", "AIM:"),
+        ("AIM", "", ""),
         ("UNLABELLED", "x", "x"),
         ("MATERIALS &amp;  METHODS", "x", "MATERIALS & METHODS: x"),
         ("&beta; CELLS", "x", "β CELLS: x"),
@@ -245,6 +245,16 @@ def test_vernacular_titles_and_other_abstracts(tmp_path):
     assert one(tmp_path, article(1, sections=(), others=both), counts)["abstract"] == "One."
     assert counts == {"other abstracts left out": 2, "other abstracts taken": 1}
     assert one(tmp_path, article(1, sections=(), others=other("", "So.")))["abstract"] == "So."
+    for empty in ((("", ""),), (("AIM", ""), ("", " ")), (("AIM", "<i> </i>"),)):
+        counts.clear()
+        found = one(tmp_path, article(1, sections=empty, others=both), counts)
+        assert found["abstract"] == "One." and len(found["sections"]) == 1
+        assert counts == {"other abstracts left out": 2, "other abstracts taken": 1}
+        found = one(tmp_path, article(1, sections=empty, others=other("fre", "Un.")))
+        assert found["abstract"] == "" and len(found["sections"]) == len(empty)
+    later = other("eng", "") + other("eng", " ") + other("eng", "Text.")
+    assert one(tmp_path, article(1, sections=(), others=later))["abstract"] == "Text."
+    assert one(tmp_path, article(1, others=both))["abstract"] == "Text of it."
     assert one(tmp_path, article(1, sections=(), others=other("fre", "Un.")))["abstract"] == ""
     counts.clear()
     assert one(tmp_path, article(1, "[T]", vernacular="Der T"), counts)["title"] == "T"
@@ -355,7 +365,12 @@ def test_no_other_file_is_read(tmp_path):
         (b"<html>" + b"<a>x</a>" * 9 + b"</html>", "root is <html>"),
         (b"<PubmedArticleSet><a></b></PubmedArticleSet>", r"byte 23: mismatched tag"),
         (b"<PubmedArticleSet><a>", "byte 21: no element found"),
-        (b"<PubmedArticleSet/>\n<PubmedArticleSet/>", "byte 20: junk after document element"),
+        (b"<PubmedArticleSet/>\nrubbish", "byte 20: syntax error"),
+        (b"<PubmedArticleSet/>\n<PubmedArticleSet>", "byte 38: no element found"),
+        (b"<PubmedArticleSet/>\n<html/>", "byte 20: the root is <html>"),
+        (b"<PubmedArticleSet/>\n</PubmedArticleSet>", "byte 21: not well-formed"),
+        (b"<PubmedArticleSet/>\n\0\0", "byte 20: not well-formed"),
+        (b"<PubmedArticleSet/>\n<PubmedArticleSet>&x;</PubmedArticleSet>", "byte 38: undefined"),
         (b"<PubmedArticleSet>\xff</PubmedArticleSet>", "byte 18: not well-formed"),
     ],
 )
@@ -367,6 +382,44 @@ def test_damaged_xml_is_named_with_its_byte(tmp_path, text, message):
     path.write_bytes(gzip.compress(text))
     with pytest.raises(Damaged, match=message):
         read(path)
+
+
+HEADS = [
+    "",
+    "\ufeff",
+    '<?xml version="1.0"?>',
+    HEAD.removesuffix("<PubmedArticleSet>\n"),
+    '<!-- a note --><?xml-stylesheet href="x"?>\n<!DOCTYPE PubmedArticleSet>',
+]
+
+
+@pytest.mark.parametrize("second", HEADS)
+@pytest.mark.parametrize("first", HEADS)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 17])
+def test_several_documents_in_one_file_are_read(tmp_path, monkeypatch, first, second, chunk):
+    """As `cat` makes of several files, plain or packed; the bytes named are the file's."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    texts = [
+        f"{head}<PubmedArticleSet>{records}</PubmedArticleSet>{end}".encode()
+        for head, records, end in (
+            (first, article(1, "&beta;") + article(2), "\n<!-- end -->\n"),
+            (second, deletion(3), ""),
+            (second, book(4), "\n\n"),
+        )
+    ]
+    for name, parts in (("a.xml", texts), ("a.xml.gz", map(gzip.compress, texts))):
+        (tmp_path / name).write_bytes(b"".join(parts))
+        found = list(elements(tmp_path / name))
+        assert [e.tag for e in found] == ["PubmedArticle"] * 2 + ["DeleteCitation",
+                                                                  "PubmedBookArticle"]  # fmt: skip
+        pmids = [citation(e, Counter()).pmid for e in found if e.tag != "DeleteCitation"]
+        assert pmids == [1, 2, 4]
+    texts[2] = texts[2].replace(b"</BookDocument>", b"</Bookdocument>")
+    (tmp_path / "a.xml").write_bytes(b"".join(texts))
+    with pytest.raises(Damaged) as found:
+        read(tmp_path / "a.xml")
+    byte = b"".join(texts).index(b"</Bookdocument>") + 2  # of the name in the end tag
+    assert f"byte {byte:,}: mismatched tag" in str(found.value)
 
 
 def test_an_empty_set_is_no_damage(tmp_path):
