@@ -1,10 +1,16 @@
 """Limits, inputs and small models that many tests share."""
 
+import atexit
+import functools
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,8 +69,57 @@ def in_shares(script: Path, shares: int = 2) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+class ForkServer:
+    """A process that has imported torch and this repository, and forks for each command."""
+
+    def __init__(self):
+        folders = [ROOT, ROOT / "tests", ROOT / "tests" / "kernels"]
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "fork_server.py"], cwd=ROOT, bufsize=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+        )  # fmt: skip
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def answer(self, end: float) -> list | None:
+        """The next line, None where there is none until `end`."""
+        if not select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))[0]:
+            return None
+        return json.loads(self.process.stdout.readline())
+
+    def run(self, jobs: list[dict], timeout: float) -> list[int]:
+        """Run the commands side by side -> their exit statuses, negative for a signal."""
+        self.process.stdin.write(json.dumps(jobs).encode() + b"\n")
+        pids = self.answer(time.monotonic() + 60)  # it imports torch before its first answer
+        statuses, end = {}, time.monotonic() + timeout
+        while len(statuses) < len(pids):
+            ended = self.answer(end)
+            if ended is not None:
+                statuses[ended[0]] = ended[1]
+                continue
+            for pid in set(pids) - set(statuses):
+                os.kill(pid, signal.SIGKILL)
+            while len(statuses) < len(pids):
+                pid, status = self.answer(time.monotonic() + 60)
+                statuses[pid] = status
+            raise subprocess.TimeoutExpired(jobs[0]["argv"], timeout)
+        return [statuses[pid] for pid in pids]
+
+
+fork_server = functools.cache(ForkServer)  # one for the session, where one is needed
+
+
 def processes(world: int, command: list, timeout: float = 120, **env) -> list:
-    """`python COMMAND` as each of `world` processes of one group -> [(status, stdout, stderr)]."""
+    """`python COMMAND` as each of `world` processes of one group -> [(status, stdout, stderr)].
+
+    Forks of a server, which import torch no more; where there is a GPU, which cannot be shared with
+    a fork, processes from scratch.
+    """
     with socket.socket() as s:  # a port that is free now
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -72,20 +127,38 @@ def processes(world: int, command: list, timeout: float = 120, **env) -> list:
         **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT), **env,
     }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [
+            {
+                "argv": [*map(str, command)], "cwd": str(ROOT),
+                "env": {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                "out": f"{folder}/{rank}.out", "err": f"{folder}/{rank}.err",
+            }
+            for rank in range(world)
+        ]  # fmt: skip
+        statuses = (from_scratch if DEVICE == "cuda" else fork_server().run)(jobs, timeout)
+        return [
+            (status, Path(job["out"]).read_text("utf-8"), Path(job["err"]).read_text("utf-8"))
+            for job, status in zip(jobs, statuses, strict=True)
+        ]
+
+
+def from_scratch(jobs: list[dict], timeout: float) -> list[int]:
+    """As `ForkServer.run`."""
+    started = []
     try:
-        told = [process.communicate(timeout=timeout) for process in started]
+        for job in jobs:
+            with open(job["out"], "wb") as out, open(job["err"], "wb") as err:
+                started.append(subprocess.Popen(
+                    [sys.executable, *job["argv"]], cwd=job["cwd"], env=job["env"],
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                ))  # fmt: skip
+        end = time.monotonic() + timeout
+        return [process.wait(max(0, end - time.monotonic())) for process in started]
     finally:
         for process in started:
             process.kill()
-    return [(p.returncode, *text) for p, text in zip(started, told, strict=True)]
+            process.wait()
 
 
 def real_data(relative) -> Path:
