@@ -34,6 +34,7 @@ EXAMPLES = 5  # of each set, in the report
 # every name that minibio.tasks.relation takes for an entity's, and whatever else is written so
 BLANKED = re.compile(r"@[^\s@$]{1,40}\$|\bBC6ENT[CG]\b")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])")
+LINE_END = re.compile(r"(?<=[.!?])\s*[\n\x85\u2028\u2029]\s*")  # between sentences of one text
 TAG = re.compile(r"[OBIESLUM0]|[BIESLUM][-_]\S+|\S+[-_][BIESLUM]")  # in all the forms they come in
 SUFFIXES = (".tsv", ".jsonl", ".json", ".txt")
 WORDS = re.compile(r"[a-z]+")  # of a file's name
@@ -123,7 +124,7 @@ def texts(path: Path) -> Iterator[str]:
     if path.suffix == ".jsonl" or (full and all(row.startswith("{") for row in full)):
         for n, row in enumerate(rows, 1):
             if row.strip():
-                yield text_of(row, path, n)
+                yield from LINE_END.split(text_of(row, path, n))
     elif tagged := token_columns(rows):
         yield from tagged_sentences(tagged)
     elif path.suffix == ".txt":

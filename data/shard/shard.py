@@ -31,7 +31,7 @@ from data.shard import leakage
 from data.shard.duplicates import EXACT, KEPT, LEAKED, OLDER, drop_exact, drop_older
 from data.shard.pieces import COUNTED, Piece, Recipe, key_hash
 from data.shard.records import FLAGS, blocks, check_inputs, documents
-from data.shard.workplace import all_pieces, prepare, tokenise, workplace
+from data.shard.workplace import TooFew, all_pieces, prepare, tokenise, workplace
 from minibio.run.errors import InputError
 from minibio.run.files import beside, check_dir, locked, read_json, staged_dir, write_json
 from minibio.text.shards import FORMAT, ShardWriter, verify
@@ -215,7 +215,7 @@ def write_splits(
     """Write the shards of both splits: their entries of meta.json, and the count table.
 
     Raises:
-        InputError: no document to train on, or none to measure on.
+        TooFew: no document to train on, or none to measure on.
     """
     writers = {split: ShardWriter(out, split, tokenizer.V) for split in ("train", "held-out")}
     threshold, n = np.uint64(math.ceil(held_out * 2**64)), Counter()
@@ -242,12 +242,12 @@ def write_splits(
     flagged = sum(n[flag] for flag in FLAGS)
     if not n["train"]:
         left_out = sum(drops) - drops[KEPT]
-        raise InputError(
+        raise TooFew(
             f"no document to train on: {n['read']} read, {flagged} flagged, {n['empty']} empty, "
             f"{n['held-out']} held out, {left_out} duplicates or leaks"
         )
     if held_out and not n["held-out"]:
-        raise InputError(
+        raise TooFew(
             f"none of {n['train']} documents is held out to measure on with --held-out {held_out}; "
             "name more documents, or a larger share"
         )

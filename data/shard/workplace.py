@@ -24,6 +24,10 @@ from minibio.run.errors import InputError
 from minibio.run.files import beside, locked, read_json, write_json
 
 
+class TooFew(InputError):
+    """Complete pieces that hold too few documents: there is nothing to resume."""
+
+
 @contextmanager
 def workplace(out: Path):
     """The hidden directory of the pieces of `out`; removed at the end, kept where work remains.
@@ -37,7 +41,7 @@ def workplace(out: Path):
         try:
             yield place
         except BaseException as error:
-            if not any(place.glob("*/*.npz")):
+            if isinstance(error, TooFew) or not any(place.glob("*/*.npz")):
                 shutil.rmtree(place)
             elif isinstance(error, InputError):
                 raise InputError(f"{error} (the next run resumes from {place})") from None

@@ -110,6 +110,12 @@ def test_lines_end_at_line_feeds_only(tmp_path, end):
         assert found == [letters(SENTENCE)] * 2, name
 
 
+@pytest.mark.parametrize("end", ["\n", "\u2028", " \u2029 ", "\x85"])
+def test_lines_within_a_text_end_sentences(tmp_path, end):
+    row = json.dumps({"text": f"{SENTENCE}{end}Next."}, ensure_ascii=False)
+    assert list(texts(write(tmp_path, row, name="a.jsonl"))) == [SENTENCE, "Next."]
+
+
 def test_questions(tmp_path):
     squad = {
         "version": "x",

@@ -7,7 +7,7 @@ import pytest
 
 from data.fingerprint import identity
 from data.shard.records import blocks
-from data.shard.workplace import all_pieces, is_whole, missing, prepare, workplace
+from data.shard.workplace import TooFew, all_pieces, is_whole, missing, prepare, workplace
 from minibio.run.errors import InputError
 
 
@@ -104,6 +104,9 @@ def test_the_workplace_goes_with_its_work(tmp_path):
     with pytest.raises(KeyboardInterrupt), workplace(tmp_path / "out"):
         raise KeyboardInterrupt
     assert list(place.glob("*/*.npz"))
+    with pytest.raises(TooFew, match="^few$"), workplace(tmp_path / "out"):
+        raise TooFew("few")
+    assert not place.exists()
 
 
 def test_two_runs_do_not_write_one_output(tmp_path):
