@@ -9,7 +9,8 @@ A method is a row of `METHODS` (minibio/config.py), a checkpoint one of `CHECKPO
 token shards and teacher are made first, once, and kept. Re-run the same command to resume from the
 newest checkpoint, whatever stopped the run: a signal, a crash, a power cut.
 
-From the top: `train` is the loop, `execute` what it is given, `main` the command.
+From the top: the options, read before torch is imported; `train`, the loop; `execute`, which builds
+what the loop is given; `main`.
 """
 
 import argparse
@@ -21,29 +22,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn as nn
-from torch import Tensor
-
-import kernels
-from minibio.batch import Batch, Counts
 from minibio.config import CHECKPOINTS, METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, RunConfig
-from minibio.distil import students
-from minibio.distil.measure import held_out
-from minibio.distil.objectives import OBJECTIVES, Objective, freeze, teach
-from minibio.model.attention import use_kernels
-from minibio.model.heads import Model
-from minibio.model.transformer import compile_layers
-from minibio.report import card, estimate
-from minibio.run import dist, errors, files, log, optim, options
-from minibio.run.dist import Ranks, autocast
+from minibio.distil import plan
+from minibio.run import errors, options
 from minibio.run.errors import InputError
-from minibio.run.gradients import Gradients, reduce_terms
-from minibio.run.log import Progress
-from minibio.run.rundir import RunDir, StopRequest
-from minibio.text.corpus import Corpus
-from minibio.text.feed import Feed
-from minibio.text.prefetch import ahead
 
 
 @dataclass(frozen=True)
@@ -55,6 +37,88 @@ class Paths:
     start: Path | None  # --from: weights to start from
     out: Path
     overwrite: bool = False
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every option."""
+    p = options.Parser("train.py", description=__doc__)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--method", choices=METHODS, help="row of METHODS")
+    what.add_argument("--checkpoint", choices=CHECKPOINTS, help="published model: CHECKPOINTS")
+    p.add_argument("--corpus", type=Path, metavar="DIR", help="token shards of data.shard")
+    p.add_argument("--teacher", type=Path, metavar="DIR", help="Hugging Face directory")
+    p.add_argument("--from", dest="start", type=Path, metavar="DIR",
+                   help="directory to start the weights from")  # fmt: skip
+    p.add_argument("--out", type=Path, metavar="DIR", help="of the run (runs/METHOD)")
+    p.add_argument("--overwrite", action="store_true", help="start again in a used --out")
+    p.add_argument("--sample", type=Path, metavar="DIR", default=Path("runs/sample"),
+                   help="where the built-in sample and its teacher are kept")  # fmt: skip
+    p.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
+    p.add_argument("--dry-run", action="store_true",
+                   help="print parameters, operations, time and memory; train nothing")  # fmt: skip
+    options.add_options(p.add_argument_group("fields of RunConfig"), RunConfig)
+    return p
+
+
+def read(argv: list[str] | None) -> tuple[argparse.Namespace, RunConfig]:
+    """The command line, and the run that it asks for; the paths that it leaves out are filled in.
+
+    Raises:
+        InputError: an option is unknown, out of its range, or does not fit the others.
+    """
+    args = parser().parse_args(argv)
+    given = options.given(args, RunConfig)
+    if args.checkpoint is not None:
+        published = CHECKPOINTS[args.checkpoint]
+        args.method = published.method
+        row = dataclasses.replace(METHODS[args.method], model=published.model)
+        source = Path(published.source.split("/")[1])  # as data.fetch names it
+        if args.method == "mlm":
+            args.start = args.start or source
+        else:
+            args.teacher = args.teacher or source
+        if args.corpus is None:
+            raise InputError(f"--checkpoint {args.checkpoint} needs --corpus DIR, of data.shard")
+    else:
+        row = METHODS[args.method]
+        if args.corpus is None:
+            row = dataclasses.replace(row, **SAMPLE[args.method])
+    if args.start is not None:  # its weights, in place of the teacher's
+        row = dataclasses.replace(row, init_layers=())
+    args.out = args.out or Path("runs") / (args.checkpoint or args.method)
+    run = plan.resolve(row, given)
+    for name, path in (("corpus", args.corpus), ("teacher", args.teacher), ("from", args.start)):
+        if path is not None and not path.is_dir():
+            raise InputError(f"--{name} {path} is not a directory")
+    has_teacher = args.teacher is not None or args.corpus is None and args.method != "mlm"
+    plan.check(run, given, has_teacher, args.start is not None)
+    return args, run
+
+
+if __name__ == "__main__":
+    errors.read_early(read, "train.py")
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+import kernels
+from minibio.batch import Batch, Counts
+from minibio.distil import students
+from minibio.distil.measure import held_out
+from minibio.distil.objectives import OBJECTIVES, Objective, freeze, teach
+from minibio.model.attention import use_kernels
+from minibio.model.heads import Model
+from minibio.model.transformer import compile_layers
+from minibio.report import card, estimate
+from minibio.run import dist, files, log, optim
+from minibio.run.dist import Ranks, autocast
+from minibio.run.gradients import Gradients, reduce_terms
+from minibio.run.log import Progress
+from minibio.run.rundir import RunDir, StopRequest
+from minibio.text.corpus import Corpus
+from minibio.text.feed import Feed
+from minibio.text.prefetch import ahead
 
 
 def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batches: list[Batch],
@@ -145,9 +209,6 @@ def evaluate(student: Model, batches: list[Batch], run: RunConfig, run_dir: RunD
 
 def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -> bool:
     """Build what `run` names, train it and write `paths.out`; False if a signal stopped it."""
-    for name, path in (("corpus", paths.corpus), ("teacher", paths.teacher), ("from", paths.start)):
-        if path is not None and not path.is_dir():
-            raise InputError(f"--{name} {path} is not a directory")
     files.check_writable(paths.out)
     chosen = resolve_kernels(run.kernels, ranks.device)
     corpus = Corpus(paths.corpus, "train", seed=run.seed, length=run.length)
@@ -264,7 +325,7 @@ def prepare_sample(directory: Path, ranks: Ranks) -> Path:
 def sample_teacher(run: RunConfig, directory: Path, corpus: Path, ranks: Ranks) -> Path | None:
     """The sample's teacher, trained by masked LM once; None if a signal stopped that."""
     same = ("seed", "kernels", "compile", "tf32", "precision")
-    row = resolve(SAMPLE_TEACHERS[run.method], {name: getattr(run, name) for name in same})
+    row = plan.resolve(SAMPLE_TEACHERS[run.method], {name: getattr(run, name) for name in same})
     name = "ib-teacher" if MODELS[row.model].family == "ib-bert" else "teacher"
     path = directory / f"{name}-{row.seed}"
     if (path / "config.json").exists():
@@ -274,80 +335,25 @@ def sample_teacher(run: RunConfig, directory: Path, corpus: Path, ranks: Ranks) 
     return path if execute(row, Paths(corpus, None, None, path), ranks) else None
 
 
-# the command
-
-
-def parser() -> argparse.ArgumentParser:
-    """Every option."""
-    p = options.new_parser("train.py", __doc__)
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--method", choices=METHODS, help="row of METHODS")
-    what.add_argument("--checkpoint", choices=CHECKPOINTS, help="published model: CHECKPOINTS")
-    p.add_argument("--corpus", type=Path, metavar="DIR", help="token shards of data.shard")
-    p.add_argument("--teacher", type=Path, metavar="DIR", help="Hugging Face directory")
-    p.add_argument("--from", dest="start", type=Path, metavar="DIR",
-                   help="directory to start the weights from")  # fmt: skip
-    p.add_argument("--out", type=Path, metavar="DIR", help="of the run (runs/METHOD)")
-    p.add_argument("--overwrite", action="store_true", help="start again in a used --out")
-    p.add_argument("--sample", type=Path, metavar="DIR", default=Path("runs/sample"),
-                   help="where the built-in sample and its teacher are kept")  # fmt: skip
-    p.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
-    p.add_argument("--dry-run", action="store_true",
-                   help="print parameters, operations, time and memory; train nothing")  # fmt: skip
-    options.add_options(p.add_argument_group("fields of RunConfig"), RunConfig)
-    return p
-
-
-def resolve(row: RunConfig, given: dict) -> RunConfig:
-    """A row of the table with the command line's overrides, and every interval in steps."""
-    run = dataclasses.replace(row, **given)
-    options.check(run)
-    steps = run.steps
-    return dataclasses.replace(
-        run,
-        # the same share of a shorter run
-        warmup=given.get("warmup", round(row.warmup * steps / row.steps)),
-        log_every=run.log_every or max(1, steps // 100),
-        eval_every=run.eval_every or max(1, steps // 10),
-        save_every=run.save_every or max(1, min(1000, steps // 10)),
-    )
-
-
-def main(argv=None) -> None:
-    args = parser().parse_args(argv)
-    given = options.given(args, RunConfig)
-    row, published = METHODS.get(args.method), CHECKPOINTS.get(args.checkpoint)
-    if published is not None:
-        row = dataclasses.replace(METHODS[published.method], model=published.model)
-        source = Path(published.source.split("/")[1])  # as data.fetch names it
-        if published.method == "mlm":
-            args.start = args.start or source
-        else:
-            args.teacher = args.teacher or source
-        if args.corpus is None:
-            raise InputError(f"--checkpoint {args.checkpoint} needs --corpus DIR, of data.shard")
-    if args.start is not None:  # in place of its row's
-        row = dataclasses.replace(row, init_layers=())
-    out = args.out or Path("runs") / (args.checkpoint or args.method)
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, make the sample where no corpus is named, and execute the run."""
+    args, run = read(argv)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, not a need
+    torch.backends.cuda.matmul.allow_tf32 = run.tf32
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     ranks = dist.start(args.device)
     try:
-        if args.corpus is None:
-            row = dataclasses.replace(row, **SAMPLE[args.method])
-        run = resolve(row, given)
-        torch.backends.cuda.matmul.allow_tf32 = run.tf32
-        if args.corpus is None:
-            args.corpus = prepare_sample(args.sample, ranks)
-            if args.teacher is None and args.method != "mlm":
-                args.teacher = sample_teacher(run, args.sample, args.corpus, ranks)
-                if args.teacher is None:  # a signal stopped its training
+        corpus, teacher = args.corpus, args.teacher
+        if corpus is None:
+            corpus = prepare_sample(args.sample, ranks)
+            if teacher is None and run.method != "mlm":
+                teacher = sample_teacher(run, args.sample, corpus, ranks)
+                if teacher is None:  # a signal stopped its training
                     return
-        paths = Paths(args.corpus, args.teacher, args.start, out, args.overwrite)
-        students.check(run, given, args.teacher, args.start)
         if args.start is not None:
             run = dataclasses.replace(run, model=args.start.resolve().name)
+        paths = Paths(corpus, teacher, args.start, args.out, args.overwrite)
         execute(run, paths, ranks, args.dry_run)
     finally:
         dist.stop(ranks)

@@ -16,6 +16,7 @@ import train
 from data.shard.shard import shard
 from helpers import ROOT
 from minibio.config import CHECKPOINTS, METHODS
+from minibio.distil import plan
 from minibio.model.convert import load
 from minibio.run import errors
 
@@ -407,6 +408,7 @@ def run_of(monkeypatch):
         raise Found(run, paths)
 
     monkeypatch.setattr(train, "execute", execute)
+    monkeypatch.setattr(train.Path, "is_dir", lambda self: True)
     monkeypatch.setattr(train, "prepare_sample", lambda *_: None)
     monkeypatch.setattr(train, "sample_teacher", lambda *_: train.Path("teacher"))
 
@@ -427,7 +429,7 @@ def test_a_checkpoint_is_its_row_and_nothing_else(run_of, name):
     assert [path and path.name for path in starts] == (
         [None, source] if row.method == "mlm" else [source, None]
     )
-    expected = train.resolve(METHODS[row.method], {})
+    expected = plan.resolve(METHODS[row.method], {})
     model = source if row.method == "mlm" else row.model
     assert run == dataclasses.replace(expected, model=model)
     assert paths.out == train.Path("runs") / name

@@ -10,7 +10,6 @@ distil.py before this file and train.py after it.
 """
 
 import dataclasses
-from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -22,7 +21,6 @@ from minibio.model.convert import load_with_report
 from minibio.model.heads import MaskedLMHead, Model
 from minibio.model.transformer import initialise
 from minibio.run.errors import InputError
-from minibio.run.options import flag
 from minibio.text.corpus import Corpus
 from minibio.text.tokenizer import Tokenizer
 
@@ -38,45 +36,6 @@ def copies_embeddings(run: RunConfig) -> bool:
 def copies_head(run: RunConfig) -> bool:
     """Whether the student's masked-LM head starts as the teacher's."""
     return run.init_head == "copy" or (run.init_head is None and run.stages > 0)
-
-
-def check(run: RunConfig, given: Collection[str], teacher: Path | None, start: Path | None) -> None:
-    """Refuse options that do not fit together, before anything is read.
-
-    Args:
-        given: fields of `run` that the command line names.
-    """
-    if start is not None:
-        if run.init_layers:
-            raise InputError("--from DIR has weights of its own; drop --init-layers")
-        if run.init_head == "copy":
-            raise InputError("--from DIR has weights of its own; drop --init-head copy")
-        for name in ("model", "layers", "width", "heads", "ffn"):
-            if name in given:
-                raise InputError(f"--from DIR has a shape of its own; drop --{name}")
-    elif run.model not in MODELS:
-        raise InputError(f"--model is {run.model!r}, expected one of {', '.join(MODELS)}")
-    if run.stages and run.method != "mobile":
-        raise InputError(f"--method {run.method} has no stages; drop --stages")
-    if run.precision == "fp64" and run.teacher_precision != "fp32":
-        raise InputError("--precision fp64 is to check against; drop --teacher-precision")
-    if run.alpha and not any(run.alpha):
-        raise InputError("--alpha has only weights of 0, expected one above 0")
-    if run.warmup and run.warmup >= run.steps:
-        raise InputError(f"--warmup is {run.warmup}, expected less than the {run.steps} steps")
-    if run.method != "mlm":
-        if teacher is None:
-            raise InputError(
-                f"--method {run.method} needs --teacher DIR (or no --corpus: the sample)"
-            )
-        return
-    if teacher is not None:
-        raise InputError("--method mlm has no teacher; drop --teacher, or choose another method")
-    for name in ("init_layers", "layer_map", "temperature"):
-        if getattr(run, name):
-            raise InputError(f"--method mlm has no teacher; drop {flag(name)}")
-    if run.init_head == "copy":
-        raise InputError("--method mlm has no teacher; drop --init-head copy")
 
 
 def load_teacher(path: Path, run: RunConfig) -> tuple[Model, Tokenizer | None]:

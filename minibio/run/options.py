@@ -5,7 +5,7 @@
         steps: int = option(100_000, "optimiser steps", least=1)
         lr: float = option(5e-4, "peak learning rate", above=0, may_differ=True)
 
-    parser = new_parser("train.py", __doc__)
+    parser = Parser("train.py", description=__doc__)
     add_options(parser, RunConfig)                     # --steps, --lr
     run = dataclasses.replace(row, **given(args, RunConfig))
     check(run)                                         # InputError: --lr is -1.0, ... above 0
@@ -16,6 +16,7 @@ of the table as it is.
 
 import argparse
 import dataclasses
+import difflib
 import math
 import types
 from collections.abc import Sequence
@@ -41,9 +42,60 @@ def may_differ(cls) -> frozenset[str]:
     return frozenset(f.name for f in fields(cls) if f.metadata["may_differ"])
 
 
-def new_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser that takes no abbreviations: `--max 3` is not `--max-skips 3`."""
-    return argparse.ArgumentParser(name, description=description.split("\n")[0], allow_abbrev=False)
+HABITS = {  # options of other trainers -> ours
+    "--learning-rate": "--lr", "--max-steps": "--steps", "--num-train-steps": "--steps",
+    "--output-dir": "--out", "--output": "--out", "--batch-size": "--batch",
+    "--per-device-train-batch-size": "--batch (of all ranks together)",
+    "--train-batch-size": "--batch (of all ranks together)",
+    "--gradient-accumulation-steps": "--accumulate", "--max-seq-length": "--length",
+    "--max-length": "--length", "--warmup-steps": "--warmup", "--max-grad-norm": "--clip",
+    "--lr-scheduler-type": "--schedule", "--logging-steps": "--log-every",
+    "--save-steps": "--save-every", "--eval-steps": "--eval-every",
+    "--save-total-limit": "--keep", "--model-name-or-path": "--from DIR or --model",
+    "--teacher-model": "--teacher DIR", "--student-model": "--model",
+    "--overwrite-output-dir": "--overwrite", "--bf16": "--precision bf16",
+    "--fp16": "--precision bf16 (there is no fp16)", "--torch-compile": "--compile",
+    "--alpha-mlm": "--alpha", "--epochs": "--steps", "--num-train-epochs": "--steps",
+}  # fmt: skip
+RESUME = ("--resume", "--resume-from-checkpoint")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, without the usage.
+
+    It takes no abbreviations (`--max 3` is not `--max-skips 3`) and knows the habits of other
+    trainers. Its subparsers are of the same kind.
+
+    Raises:
+        InputError: from `parse_args`, for whatever it refuses.
+    """
+
+    def __init__(self, *args, description: str | None = None, **more):
+        first_line = (description or "").split("\n")[0] or None
+        super().__init__(*args, description=first_line, allow_abbrev=False, **more)
+
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self.describe_unknown(unknown))
+        return found
+
+    def describe_unknown(self, left: list[str]) -> str:
+        """A message for arguments that no option takes."""
+        option = next((x.split("=")[0] for x in left if x.startswith("-")), None)
+        if option is None:
+            return f"{left[0]!r} belongs to no option; --help lists them"
+        name = option.replace("_", "-").lower()
+        known = [name for action in self._actions for name in action.option_strings]
+        if name in RESUME:
+            return f"{option} is not needed: re-run the same command to resume"
+        if HABITS.get(name, "").split(" ")[0] in known:
+            return f"{option} is {HABITS[name]} here"
+        near = difflib.get_close_matches(name, known, 1) or ["--help"]
+        return f"{option} is not an option; did you mean {near[0]}?"
+
+    def error(self, message: str):
+        raise InputError(message.removeprefix("argument "))
 
 
 def add_options(parser, cls, without: Sequence[str] = ()) -> None:
