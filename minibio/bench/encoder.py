@@ -15,10 +15,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from kernels.bench.timing import Table, extra_mib, milliseconds, ragged_lengths
+from kernels.bench.timing import Spread, Table, extra_mib, milliseconds, ragged_lengths
 from kernels.machine import version
 from minibio.batch import Batch
-from minibio.bench.step import random_batch
+from minibio.bench.step import columns, random_batch
 from minibio.config import MODELS
 from minibio.model.convert import config_to_hf
 from minibio.model.heads import Model
@@ -34,21 +34,16 @@ def add_row(table: Table, what: dict, batch: Batch, call, times: np.ndarray, bas
         times:    (repeats, 1) milliseconds.
         baseline: likewise, of the side it is compared with.
     """
-    p20, p50, p80 = np.percentile(times, (20, 50, 80))
+    spread = Spread.of(times[:, 0])
     memory = extra_mib(call, batch.device)
-    speedup = None if baseline is None else np.median(baseline) / p50
-    row = {
-        **what, "B": batch.B, "longest": batch.max_len, "N": batch.N, "ms_p50": round(p50, 3),
-        "ms_p20": round(p20, 3), "ms_p80": round(p80, 3),
-        "tokens_per_s": round(1000 * batch.N / p50), "extra_mib": round(memory, 1),
-        "speedup": "" if speedup is None else round(speedup, 2),
-    }  # fmt: skip
+    speedup = None if baseline is None else round(np.median(baseline) / spread.p50, 2)
+    row = {**what, **columns(batch, spread), "extra_mib": round(memory, 1), "speedup": speedup}
     table.add(
         row,
         f"{' '.join(f'{x:<15}' for x in what.values())}"
-        f"{row['N']:>7,} tokens {p50:>9.2f} ms ({p20:.2f}-{p80:.2f})"
+        f"{row['N']:>7,} tokens  {spread!s:<28}"
         f"{row['tokens_per_s']:>11,} tok/s{memory:>9,.0f} MiB"
-        + ("" if speedup is None else f"   x {speedup:.2f}"),
+        + ("" if speedup is None else f"   x {speedup}"),
     )
 
 

@@ -24,23 +24,21 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from kernels.bench.timing import Table, extra_mib, milliseconds, ragged_lengths
+from kernels.bench.timing import Spread, Table, extra_mib, milliseconds, ragged_lengths
 from kernels.machine import has_bf16_products
 from minibio.batch import Batch, Counts
 from minibio.bench.authors import Authors, rectangle
+from minibio.bench.training import LR, NoDirectory, Turns, train_on
 from minibio.config import METHODS, MODELS
-from minibio.distil.engine import Plan, Stepper
 from minibio.distil.objectives import OBJECTIVES, Objective, freeze, teach
 from minibio.model.heads import Model
 from minibio.model.transformer import compile_layers
 from minibio.report.estimate import products_per_second, step_flops
 from minibio.run import optim
-from minibio.run.dist import Ranks, autocast
+from minibio.run.dist import autocast
 from minibio.run.errors import InputError
-from minibio.run.rundir import StopRequest
 
 PREDICTED = 0.15  # share of tokens, as in masked-LM training
-LR = 1e-5
 EQUAL = 1e-5  # relative, of losses in float32
 PARTS = (1, 2, 4, 8)  # micro-batches that the authors' way is cut into where memory runs out
 CEILING = {"cuda": 8192, "cpu": 1024}  # rows of the product that is taken for the device's best
@@ -90,7 +88,8 @@ class Side(NamedTuple):
 
     what: dict[str, str]  # the columns that name it
     step: Callable  # () -> None
-    held: tuple[nn.Module | torch.optim.Optimizer | None, ...]  # owners of memory between steps
+    peak: Callable  # () -> None; has the peak memory of a step, above that of `held`
+    held: tuple[nn.Module | torch.optim.Optimizer | None, ...]
     flops: float  # of the equations; 0 for the authors
 
 
@@ -122,7 +121,7 @@ def build(
 def our_side(
     method: str, name: str, fidelity: str, narrow: str, batch: Batch, args: Settings
 ) -> Side:
-    """A step of training.
+    """A step of train.py.
 
     Args:
         narrow: precision of the teacher, fp32 or bf16.
@@ -134,20 +133,20 @@ def our_side(
     for model in (objective.student, teacher) if way.is_compiled else ():
         if model is not None:
             compile_layers(model)
-    optimizer = optim.make_optimizer(objective, LR, objective.run.weight_decay)
-    stepper = Stepper(
-        objective, optimizer, Plan(steps=1, lr=LR, precision=way.precision), Ranks(0, 0, 1, device),
-        None if teacher is None else partial(teach, teacher, objective=objective),
-    )  # fmt: skip
 
-    def step():
-        stepper.step([batch], LR, StopRequest())
-        stepper.gradients.clear()  # memory between steps is that of weights and moments
+    def loop(steps: int, run_dir: NoDirectory) -> None:
+        train_on(batch, objective, teacher, steps, way.precision, run_dir)
 
     M = batch.N if objective.needs.every_token else batch.M
     flops = step_flops(objective, teacher, batch.N, M, batch.n_pairs, 0)
     what = {"fidelity": fidelity, "by": name, "teacher": "-" if teacher is None else narrow}
-    return Side(what, step, (objective, teacher, optimizer), flops)
+    turns = Turns(device, partial(loop, args.warmup + args.repeats))
+
+    def peak():
+        turns.thread.join()  # and with it the weights' moments
+        loop(2, NoDirectory(device))  # in its first step there are no moments yet
+
+    return Side(what, turns.step, peak, (objective, teacher), flops)
 
 
 def their_side(method: str, name: str, batch: Batch, args: Settings) -> Side:
@@ -173,7 +172,8 @@ def their_side(method: str, name: str, batch: Batch, args: Settings) -> Side:
         "fidelity": "released", "by": name if parts == 1 else f"{name}/{parts}",
         "teacher": "-" if teacher is None else way.precision,
     }  # fmt: skip
-    return Side(what, partial(step, parts), (model, optimizer), 0)
+    whole = partial(step, parts)
+    return Side(what, whole, whole, (model, optimizer), 0)
 
 
 def pieces(inputs: dict[str, Tensor], n: int) -> list[dict[str, Tensor]]:
@@ -228,6 +228,14 @@ def check_losses(method: str, args: Settings, device: torch.device) -> str:
 
 
 # ---- the table
+
+
+def columns(batch: Batch, spread: Spread) -> dict:
+    """The columns that both tables have: the size of the batch, times, tokens a second."""
+    return {
+        "B": batch.B, "longest": batch.max_len, "N": batch.N, **spread.columns(),
+        "tokens_per_s": round(1000 * batch.N / spread.p50),
+    }  # fmt: skip
 
 
 def held_mib(things) -> float:
@@ -299,21 +307,18 @@ def add_rows(
     baselines = {}
     for side, laps in zip(sides, times, strict=True):
         name, ms = side.what["by"].split("/")[0], laps[:, 0]
-        mib = extra_mib(side.step, batch.device) + held_mib(side.held)
+        mib = extra_mib(side.peak, batch.device) + held_mib(side.held)
         if not WAYS[name].is_ours:
             baselines[name] = ms, mib
-        p20, p50, p80 = np.percentile(ms, (20, 50, 80))
-        row = {
-            **what, **side.what, "B": batch.B, "longest": batch.max_len, "N": batch.N,
-            "ms_p50": round(p50, 3), "ms_p20": round(p20, 3), "ms_p80": round(p80, 3),
-            "tokens_per_s": round(1000 * batch.N / p50), "peak_mib": round(mib, 1),
-        }  # fmt: skip
+        spread = Spread.of(ms)
+        row = {**what, **side.what, **columns(batch, spread), "peak_mib": round(mib, 1)}
         best = ceiling[WAYS[name].precision]
-        row["ceiling_share"] = round(side.flops / (p50 / 1000) / best, 3) if side.flops else None
+        seconds = spread.p50 / 1000
+        row["ceiling_share"] = round(side.flops / seconds / best, 3) if side.flops else None
         line = (
             f"{' '.join(f'{x:<9}' for x in what.values())}{side.what['fidelity']:<9}"
             f"{side.what['by']:<24}{side.what['teacher']:<5}{batch.N:>7,} tokens"
-            f"{p50:>10,.1f} ms ({p20:,.1f}-{p80:,.1f}){row['tokens_per_s']:>9,} tok/s"
+            f"  {spread!s:<32}{row['tokens_per_s']:>9,} tok/s"
             f"{mib:>8,.0f} MiB"
         )
         if side.flops:
@@ -323,7 +328,7 @@ def add_rows(
             if side.flops and other in baselines:
                 other_ms, other_mib = baselines[other]
                 # turn by turn: what else the machine did meets both
-                time_share, memory_share = np.median(ms / other_ms), mib / other_mib
+                time_share, memory_share = float(np.median(ms / other_ms)), mib / other_mib
                 line += f"  {time_share:.3f} time {memory_share:.3f} memory of {other}"
             row |= {
                 f"time_of_{other}": None if time_share is None else round(time_share, 3),
