@@ -117,8 +117,7 @@ from minibio.run.gradients import Gradients, reduce_terms
 from minibio.run.log import Progress
 from minibio.run.rundir import RunDir, StopRequest
 from minibio.text.corpus import Corpus
-from minibio.text.feed import Feed
-from minibio.text.prefetch import ahead
+from minibio.text.feed import Feed, ahead
 
 
 def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batches: list[Batch],

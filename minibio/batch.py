@@ -77,29 +77,50 @@ class Batch:
         return self.tokens.device
 
     @staticmethod
+    def from_row(tokens, lengths, segments=None, predict=None, labels=None) -> "Batch":
+        """A batch from a row of token ids and the lengths of its sequences.
+
+        Args:
+            tokens:   (N,) token ids.
+            lengths:  B integers, N in all.
+            segments: (N,) token types; None = all 0.
+            predict:  (M,) places in the row; with `labels` (M,).
+        """
+        tokens = torch.as_tensor(tokens, dtype=torch.int64)  # (N,)
+        ends = list(accumulate(lengths, initial=0))
+        starts = torch.tensor(ends[:-1], dtype=torch.int64)  # (B,)
+        T = torch.tensor(lengths, dtype=torch.int64)  # (B,)
+
+        def integers(x):
+            return None if x is None else torch.as_tensor(x, dtype=torch.int64)
+
+        return Batch(
+            tokens=tokens,
+            positions=torch.arange(len(tokens)) - starts.repeat_interleave(T),  # (N,)
+            segments=torch.zeros_like(tokens) if segments is None else integers(segments),
+            cu_seqlens=torch.tensor(ends, dtype=torch.int32),
+            lengths=tuple(lengths),
+            predict=integers(predict),
+            labels=integers(labels),
+        )
+
+    @staticmethod
     def from_sequences(sequences, segments=None, predict=None, labels=None) -> "Batch":
-        """A row from B lists (or 1-D arrays) of token ids.
+        """A batch from B lists (or 1-D arrays) of token ids.
 
         Args:
             sequences: B lists of token ids.
             segments:  B lists of token types, same lengths; None = all 0.
             predict:   (M,) places in the row; with `labels` (M,).
         """
-        lengths = tuple(len(ids) for ids in sequences)
 
         def row(lists):  # B lists -> (N,)
             parts = [torch.as_tensor(ids, dtype=torch.int64) for ids in lists]
             return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
-        tokens = row(sequences)  # (N,)
-        return Batch(
-            tokens=tokens,
-            positions=row([torch.arange(T) for T in lengths]),
-            segments=torch.zeros_like(tokens) if segments is None else row(segments),
-            cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-            lengths=lengths,
-            predict=None if predict is None else torch.as_tensor(predict, dtype=torch.int64),
-            labels=None if labels is None else torch.as_tensor(labels, dtype=torch.int64),
+        lengths = [len(ids) for ids in sequences]
+        return Batch.from_row(
+            row(sequences), lengths, None if segments is None else row(segments), predict, labels
         )
 
     @staticmethod

@@ -33,7 +33,7 @@ from minibio.run.dist import autocast
 from minibio.run.errors import InputError
 from minibio.run.gradients import Gradients
 from minibio.run.rundir import StopRequest
-from minibio.text.prefetch import Prefetch
+from minibio.text.feed import Prefetch
 
 
 @dataclass(frozen=True)

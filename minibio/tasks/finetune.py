@@ -35,7 +35,7 @@ from minibio.run import dist, files, log
 from minibio.run.checkpoint import FOLDER, Checkpoint, Checkpoints, newest
 from minibio.run.errors import InputError
 from minibio.tasks.objective import Labels, Taught
-from minibio.text.epochs import Epochs
+from minibio.text.feed import Epochs
 from minibio.text.tokenizer import Tokenizer
 
 

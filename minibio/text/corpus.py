@@ -1,9 +1,9 @@
 """(seed, position) -> sample: which document comes when, and how it is masked.
 
 Training reads an endless line of samples, position 0, 1, 2, ...; a step takes the next ones
-(feed.py). What stands at a position follows from the seed and the position alone, never from who
-asks or what was asked before. So a run resumes exactly, and any number of processes with any number
-of micro-batches sees the same samples in the same steps.
+(feed.py). The sample at a position follows from the seed and the position only, never from who
+asks or what was asked before. So a run resumes exactly, and any number of ranks with any number of
+micro-batches sees the same samples in the same steps.
 
 Within an epoch every document comes exactly once, in an order that a keyed bijection computes
 document by document (`shuffle`): a stored permutation of 33 million citations would take 264 MB in
@@ -111,16 +111,16 @@ class Corpus:
 
     def sample(self, position: int) -> Sample:
         """The sample at `position`, a pure function of (seed, position)."""
-        ids = self.cut(self.shards[self.order([position])[0]])
+        (ids,) = self.documents_at([position])
         return Sample(*self.masking.apply(ids, draws(self.seed, [position], [len(ids)])))
 
-    def take(self, positions: Sequence[int]) -> Batch:
-        """The samples at these positions as one row.
+    def documents_at(self, positions: Sequence[int]) -> list[np.ndarray]:
+        """(T,) int64 each: the document at each position, [CLS] to [SEP], not masked yet."""
+        return [self.cut(self.shards[i]) for i in self.order(positions)]
 
-        Sequences stand in order of length, so that equal ones are neighbours.
-        """
-        documents = [self.shards[i] for i in self.order(positions)]
-        return self.collate(documents, positions, self.seed)
+    def take(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions as one row."""
+        return self.collate(self.documents_at(positions), positions)
 
     def lengths_at(self, positions: Sequence[int]) -> np.ndarray:
         """(...) int64: the tokens of the sample at each position, without reading them."""
@@ -136,7 +136,9 @@ class Corpus:
         shards = self.shards if self.split == "held-out" else Shards(self.path, "held-out")
         indices = range(len(shards))[:limit]
         parts = [indices[first : first + B] for first in range(0, len(indices), B)]
-        return [self.collate([shards[i] for i in part], part, HELD_OUT_SEED) for part in parts]
+        return [
+            self.collate([self.cut(shards[i]) for i in part], part, HELD_OUT_SEED) for part in parts
+        ]
 
     def cut(self, ids: np.ndarray) -> np.ndarray:
         """(T,) int64: a stored document, [CLS] to [SEP], in at most `length` tokens."""
@@ -144,18 +146,24 @@ class Corpus:
         ids[-1] = self.tokenizer.sep_id
         return ids
 
-    def collate(self, documents: list[np.ndarray], positions: Sequence[int], seed: int) -> Batch:
-        """Documents, each masked as at its position, as one row in order of length."""
-        documents = [self.cut(ids) for ids in documents]
+    def collate(
+        self, documents: list[np.ndarray], positions: Sequence[int], seed: int | None = None
+    ) -> Batch:
+        """Documents, each masked as at its position, as one row.
+
+        The shortest come first, so that equal lengths are neighbours.
+
+        Args:
+            seed: of the masks; None = the corpus's.
+        """
         order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
         lengths = [len(documents[i]) for i in order]
+        seed = self.seed if seed is None else seed
         row, predict, labels = self.masking.apply(
             np.concatenate([documents[i] for i in order]),  # (N,)
             draws(seed, [positions[i] for i in order], lengths),  # (3, N)
         )
-        return Batch.from_sequences(
-            np.split(row, np.cumsum(lengths)[:-1]), predict=predict, labels=labels
-        )
+        return Batch.from_row(row, lengths, predict=predict, labels=labels)
 
 
 def draws(seed: int, positions: Sequence[int], lengths: Sequence[int]) -> np.ndarray:

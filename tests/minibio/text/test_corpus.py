@@ -161,7 +161,8 @@ def test_a_row_holds_each_document_whole_and_once(path, data, seed, length):
     lists = st.lists(st.integers(5, V - 1), max_size=LENGTH - 2).map(lambda ids: [CLS, *ids, SEP])
     documents = data.draw(st.lists(lists, min_size=1, max_size=9))
     rows = [np.array(ids, np.uint16) for ids in documents]
-    batch = corpus(path, length=length).collate(rows, range(len(rows)), seed)
+    cutter = corpus(path, length=length)
+    batch = cutter.collate([cutter.cut(ids) for ids in rows], range(len(rows)), seed)
     row = batch.tokens.clone()
     row[batch.predict] = batch.labels
     bounds, cut = (
