@@ -3,25 +3,25 @@
     with closing(ordered(Maker, (recipe,), tasks, workers=3)) as results:
         for result in results: ...
 
-Each process builds its own `Maker(recipe)` once and calls it for task after task. The results do
-not depend on the number of processes: the same calls are made, and come back in the same order.
-Each process has a few tasks at any time, so that memory does not grow with their number.
+Each process builds its own `Maker(recipe)` once and calls it for task after task, which it gets
+through a pipe of its own. The results do not depend on the number of processes: the same calls are
+made, and come back in the same order. Few tasks are under way at any time, so that memory does not
+grow with their number. No thread of this process takes part, so an interrupt at any moment ends it.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, count, islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 from minibio.run.errors import InputError
 
-WAITING = 2  # tasks beyond one a process: submitted, not yet begun
-
-work = None  # in a worker process: its `build(*arguments)`
+AHEAD = 2  # tasks begun beyond one a process, before the result that is waited for
 
 
 def ordered(build: Callable, arguments: tuple, tasks: Iterable, workers: int) -> Iterator:
@@ -35,41 +35,94 @@ def ordered(build: Callable, arguments: tuple, tasks: Iterable, workers: int) ->
     if workers == 1:
         yield from map(build(*arguments), tasks)
         return
-    # A fresh interpreter: a copy of this one (fork) would copy locks that its threads hold.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, begin, (build, arguments))
+    tasks = iter(tasks)
+    first = list(islice(tasks, workers))
+    numbered = enumerate(chain(first, tasks))
+    processes, idle, busy, found, n_begun = [], [], {}, {}, 0  # busy: connection -> its task
     try:
-        waiting = deque()
-        for task in tasks:
-            waiting.append(pool.submit(call, task))
-            if len(waiting) == workers + WAITING:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
+        for _ in first:
+            process, connection = start(build, arguments)
+            processes.append(process)
+            idle.append(connection)
+        for i in count():
+            while i not in found:
+                while idle and n_begun < i + workers + AHEAD:
+                    number, task = next(numbered, (None, None))
+                    if number is None:
+                        break
+                    busy[idle[-1]] = number
+                    exchange(idle.pop().send, task)
+                    n_begun = number + 1
+                if not busy:
+                    return
+                for connection in wait(busy):
+                    found[busy[connection]] = exchange(connection.recv)
+                    del busy[connection]
+                    idle.append(connection)
+            result, error = found.pop(i)
+            if error is not None:
+                raise error
+            yield result
+    finally:
+        for connection in (*idle, *busy):
+            connection.close()  # the process ends when its task does
+        for process in processes:
+            process.join()
+
+
+def exchange(call: Callable, *arguments):
+    """A call of one end of a pipe.
+
+    Raises:
+        InputError: the other end is gone.
+    """
+    try:
+        return call(*arguments)
+    except (EOFError, ConnectionError):
         raise InputError(
             "a worker process was killed, perhaps for lack of memory; run again, with fewer "
             "--workers if need be: finished work is kept"
         ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def begin(build: Callable, arguments: tuple) -> None:
-    """Prepare a worker process."""
-    global work
+# ---- a worker process ----
+
+
+def start(build: Callable, arguments: tuple) -> tuple[BaseProcess, Connection]:
+    """A started process, and this end of its pipe."""
+    # A fresh interpreter: a copy of this one (fork) would copy locks that its threads hold.
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, build, arguments), daemon=True)
+    process.start()
+    there.close()
+    return process, here
+
+
+def serve(connection: Connection, build: Callable, arguments: tuple) -> None:
+    """Answer each task with (result, None) or (None, error) until the pipe is closed."""
     follow_parent()
-    os.environ["TOKENIZERS_PARALLELISM"] = (
-        "false"  # one thread a process: the others have the other cores
-    )
-    work = build(*arguments)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the others have a core
+    work = None
+    try:
+        while True:
+            task = connection.recv()
+            try:
+                work = work or build(*arguments)
+                answer = work(task), None
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                answer = None, error
+            connection.send(answer)
+    except (EOFError, ConnectionError):
+        return
 
 
 def follow_parent() -> None:
     """End this worker process with its parent, and not before.
 
     An interrupt reaches the parent too, which ends its workers. A killed parent cannot: without the
-    thread its workers would wait for ever.
+    thread they would finish their tasks beside the next run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -78,10 +131,6 @@ def follow_parent() -> None:
 def end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def call(task):
-    return work(task)
 
 
 def n_cores() -> int:

@@ -22,6 +22,7 @@ checksum for offsets and tokens, are read whole when they are opened.
 """
 
 import bisect
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ READABLE = (1, 2)
 SPLITS = ("train", "held-out")
 MAGIC = b"minibio\n"
 HEADER = struct.Struct("<8sIIQQII20xI")
+FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.bin")
 MISMATCH = "the checksum does not match; the file is damaged"
 FILE_TOKENS = 2**24  # a writer holds one file in memory: 34 MB
 
@@ -169,24 +171,37 @@ class Shards:
 
 
 def read_meta(file: Path) -> dict:
-    """meta.json, checked for the keys that are used here."""
+    """meta.json, every field that is used checked for its type and range.
+
+    Raises:
+        InputError: it names the file and the field.
+    """
     meta = read_json(file)
     if meta.get("format") not in READABLE:
         raise InputError(
             f"{file}: format is {meta.get('format')!r}, expected {FORMAT}; make the shards again"
         )
-    check = {"V": meta.get("V"), "length": meta.get("length")}
-    splits = meta.get("splits")
+    splits, numbers = (
+        meta.get("splits"),
+        {"V": (meta.get("V"), 1), "length": (meta.get("length"), 1)},
+    )
     for split in SPLITS:
         entry = splits.get(split) if isinstance(splits, dict) else None
         entry = entry if isinstance(entry, dict) else {}
-        check |= {f"{split}: {key}": entry.get(key) for key in ("documents", "tokens")}
         names = entry.get("files")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{file}: {split}: files is {names!r}, expected a list of names")
-    for key, value in check.items():
-        if not isinstance(value, int):
-            raise InputError(f"{file}: {key} is {value!r}, expected a number")
+            raise InputError(f"{file}: {split}: files is {names!r:.60}, expected a list of names")
+        for name in names:  # a plain name: nothing outside the directory is read
+            if not FILE_NAME.fullmatch(name) or names.count(name) > 1:
+                raise InputError(
+                    f"{file}: {split}: files has {name!r:.60}, expected {split}-00000.bin and so on"
+                )
+        numbers |= {f"{split}: {key}": (entry.get(key), 0) for key in ("documents", "tokens")}
+    for key, (value, least) in numbers.items():
+        if type(value) is not int or not least <= value < 2**62:
+            raise InputError(f"{file}: {key} is {value!r:.60}, expected a number from {least}")
+    if not isinstance(meta.get("tokenizer"), str):
+        raise InputError(f"{file}: tokenizer is {meta.get('tokenizer')!r:.60}, expected its hash")
     return meta
 
 

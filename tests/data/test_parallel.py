@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.parallel import WAITING, ordered
+from data.parallel import AHEAD, ordered
 from minibio.run.errors import InputError
 
 ROOT = Path(__file__).parents[2]  # not from helpers: the processes started here need no torch
@@ -73,7 +73,7 @@ def test_few_tasks_are_under_way_at_a_time():
 
     with closing(ordered(Power, (1,), tasks(), 2)) as results:
         for i, _ in enumerate(results):
-            assert len(begun) <= i + 2 + WAITING
+            assert len(begun) <= i + 2 + AHEAD
             if i == 5:
                 break
     assert len(begun) < 15 and not multiprocessing.active_children()
@@ -100,6 +100,32 @@ def test_workers_of_a_killed_parent_end(tmp_path):
         children = children_of(parent.pid)
         assert len(children) >= 2
         parent.kill()
+    assert_gone(children)
+
+
+@pytest.mark.parametrize("n_signals", [1, 2, 3])
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6])
+def test_interrupts_at_any_moment_end_the_run(tmp_path, delay, n_signals):
+    """While processes start, work or end; a thread of the pool would be waited for for ever."""
+    (tmp_path / "parent.py").write_text(f"print('begun', flush=True)\n{PARENT}")
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/data'}"},
+    )  # fmt: skip
+    with parent:
+        assert parent.stdout.readline() == b"begun\n"
+        time.sleep(delay)
+        children = children_of(parent.pid)
+        for _ in range(n_signals):
+            parent.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        parent.stdout.close()
+        assert parent.wait(20) != 0
+    assert_gone(children)
+
+
+def assert_gone(children):
     last = time.monotonic() + 20
     while any(os.path.exists(f"/proc/{child}") for child in children):
         assert time.monotonic() < last, "a worker outlived its parent"

@@ -252,6 +252,52 @@ def test_meta_is_checked(tmp_path):
         Shards(tmp_path)
 
 
+@pytest.mark.parametrize("value", [None, True, -1, 0, 1.5, "101", 2**70, [101], {}])
+@pytest.mark.parametrize("key", ["V", "length", "documents", "tokens"])
+def test_numbers_of_meta_are_whole_and_in_range(tmp_path, key, value):
+    write(tmp_path)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    (meta if key in meta else meta["splits"]["held-out"])[key] = value
+    change_meta(tmp_path, **meta)
+    if key in ("documents", "tokens") and value == 0 and value is not False:
+        message = "held-out has .* the files hold 1 and 3"
+    else:
+        message = f"meta.json: (held-out: )?{key} is .*, expected a number from"
+    with pytest.raises(InputError, match=message) as found:
+        Shards(tmp_path, "held-out")
+    assert "\n" not in str(found.value) and len(list(verify(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("names", [
+    "train-00000.bin", [3], ["../a/train-00000.bin"], ["/dev/zero"], ["a\0b"], [".."], [""],
+    ["sub/x.bin"], ["train-00000.bin", "train-00000.bin"], ["meta.json"], ["..\\x.bin"],
+])  # fmt: skip
+def test_no_file_outside_the_directory_is_read(tmp_path, names):
+    write(tmp_path / "a")
+    path = write(tmp_path / "b")
+    meta = json.loads((path / "meta.json").read_text())
+    meta["splits"]["train"]["files"] = names
+    change_meta(path, **meta)
+    with pytest.raises(InputError, match="b/meta.json: train: files (has|is) .*, expected"):
+        Shards(path)
+
+
+@pytest.mark.parametrize("splits", [None, 3, [], {}, {"train": 3, "held-out": []}])
+@pytest.mark.parametrize("tokenizer", [None, 7, "00"])
+def test_meta_of_other_types_is_named(tmp_path, splits, tokenizer):
+    write(tmp_path)
+    change_meta(tmp_path, splits=splits, tokenizer=tokenizer)
+    with pytest.raises(InputError, match="meta.json: train: files is None"):
+        Shards(tmp_path)
+    write(tmp_path)
+    change_meta(tmp_path, tokenizer=tokenizer)
+    if tokenizer == "00":
+        assert len(Shards(tmp_path)) == 4
+    else:
+        with pytest.raises(InputError, match="meta.json: tokenizer is .*, expected its hash"):
+            Shards(tmp_path)
+
+
 def test_shards_of_another_format_version(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "FORMAT", 3)
     write(tmp_path)
