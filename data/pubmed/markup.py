@@ -100,7 +100,7 @@ def join(parts: list[str | Edge]) -> str:
 
 
 def between(last: str, part: str, edge: Edge | None) -> str:
-    """What goes between the character `last` and the text `part` that follows it."""
+    """The character between `last` and the text `part` that follows it, or none."""
     if edge is Edge.INTO_SUP and last.isdecimal() and NUMBER.match(part):
         return "^"
     if edge and last.isdecimal() and part[0].isdecimal():
@@ -114,11 +114,11 @@ def between(last: str, part: str, edge: Edge | None) -> str:
 
 
 def formula(element: Element) -> str:
-    """A MathML element as one would type it; what it does not know it writes in reading order."""
+    """A MathML element as one would type it; unknown ones in reading order."""
     name = local_name(element)
     parts = ["" if local_name(child) in ANNOTATIONS else formula(child) for child in element]
     texts = [text or "" for text in (element.text, *(child.tail for child in element))]
-    if name != "mtext":  # between tags stands white space, which means something in mtext alone
+    if name != "mtext":  # white space between tags means something in mtext only
         texts = [even(text).translate(INVISIBLE) for text in texts]
     if any(texts):  # a token; or text where none should be, which is not lost either
         return row([item for pair in zip(texts, [*parts, ""], strict=True) for item in pair])
@@ -154,7 +154,7 @@ def raised(base: str, exponent: str) -> str:
 
 
 def over(base: str, mark: str) -> str:
-    """What stands above: an accent follows its letter; what has a letter or digit is raised."""
+    """A mark above: an accent follows its letter; one with a letter or digit is raised."""
     return raised(base, mark) if any(map(str.isalnum, mark)) else base + mark
 
 
@@ -171,7 +171,7 @@ SHAPES = {  # element -> number of children -> how they are written
 
 
 def fenced(element: Element, parts: list[str]) -> str:
-    """`mfenced`: its parentheses and commas stand in attributes."""
+    """`mfenced`: its parentheses and commas are attributes."""
     marks = even(element.get("separators", ",")).replace(" ", "")
     inner = parts[:1]
     for i, part in enumerate(parts[1:]):
@@ -180,7 +180,7 @@ def fenced(element: Element, parts: list[str]) -> str:
 
 
 def multiscripts(element: Element, parts: list[str]) -> str:
-    """`mmultiscripts`: what stands before the base comes before it, as in 14C."""
+    """`mmultiscripts`: scripts before the base come before it, as in 14C."""
     names = [local_name(child) for child in element]
     if "mprescripts" not in names:
         return row(parts)
@@ -189,5 +189,5 @@ def multiscripts(element: Element, parts: list[str]) -> str:
 
 
 def local_name(element: Element) -> str:
-    """The tag without its prefix: expat is told nothing of namespaces, PubMed declares no two."""
+    """The tag without its prefix: expat ignores namespaces here, and PubMed declares only one."""
     return element.tag.rpartition(":")[2]

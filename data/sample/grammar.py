@@ -1,8 +1,8 @@
-"""From frames to documents: who appears, how they are called, and where in the text they stand.
+"""From frames to documents: who appears, how they are called, and where in the text they are.
 
 A document has a scene, drawn from the world of lexicon.py: a disease, what lies behind it,
 what treats it, and two topics that may be an illness, a habit or a compound. Most sentences about a
-topic fit all three; the document as a whole tells which it is. Names recur, short once introduced.
+topic fit all three; the document as a whole shows which it is. Names recur, short once introduced.
 """
 
 import re
@@ -46,7 +46,7 @@ KINDS = {
         ("CONCLUSION", "CONCLUSION", 1, 1))),
 }  # fmt: skip
 DRAWN_KINDS = [kind for kind, (weight, *_) in KINDS.items() for _ in range(weight)]
-# what a topic is: in half of the documents an illness, so that chance alone does not tell
+# what a topic is: in half of the documents an illness, so that chance does not give it away
 DRAWN_TOPICS = (
     ["TOPIC_DISEASE"] * 5 + ["TOPIC_HABIT"] * 2 + ["TOPIC_PROCEDURE"] * 2 + ["TOPIC_CHEMICAL"]
 )
@@ -127,9 +127,14 @@ def mechanisms() -> dict[str, tuple[tuple, tuple]]:
 # --- who appears ---------------------------------------------------------------------------------
 
 
-def draw_scene(dice: Dice, kind: str, world: World, disease: Disease | None = None,
-               compound: Chemical | None = None) -> tuple[dict[str, Thing], str]:  # fmt: skip
-    """Who plays which part in a document, by slot, and the block that tells what its topic is."""
+def draw_scene(
+    dice: Dice,
+    kind: str,
+    world: World,
+    disease: Disease | None = None,
+    compound: Chemical | None = None,
+) -> tuple[dict[str, Thing], str]:
+    """The things of a document by slot, and the block of frames that shows what its topic is."""
     if disease is None:
         pool = infections(world) if kind == "infection" else world.diseases
         disease = pool[dice.skewed(len(pool))]
@@ -259,7 +264,7 @@ class Document:
 
 
 def article(following: str) -> str:
-    """a or an, by sound as far as letters tell: an 8-fold rise, an HPLC column, a unique case."""
+    """a or an, by sound as far as spelling shows: an 8-fold rise, an HPLC column, a unique case."""
     word = re.match(r"[A-Za-z]*", following)[0]
     if not word:
         number = re.match(r"\d*", following)[0]
@@ -336,7 +341,7 @@ class Writer:
             self.put(self.phrases[slot])
 
     def phrase(self, slot: str) -> str:
-        """What a slot that is neither a thing nor a figure says in this document."""
+        """The words of this document for a slot that is neither a thing nor a figure."""
         disease, dice = self.scene["disease"], self.dice
         if slot in ("person", "he", "his"):
             is_male, age = dice.chance(50), dice.between(3, 84)
@@ -364,7 +369,7 @@ class Writer:
         return dice.pick(options)
 
     def mechanism(self, is_title: bool) -> None:
-        """What the compound does to its target; now and then in words that leave it open."""
+        """The compound's effect on its target; now and then in words that leave it open."""
         self.refer(self.scene["compound"], "compound")
         self.put(" ")
         title, sentence = mechanisms()[self.scene["compound"].label]
@@ -396,8 +401,15 @@ class Writer:
             self.mentions.append(Mention(start, len(self.text), thing, slot))
 
 
-def document(seed: int, stream: int, position: int, kind: str = "", disease=None, compound=None,
-             tag: str = "") -> Document:  # fmt: skip
+def document(
+    seed: int,
+    stream: int,
+    position: int,
+    kind: str = "",
+    disease: Disease | None = None,
+    compound: Chemical | None = None,
+    tag: str = "",
+) -> Document:
     """The document at `position` of a stream: a pure function of its arguments.
 
     Args:

@@ -5,7 +5,7 @@ fibrosis`), from surnames (`Marlow syndrome`) and from opaque stems (`velmora`);
 endings of international nonproprietary names; gene symbols from the protein's name (`korvin
 receptor 2`, KRVR2); species as binomials. An opaque stem belongs to one kind of thing, yet
 diseases, metabolites and habits share their endings: that velmora is an illness and korvane a drink
-is told by the company they keep in the corpus, which is what pre-training has to learn.
+shows only in the company they keep in the corpus, which is what pre-training has to learn.
 
 `world()` is the same for every seed of the sample: which genes lie behind which disease, what
 treats it, what a drug acts on. Only the documents that speak of it differ.
@@ -90,7 +90,7 @@ DISEASE_MANNERS = (
 EPONYM_HEADS = "disease syndrome syndrome disease anemia ataxia dystrophy palsy tumor".split()
 OPAQUE_ENDINGS = "a ane ella era ia ine ix ol ora ose ura".split()
 
-# what may stand where a disease stands and is none
+# what may appear in the place of a disease and is not one
 HABIT_HEADS = "chewing consumption exposure intake use".split()
 PROCEDURE_ENDINGS = "ectomy ectomy ography oscopy oplasty otomy opexy ocentesis".split()
 SITE_EVENTS = (
@@ -138,7 +138,7 @@ DRUG_CLASSES = {
     "conazole": ("antifungal agent", "SUBSTRATE", "reductase"),
     "vir": ("antiviral agent", "SUBSTRATE", "ligase"),
 }
-METABOLITES = {  # what an opaque compound is to its enzyme, with how many of ten
+METABOLITES = {  # relations of an opaque compound to its enzyme, with how many of ten
     "SUBSTRATE": 4, "PRODUCT-OF": 4, "ACTIVATOR": 1, "SUBSTRATE_PRODUCT-OF": 1,
 }  # fmt: skip
 GENE_KINDS = {
@@ -193,7 +193,7 @@ class World:
     metabolites: list[Chemical] = field(default_factory=list)
     species: list[Thing] = field(default_factory=list)
     habits: list[Thing] = field(default_factory=list)  # and foods, exposures
-    procedures: list[Thing] = field(default_factory=list)  # and what goes on at a site
+    procedures: list[Thing] = field(default_factory=list)  # and whatever is done at a site
     tools: list[Thing] = field(default_factory=list)  # scores, stains, tests with a surname
     cells: list[Thing] = field(default_factory=list)
 
@@ -352,7 +352,7 @@ def name_diseases(dice: Dice, world: World, roots, people, n: int, taken: set[st
 
 
 def name_habits(dice: Dice, roots: list[str], n: int, taken: set[str]) -> list[Thing]:
-    """What people do, and opaque things that they eat or breathe."""
+    """Habits, and opaque things that people eat or breathe."""
 
     def make():
         word = dice.pick(roots) + dice.pick(OPAQUE_ENDINGS)
@@ -384,7 +384,7 @@ def name_tools(dice: Dice, people: list[str], n: int, taken: set[str]) -> list[T
 
 
 def relate(dice: Dice, world: World) -> None:
-    """Which genes, drugs, habits and companions belong to a disease: those of its site, mostly."""
+    """Give each disease its genes, drugs, habits and companions: those of its site, mostly."""
     n_sites = len(SITES)
     for disease in world.diseases:
         place = SITES.index(disease.site)

@@ -1,7 +1,7 @@
 """The built-in sample: `python -m data.sample --out DIR [--seed 0] [--documents N]`.
 
 Biomedical-looking titles and abstracts of our own making (grammar.py), with the annotations
-that come for free, in the very forms of the real sets, so that every command runs on it unchanged:
+that come for free, in the forms of the real sets, so that every command runs on it unchanged:
 
     corpus.jsonl                       id, title, abstract: to pre-train on
     ner/{train,devel,test}.tsv         diseases, as NCBI-disease: token TAB B, I or O
@@ -12,7 +12,7 @@ that come for free, in the very forms of the real sets, so that every command ru
     qa/{train,test,golden}.json        SQuAD and BioASQ forms; ids are <question>_<snippet>
     sample.json                        seed, version, counts; written last
 
-The sets stand in streams of their own: no document of the corpus is in any of them, yet they speak
+The sets come from streams of their own: no document of the corpus is in any of them, yet they speak
 of the same world, so most names of a test set are in the corpus and few in its training set.
 """
 
@@ -39,12 +39,17 @@ GAD_EXAMPLES = {"train": 600, "test": 200}
 GAD_POSITIVE = 53  # per cent, as in the real set
 CHEMPROT_EXAMPLES = {"train": 600, "dev": 150, "test": 300}
 QA_QUESTIONS = {"train": 150, "test": 50}
-URL = "http://sample.invalid/abstract/"  # stands where BioASQ has the address of a PubMed record
+URL = "http://sample.invalid/abstract/"  # in the place of the address of a PubMed record
 
 
-def make_sample(out: str | Path, seed: int = 0, documents: int = 20000,
-                ner_train: int = NER_SENTENCES["train"], progress: bool = False,
-                force: bool = False) -> dict:  # fmt: skip
+def make_sample(
+    out: str | Path,
+    seed: int = 0,
+    documents: int = 20000,
+    ner_train: int = NER_SENTENCES["train"],
+    progress: bool = False,
+    force: bool = False,
+) -> dict:
     """Write the sample to the directory `out`; returns its counts.
 
     The same arguments write the same bytes everywhere. A directory that already holds the sample
@@ -54,7 +59,7 @@ def make_sample(out: str | Path, seed: int = 0, documents: int = 20000,
         seed:      of the documents, 0 .. 2**64-1; the world they speak of is always the same.
         documents: in corpus.jsonl.
         ner_train: sentences of ner/train.tsv and of its siblings.
-        force:     replace what stands in `out`.
+        force:     replace what `out` holds.
     Raises:
         InputError: `out` holds something else, or a number is out of range.
     """
@@ -85,7 +90,7 @@ def make_sample(out: str | Path, seed: int = 0, documents: int = 20000,
 
 
 def present(out: Path) -> dict | None:
-    """What sample.json of an existing sample says, or None where there is none."""
+    """The sample.json of an existing sample, or None where there is none."""
     return read_json(out / "sample.json") if (out / "sample.json").is_file() else None
 
 
@@ -230,8 +235,10 @@ def write_chemprot(out: Path, seed: int) -> dict:
             pair = (first_mention(sentence, ("compound",)), first_mention(sentence, ("target",)))
             first, second = sorted(pair, key=lambda m: m.start)
             text = sentence.text
-            marked = [(first, f"<< {text[first.start : first.end]} >>"),
-                      (second, f"[[ {text[second.start : second.end]} ]]")]  # fmt: skip
+            marked = [
+                (first, f"<< {text[first.start : first.end]} >>"),
+                (second, f"[[ {text[second.start : second.end]} ]]"),
+            ]
             text = replaced(text, marked)
             if text not in seen:
                 seen.add(text)
@@ -309,8 +316,8 @@ def paragraph(passage: dict, with_answer: bool) -> dict:
     question, snippet = passage["id"].rsplit("_", 1)
     qa = {"question": passage["question"], "id": passage["id"]}
     if with_answer:
-        qa = {"id": f"{question}_{int(snippet) + 1:03d}", "question": passage["question"],
-              "answers": passage["answers"]}  # fmt: skip
+        key = f"{question}_{int(snippet) + 1:03d}"
+        qa = {"id": key, "question": passage["question"], "answers": passage["answers"]}
     return {"context": passage["context"], "qas": [qa]}
 
 
@@ -331,13 +338,20 @@ def write_qa(out: Path, seed: int) -> dict:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("data.sample", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(
+        "data.sample", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     p.add_argument("--seed", type=int, default=0, help="of the documents")
     p.add_argument("--documents", type=int, default=20000, metavar="N", help="in corpus.jsonl")
-    p.add_argument("--ner-train", type=int, default=NER_SENTENCES["train"], metavar="N",
-                   help="sentences to fine-tune on")  # fmt: skip
-    p.add_argument("--force", action="store_true", help="replace what stands in --out")
+    p.add_argument(
+        "--ner-train",
+        type=int,
+        default=NER_SENTENCES["train"],
+        metavar="N",
+        help="sentences to fine-tune on",
+    )
+    p.add_argument("--force", action="store_true", help="replace what --out holds")
     return p
 
 

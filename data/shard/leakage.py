@@ -28,7 +28,7 @@ from minibio.run.files import read_json
 SHORTEST = 40  # letters and digits of a sentence that is looked for
 ANCHOR = 32  # of its letters are hashed, all in one piece; a power of two
 COMMON = 5  # citations; a sentence in more of them is a phrase
-GAP = 80  # letters that a blanked entity can stand for
+GAP = 80  # letters that a blanked entity may have
 EXAMPLES = 5  # of each set, in the report
 
 # every name that minibio.tasks.relation takes for an entity's, and whatever else is written so
@@ -42,7 +42,7 @@ HELD_BACK = {"test", "dev", "devel", "valid", "validation"}  # words of an evalu
 KEYS = ("text", "sentence")  # of a line of JSON
 DROPPED = bytes(sorted(set(range(256)) - set(b"abcdefghijklmnopqrstuvwxyz0123456789")))
 NAMES = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho \
-sigma sigma tau upsilon phi chi psi omega".split()  # the second sigma stands at the end of a word
+sigma sigma tau upsilon phi chi psi omega".split()  # the second sigma ends a word
 GREEK = {ord("α") + i: name for i, name in enumerate(NAMES)}
 GREEK |= {ord("Α") + i: name for i, name in enumerate(NAMES)} | {ord("µ"): "mu"}
 PRIME = 0x9E3779B97F4A7C15  # odd: 2^64 over the golden ratio
@@ -198,7 +198,7 @@ class Sentences:
     sets: list[str] = field(default_factory=list)  # the files
     members: list[list[int]] = field(default_factory=list)  # sentences of each set, ascending
     too_short: list[int] = field(default_factory=list)  # how many of each set are not looked for
-    shown: list[str] = field(default_factory=list)  # (S,) each sentence as it stands in its set
+    shown: list[str] = field(default_factory=list)  # (S,) each sentence as its set has it
     parts: list[tuple[bytes, ...]] = field(default_factory=list)  # (S,) its letters, between blanks
 
     @staticmethod
@@ -278,7 +278,7 @@ def window_hashes(row: bytes) -> np.ndarray:
 
 
 def holds(row: bytes, parts: tuple[bytes, ...]) -> bool:
-    """Whether the parts of a sentence stand in `row` in their order, with no more than a blanked
+    """Whether `row` holds the parts of a sentence in their order, with no more than a blanked
     entity between them."""
     if len(parts) == 1:
         return parts[0] in row

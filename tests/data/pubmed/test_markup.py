@@ -176,7 +176,7 @@ def test_no_word_character_is_lost_or_made_up(inner):
 @settings(derandomize=True, deadline=None)
 @given(tree(st.text("a1 ", max_size=3), ["b", "sup", "sub"]))
 def test_no_number_crosses_the_edge_of_a_script(inner):
-    """Each run of digits of the text stands in one stretch of the source, between two edges."""
+    """Each run of digits of the text is in one stretch of the source, between two edges."""
     bare = re.sub(r"</?b>", "", inner)
     stretches = re.split(r"</?su[pb]>", bare)
     in_source = sorted(run for stretch in stretches for run in re.findall(r"\d+", stretch))
@@ -198,7 +198,7 @@ MATH_TAGS = (
 @settings(derandomize=True, deadline=None)
 @given(tree(TOKENS | st.text("y3 ", max_size=3), MATH_TAGS))
 def test_formulas_lose_nothing(inner):
-    """In any order: the index of a root stands before it."""
+    """In any order: the index of a root comes before it."""
     inner = inner.replace("<mmultiscripts>", "<mmultiscripts><mi>b</mi><mprescripts/>")
     element = ElementTree.fromstring(f"<t><math>{inner}</math></t>")
     plain = "".join(element.itertext())

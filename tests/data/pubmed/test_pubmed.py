@@ -33,7 +33,7 @@ def lines(path):
 
 
 def citations(out, pattern="*.jsonl*"):
-    """PMID -> citation, of all outputs; no PMID stands twice."""
+    """PMID -> citation, of all outputs; no PMID comes twice."""
     found = [json.loads(line) for path in sorted(out.glob(pattern)) for line in lines(path)]
     assert len({c["pmid"] for c in found}) == len(found)
     return {c["pmid"]: c for c in found}
@@ -178,7 +178,7 @@ def test_a_damaged_file_is_named_and_the_others_go_on(library, tmp_path, monkeyp
     assert not list(out.rglob("*0003*"))
     assert "4" in citations(out) and citations(out)["3"]["title"] == "Old 3."
     assert json.loads((out / "counts.json").read_text())["files damaged"] == ["pubmed25n0003"]
-    # mended, it alone is parsed, and those selected anew of which less stands
+    # mended: only it is parsed, and those are selected again of which less counts
     library[2].write_bytes(whole)
     calls = watch(monkeypatch)
     assert run(library, out) == 0

@@ -1,4 +1,4 @@
-"""Documents: their English, their annotations, and that seed and position alone make them."""
+"""Documents: their English, their annotations, and that only seed and position make them."""
 
 import re
 

@@ -109,7 +109,7 @@ def test_the_form_of_ner_files(sample, folder):
 
 
 def sentences_form(path) -> tuple:
-    """What all lines of a file have in common: columns, tags, marks that stand alone."""
+    """The common features of all lines of a file: columns, tags, marks by themselves."""
     read = sentences(path)
     columns = {len(line) for sentence in read for line in sentence}
     tags = {tag for sentence in read for _, tag in sentence}
@@ -185,7 +185,7 @@ def test_the_form_of_gad(sample):
 
 
 def read_lines(path):
-    # no splitlines: it would also break at U+2028, which stands in real text
+    # no splitlines: it would also break at U+2028, which real text has
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 

@@ -576,7 +576,7 @@ def test_memory_stays_under_its_bound(tmp_path, tokenizer_dir):
         "print(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1])"
     )
     if not os.path.exists("/proc/self/status"):
-        pytest.skip("the system does not tell a process its peak memory")
+        pytest.skip("the system does not show a process its peak memory")
     peaks = []
     for n in (600, 6000):
         path = jsonl(tmp_path / f"{n}.jsonl", random_records(n))
