@@ -39,6 +39,8 @@ STUDY_MODELS = $(STUDENTS:%=$$seed/%) sample/teacher-$$seed sample/ib-teacher-$$
 ENCODERS = distil-biobert tiny-biobert bio-mobilebert
 # 600 sentences: more and larger steps than the paper's
 NER = $(PY) eval.py ner --epochs 20 --lr 1e-3
+# A file of tests runs in one process: what its fixtures train or compile is made once.
+PYTEST := $(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
 # Idle threads sleep: where another process wants the cores too, spinning ones cost tenfold.
@@ -77,11 +79,11 @@ study: .venv/.plot  ## every method with its teacher and without, 45 minutes a s
 		--as $(foreach s,$(SEEDS),teacher-$(s)=teacher ib-teacher-$(s)=ib-teacher \
 			$(foreach m,$(STUDENTS),$(s)/$(m)=$(m)))
 
-test: .venv/.test  ## every test but the slow ones; GPU tests are skipped without a GPU
-	@$(PY) -m pytest -q
+test: .venv/.test  ## every test but the slow ones, on all cores; GPU tests are skipped without a GPU
+	@$(PYTEST)
 
 test-all: .venv/.test-all  ## the slow tests too, with a real checkpoint from the package index
-	@$(PY) -m pytest -q -m "slow or not slow"
+	@$(PYTEST) -m "slow or not slow"
 
 lint: .venv/.test  ## ruff: rules and layout of the code
 	@$(PY) -m ruff check --quiet .

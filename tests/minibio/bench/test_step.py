@@ -138,7 +138,7 @@ def test_what_goes_wrong_in_the_loop_ends_the_benchmark():
     batch = small_batch()
     batch.labels[0] = 10**6
     side = bench_step.our_side("mlm", "minibio", "paper", "fp32", batch, ARGS)
-    with pytest.raises(ValueError, match="labels\[0\] is 1000000"):
+    with pytest.raises(ValueError, match=r"labels\[0\] is 1000000"):
         side.step()
 
 
