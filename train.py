@@ -30,7 +30,7 @@ from minibio.run.errors import InputError
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run reads and writes."""
+    """The directories that a run reads and writes."""
 
     corpus: Path  # token shards
     teacher: Path | None

@@ -1,33 +1,26 @@
 """Compact biomedical transformers, from scratch.
 
-Read in this order:
+    config, batch    every number of the paper; one row of real tokens
+    text/            from token shards to batches
+    model/           transformers, and Hugging Face's names for their weights
+    distil/          the equations, the objectives, the students
+    tasks/           entities, relations, questions
+    run/             processes, disks and logs
+    report/, bench/  tables, pictures, model cards; speed and memory
 
-    config        every number of the paper, in two tables
-    batch         one row of real tokens
-    attention     multi-head attention over the row
-    transformer   BERT, DistilBERT, TinyBERT
-    losses        Equations 1 to 13
-    (kernels/reference.py, kernels/README.md)
-    distil        the objectives
-    students      what a run starts from
-    feed          which samples a step takes
-    engine        the one training loop
-    (train.py)
-    mobilebert    bottlenecks; IB-BERT
-    names         Hugging Face's names and ours
-    convert       Hugging Face directories, in and out
-    checkpoint    a whole run on disk, and back
-    finetune      one fine-tuning, from a pre-trained directory to a scored one
-    (eval.py)
+README.md beside this file has the reading order. The doors for users of the weights:
 
-`minibio.load`, `minibio.save` and `minibio.Batch` are the doors for users of the weights.
+    model, tokenizer = minibio.load(directory)
+    minibio.save(model, tokenizer, directory)
+    batch = minibio.Batch.from_padded(input_ids, attention_mask)
 """
 
 __version__ = "0.1.0"
+__all__ = ["Batch", "load", "save"]
 
 
 def __getattr__(name: str):
-    # on first use: `python -m minibio convert` must not find itself imported already
+    # on first use: a command's options are read before torch is imported
     if name in ("load", "save"):
         from minibio.model import convert
 
@@ -37,3 +30,7 @@ def __getattr__(name: str):
 
         return Batch
     raise AttributeError(f"module 'minibio' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

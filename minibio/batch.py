@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 class Row(NamedTuple):
-    """Where sequences begin: all that attention knows of a batch."""
+    """Bounds of the sequences: all that attention knows of a batch."""
 
     cu_seqlens: Tensor  # (B+1,) int32
     max_len: int  # tokens of the longest sequence

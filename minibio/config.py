@@ -57,7 +57,7 @@ class ModelConfig:
     def __post_init__(self):
         if self.width % self.H:
             raise ValueError(
-                f"ModelConfig: width {self.width} is no multiple of {self.H} heads; change C or H"
+                f"ModelConfig: width {self.width} is not a multiple of {self.H} heads; change one"
             )
         if self.E > self.C:
             raise ValueError(
@@ -267,7 +267,7 @@ METHODS = {
 }  # fmt: skip
 
 
-class Checkpoint(NamedTuple):
+class Published(NamedTuple):
     """One of the paper's published models: the row of `METHODS` and what it starts from."""
 
     method: str
@@ -279,21 +279,21 @@ class Checkpoint(NamedTuple):
 BIOBERT = "dmis-lab/biobert-base-cased-v1.2"  # with its masked-LM head; v1.1 in the paper (F1)
 
 CHECKPOINTS = {  # names as published under nlpie/
-    "distil-biobert": Checkpoint("distil", "distil-biobert", BIOBERT, True),
-    "compact-biobert": Checkpoint("compact", "compact-biobert", BIOBERT, True),
-    "tiny-biobert": Checkpoint("tiny", "tiny-biobert", BIOBERT, True),  # cased: F7
-    "bio-distilbert-cased": Checkpoint(
+    "distil-biobert": Published("distil", "distil-biobert", BIOBERT, True),
+    "compact-biobert": Published("compact", "compact-biobert", BIOBERT, True),
+    "tiny-biobert": Published("tiny", "tiny-biobert", BIOBERT, True),  # cased: F7
+    "bio-distilbert-cased": Published(
         "mlm", "bio-distilbert-cased", "distilbert/distilbert-base-cased", True
     ),
     # published too, though which of the two was scored is not said (F11)
-    "bio-distilbert-uncased": Checkpoint(
+    "bio-distilbert-uncased": Published(
         "mlm", "bio-distilbert-uncased", "distilbert/distilbert-base-uncased", False
     ),
     # its masked-LM head was never trained before (F10)
-    "bio-tinybert": Checkpoint(
+    "bio-tinybert": Published(
         "mlm", "bio-tinybert", "huawei-noah/TinyBERT_General_4L_312D", False
     ),
-    "bio-mobilebert": Checkpoint(
+    "bio-mobilebert": Published(
         "mlm", "bio-mobilebert", "google/mobilebert-uncased", False
     ),
 }  # fmt: skip

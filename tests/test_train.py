@@ -199,7 +199,7 @@ def test_a_shorter_run_has_a_shorter_warm_up(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--teacher", "TEACHER", "--width", 12, "--heads", 5], "width 12 is no multiple of 5"),
+        (["--teacher", "TEACHER", "--width", 12, "--heads", 5], "width 12 is not a multiple of 5"),
         (["--teacher", "TEACHER", "--layers", 3], "4 layers.*--layer-map"),
         (["--teacher", "TEACHER", "--layer-map", "4,5"], r"expected 2 layers .* of 1\.\.4"),
         (["--teacher", "TEACHER", "--heads", 3], "3 heads, expected 2"),

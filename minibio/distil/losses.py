@@ -11,7 +11,7 @@ The paper's symbols and ours (its N is both the teacher's layers and the tokens)
 
 Attention maps never come here. A layer that is compared with a teacher's hands out one number for
 each head and query, summed over keys (`rows (N, H)`, from `kernels.attention_kl`); which divergence
-an equation asks for stands in `DIVERGENCE`. Everything else is composed from kernels/reference.py.
+an equation asks for is in `DIVERGENCE`. Everything else is composed from kernels/reference.py.
 
 Each function is a sum over a denominator, printed by `python -m minibio equations`. The denominator
 is this batch's own unless it is passed: a training step passes the count over all its
@@ -90,7 +90,7 @@ def check_weights(name: str, what: str, weights: Sequence[float], terms: Sequenc
 
 
 def is_released(name: str, fidelity: str) -> bool:
-    """Which of the two forms is asked for."""
+    """True for the released form, False for the printed one."""
     if fidelity not in ("paper", "released"):
         raise ValueError(f"{name}: fidelity is {fidelity!r}, expected paper or released")
     return fidelity == "released"
@@ -102,7 +102,7 @@ def mlm(logits_s: Tensor, labels: Tensor, *, M: float | None = None) -> Tensor:
         -1/M sum_n W_n ln f_s(X)^n[label]
 
     Args:
-        logits_s: (M, V) of the predicted tokens alone, so that W_n = 1 for every row.
+        logits_s: (M, V) of the predicted tokens only, so that W_n = 1 for every row.
         labels:   (M,) token ids; -100 = ignored, and not counted.
         M:        the denominator; None = the labels that are not ignored.
     Returns:
@@ -250,7 +250,7 @@ def output(
         N: the denominator: tokens, or as released the masked ones.
     Returns:
         (): nats per token, times T^2. At its least it is the teacher's entropy, not 0.
-    Paper/code: the code has the masked tokens alone (F26).
+    Paper/code: the code has only the masked tokens (F26).
     """
     check_same("output", logits_s, logits_t)
     return ratio(soft_cross_entropy_rows(logits_s, logits_t, temperature), N)

@@ -199,7 +199,7 @@ class Objective(nn.Module):
 
 
 class MaskedLM(Objective):
-    """Eq. 1 alone: pre-training, from scratch or further."""
+    """Only Eq. 1: pre-training, from scratch or further."""
 
     needs = TeacherNeeds(head=False)
     equation = "mlm"
@@ -240,7 +240,7 @@ class Tiny(Objective):
     """Eq. 9: embeddings, every layer's hidden state and attention map, and predictions.
 
     As printed, W_h is one matrix for all layers, W_e another, and Eq. 8 ranges over all N tokens;
-    the authors' code shares one projection with a bias and predicts masked tokens alone (F24, F26).
+    the authors' code shares one projection with a bias and predicts only masked tokens (F24, F26).
     """
 
     equation = "embed + layers + output"

@@ -1,4 +1,4 @@
-"""What a run starts from: its teacher, and the student made of it, of a directory or at random.
+"""The start of a run: its teacher, and the student made of it, of a directory or at random.
 
     embeddings   the teacher's where a layer or the head is copied (F4), and in MobileBERT's stages
     layers       the teacher's that `--init-layers` names, or random
@@ -6,7 +6,7 @@
 
 `--from DIR` is the other way: all weights are the directory's, and a head that was never trained
 can be started afresh (F10). `describe` says all this of one run, before its first step. Read
-distil.py before this file and train.py after it.
+objectives.py before this file and train.py after it.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def load_teacher(path: Path, run: RunConfig) -> tuple[Model, Tokenizer | None]:
     Raises:
         InputError: it has no such head, or cannot be read.
     """
-    # Eq. 13 as printed compares layers alone
+    # Eq. 13 as printed compares only layers
     is_needed = run.method != "mobile" or run.stages > 0 or copies_head(run)
     head = "mlm" if is_needed else "encoder"
     teacher, tokenizer, report = load_with_report(path, head, new_head=True)
@@ -160,7 +160,7 @@ def copy(
 def describe(
     objective: Objective, teacher: Model | None, run: RunConfig, start: Path | None = None
 ) -> dict[str, str]:
-    """What the student starts from and is compared with, layer by layer; printed before step 1.
+    """A table of the student's start and of its comparisons, layer by layer, printed before step 1.
 
     Layers are counted from 1 on both sides, as in Eq. 5; `--init-layers` counts from 0, as F3 does.
     """

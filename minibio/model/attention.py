@@ -24,7 +24,7 @@ from minibio.config import ModelConfig
 
 
 class Match(NamedTuple):
-    """What one layer of the teacher hands to the student's layer paired with it."""
+    """The part of a teacher's layer that the student's layer paired with it is compared with."""
 
     q_t: Tensor  # (N, H, D_t)
     k_t: Tensor  # (N, H, D_t)
@@ -33,7 +33,7 @@ class Match(NamedTuple):
 
 
 class AttentionOutput(NamedTuple):
-    """What a self-attention layer knows when it is done."""
+    """The output of a self-attention layer, with what distillation needs of it."""
 
     out: Tensor  # (N, width)
     q: Tensor  # (N, H, D)

@@ -1,6 +1,6 @@
-"""Weights in and out: Hugging Face directories to our modules and back, by safetensors alone.
+"""Weights in and out: Hugging Face directories to our modules and back, by safetensors only.
 
-Which name of theirs is which of ours stands in names.py. `load` reads config.json, the weights
+names.py says which name of theirs is which of ours. `load` reads config.json, the weights
 (sharded or not) and the tokenizer; `save` writes what transformers loads without a word.
 Checkpoints met in the wild carry old names, wrappers' prefixes and heads that nobody asked for;
 `clean` brings them to today's names. What would go wrong silently is refused: a decoder that is not
@@ -54,7 +54,7 @@ OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 
 @dataclass
 class Report:
-    """What became of every name."""
+    """The fate of every name: read, missing, or left over."""
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # started fresh
@@ -218,7 +218,7 @@ def match(
             )
         check_numbers(theirs, x, where)
         if x.itemsize > dtype.itemsize:
-            check_numbers(theirs, x.to(dtype), where)  # 1e300 is no float32
+            check_numbers(theirs, x.to(dtype), where)  # 1e300 is not a float32
             report.narrowed.append(theirs)
         elif x.itemsize < torch.float32.itemsize:
             report.widened.append(theirs)
@@ -304,7 +304,7 @@ def load_with_report(
     has_pooler = f"{PREFIX[config.family]}.pooler.dense.weight" in tensors
     is_double = all(x.dtype == torch.float64 for x in tensors.values() if x.is_floating_point())
     dtype = torch.float64 if is_double else torch.float32
-    with torch.device("meta"):  # shapes alone: a wrong config.json must not ask for a terabyte
+    with torch.device("meta"):  # only shapes: a wrong config.json must not ask for a terabyte
         outline = Model(config, head, labels, has_pooler)
     names, report = match(outline, tensors, path, new_head, dtype)
     model = Model(config, head, labels, has_pooler).to(dtype)
@@ -367,7 +367,7 @@ def save(
     """Write a directory that transformers loads without a warning.
 
     The decoder is never written: newer versions of transformers leave it untied when they find it.
-    (IB-BERT alone is ours: transformers has no such model.)
+    (Only IB-BERT is ours: transformers has no such model.)
 
     Raises:
         InputError: `path` cannot be written or is in use, the tokenizer has another vocabulary, or
@@ -396,7 +396,7 @@ def main(argv=None) -> None:
     p.add_argument("--head", choices=HEADS, default="mlm")
     p.add_argument("--labels", nargs="+", help="names of a classifier's labels")
     p.add_argument("--new-head", action="store_true", help="start a head that SRC lacks afresh")
-    p.add_argument("--overwrite", action="store_true", help="replace what stands at DST")
+    p.add_argument("--overwrite", action="store_true", help="replace what is at DST")
     args = p.parse_args(argv)
     model, tokenizer, report = load_with_report(args.src, args.head, args.labels, args.new_head)
     save(model, tokenizer, args.dst, overwrite=args.overwrite)

@@ -1,4 +1,4 @@
-"""What stands on the encoder: masked-LM, token, sequence and span heads, and the whole `Model`.
+"""Heads on the encoder, masked-LM, token, sequence and span, and the whole `Model`.
 
     mlm        which token stood here?        (M, V), or (N, V) where the batch names no targets
     token      which label has this token?    (N, K)     named entities
@@ -6,7 +6,7 @@
     span       where does the answer start and end?  (N, 2)     question answering
     encoder    nothing                        None
 
-The masked-LM head runs on the M predicted tokens alone: 6.7 times less work than on all N at 15 %.
+The masked-LM head runs only on the M predicted tokens: 6.7 times less work than on all N at 15 %.
 Its decoder is the token embedding table (tied). Each family has its own habit for sequences:
 BERT pools the first token through a tanh layer, DistilBERT through a ReLU layer of its own,
 MobileBERT through tanh or, as published, not at all.
@@ -88,7 +88,7 @@ class SpanHead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        # DistilBERT alone drops here: its qa_dropout
+        # only DistilBERT drops here: its qa_dropout
         self.dropout = nn.Dropout(0.1 if config.family == "distilbert" else 0.0)
         self.classifier = nn.Linear(config.C, 2)
 

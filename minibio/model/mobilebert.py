@@ -13,7 +13,7 @@ the other strong:
 
 Four more things are MobileBERT's own: a token table of 128 columns, widened by looking at both
 neighbours (`TrigramEmbeddings`); `NoNorm`, a scale and a shift in place of LayerNorm; a second
-bottleneck for queries and keys alone, while values read the stream; and four small feed-forward
+bottleneck for queries and keys only, while values read the stream; and four small feed-forward
 networks in place of a large one. Read transformer.py first: attention, feed-forward and the loop
 over layers are shared.
 """
@@ -47,7 +47,7 @@ def make_norm(config: ModelConfig, C: int, ignores_eps: bool = False) -> nn.Modu
 
     Args:
         ignores_eps: two of the original MobileBERT's norms have PyTorch's own epsilon whatever the
-            configuration says. It shows in models with LayerNorm alone.
+            configuration says. It shows only in models with LayerNorm.
     """
     if config.norm == "no_norm":
         return NoNorm(C)

@@ -1,6 +1,6 @@
 """Hugging Face's names and ours: of weights, and of the fields of config.json. One table a family.
 
-`{}` stands for a layer's index. What a table does not name does not exist here. Read it beside
+`{}` is a layer's index. What a table does not name does not exist here. Read it beside
 convert.py, which reads and writes the files.
 """
 
@@ -74,7 +74,7 @@ MOBILEBERT = {
     "mobilebert.encoder.layer.{}.ffn.{}.intermediate.dense": "encoder.layers.{}.ffns.{}.ffn.up",
     "mobilebert.encoder.layer.{}.ffn.{}.output.dense": "encoder.layers.{}.ffns.{}.ffn.down",
     "mobilebert.encoder.layer.{}.ffn.{}.output.LayerNorm": "encoder.layers.{}.ffns.{}.norm",
-    # the last feed-forward network stands outside the list
+    # the last feed-forward network is outside the list
     "mobilebert.encoder.layer.{}.intermediate.dense": "encoder.layers.{}.ffns.LAST.ffn.up",
     "mobilebert.encoder.layer.{}.output.dense": "encoder.layers.{}.ffns.LAST.ffn.down",
     "mobilebert.encoder.layer.{}.output.LayerNorm": "encoder.layers.{}.ffns.LAST.norm",
@@ -250,6 +250,6 @@ def config_from_hf(raw: dict, where: Path) -> ModelConfig:
 
 
 def head_of(raw: dict) -> str | None:
-    """Which of our heads the class in a config.json has; None where it names another or none."""
+    """Our head for the class that a config.json names; None where it names another or none."""
     named = " ".join(map(str, raw.get("architectures") or []))
     return next((head for head in HEADS if named.endswith(SUFFIXES[head])), None)

@@ -35,7 +35,7 @@ IN_PLACE = {
 
 @dataclass
 class EncoderOutput:
-    """What the encoder computed; of its layers, numbered 1..L, only what was asked for."""
+    """The encoder's output; of its layers, numbered 1..L, only what was asked for."""
 
     last: Tensor  # (N, C) hidden state after the last layer that was run
     hidden_states: dict[int, Tensor] = field(default_factory=dict)  # (N, C); 0: the embeddings'
@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(activation(up(x))), on each token alone."""
+    """down(activation(up(x))), on each token by itself."""
 
     def __init__(self, C: int, width: int, activation: str):
         super().__init__()
@@ -127,28 +127,11 @@ class Encoder(nn.Module):
             frozen: everything up to this layer is run without a gradient, 0 being the embeddings;
                     None = nothing is frozen.
         Raises:
-            ValueError: a sequence is longer than the positions, a token id is beyond the
-                vocabulary (seen on the CPU alone: looking would make a GPU wait), a layer is asked
-                for that is not run.
+            ValueError: as `check`.
         """
-        config, match = self.config, match or {}
-        if batch.max_len > config.P:
-            raise ValueError(
-                f"Encoder: a sequence has {batch.max_len} tokens, expected at most {config.P} "
-                f"(the model's positions); cut it"
-            )
-        if batch.device.type == "cpu" and batch.N and int(batch.tokens.max()) >= config.V:
-            raise ValueError(
-                f"Encoder: token id is {int(batch.tokens.max())}, expected below {config.V} "
-                f"(the model's vocabulary); use the model's own tokenizer"
-            )
-        depth = config.L if depth is None else depth
-        asked = {*match, *keep, *hidden}
-        if not 0 <= depth <= config.L or max(asked, default=0) > depth:
-            raise ValueError(
-                f"Encoder: layers {sorted(asked)} are asked for and {depth} run, expected at most "
-                f"the model's {config.L}, and none asked for that is not run"
-            )
+        match = match or {}
+        depth = self.config.L if depth is None else depth
+        self.check(batch, depth, {*match, *keep, *hidden})
         is_training = torch.is_grad_enabled()
         with torch.set_grad_enabled(is_training and frozen is None):
             x = self.embeddings(batch)  # (N, C)
@@ -164,6 +147,31 @@ class Encoder(nn.Module):
                 result.row_losses[l] = a.rows
         result.last = x
         return result
+
+    def check(self, batch: Batch, depth: int, asked: Collection[int]) -> None:
+        """Refuse a batch that the model cannot read, and layers that are not run.
+
+        Raises:
+            ValueError: a sequence is longer than the positions, a token id is beyond the
+                vocabulary (seen on a CPU only: looking would make a GPU wait), a layer is asked for
+                that is not run.
+        """
+        config = self.config
+        if batch.max_len > config.P:
+            raise ValueError(
+                f"Encoder: a sequence has {batch.max_len} tokens, expected at most {config.P} "
+                f"(the model's positions); cut it"
+            )
+        if batch.device.type == "cpu" and batch.N and int(batch.tokens.max()) >= config.V:
+            raise ValueError(
+                f"Encoder: token id is {int(batch.tokens.max())}, expected below {config.V} "
+                f"(the model's vocabulary); use the model's own tokenizer"
+            )
+        if not 0 <= depth <= config.L or max(asked, default=0) > depth:
+            raise ValueError(
+                f"Encoder: layers {sorted(asked)} are asked for and {depth} run, expected at most "
+                f"the model's {config.L}, and none asked for that is not run"
+            )
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:

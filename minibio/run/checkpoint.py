@@ -82,7 +82,7 @@ class Checkpoint:
         """Put everything back. All ranks call it, after whatever else draws random numbers.
 
         Random states are the checkpoint's where number of processes and kind of device are the
-        same; otherwise they start anew as a function of (seed, step, rank), and a line says so.
+        same; otherwise they are drawn again from (seed, step, rank), and a line says so.
 
         Raises:
             InputError: names or shapes are not those here; nothing is changed then.
@@ -108,12 +108,12 @@ class Checkpoint:
         else:
             fresh_random_state(seed, self.step, ranks.rank)
             dist.print0(
-                f"random states start anew from (seed, step, rank): the checkpoint is of "
+                f"random states are drawn again from (seed, step, rank): the checkpoint is of "
                 f"{self.world} x {self.device}, this run of {ranks.world} x {ranks.device.type}"
             )
 
     def cut_log(self, ranks: dist.Ranks) -> None:
-        """Drop the log's lines of later steps: the run that goes on writes them again."""
+        """Drop the log's lines of later steps: the resumed run writes them again."""
         log = self.path.parent.parent / LOG
 
         def cut():
@@ -353,7 +353,7 @@ def put_random_state(kept: dict[str, Tensor], device: torch.device) -> None:
 
 
 def fresh_random_state(seed: int, step: int, rank: int) -> None:
-    """Start the generators anew, as a function of these three alone."""
+    """Seed the generators again, as a function of these three only."""
     (mixed,) = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed))  # the GPUs' too
 

@@ -98,7 +98,7 @@ def barrier(ranks: Ranks) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Around a collective: that it failed means that another process is gone.
+    """Around a collective: that it failed means that another rank is gone.
 
     Raises:
         InputError: so it is.
@@ -107,8 +107,8 @@ def together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise InputError(
-            f"another process of this run is gone ({str(error).split('. ')[0]}); "
-            f"see what it said, then resume with the same command"
+            f"another rank of this run is gone ({str(error).split('. ')[0]}); "
+            f"see what it printed, then re-run the same command to resume"
         ) from error
 
 
@@ -134,7 +134,7 @@ def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def from_rank0(action: Callable, ranks: Ranks):
-    """Run `action` on rank 0 alone -> the JSON value that it returns, on every rank.
+    """Run `action` only on rank 0 -> the JSON value that it returns, on every rank.
 
     An error of it is raised on every rank, so that none is left waiting in the next collective.
     (Objects cross as JSON: torch's own collectives for them unpickle what they receive.)
@@ -180,6 +180,6 @@ def tensors_from_rank0(tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Te
 
 
 def print0(*parts) -> None:
-    """Print on rank 0 alone."""
+    """Print on rank 0 only."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*parts, flush=True)

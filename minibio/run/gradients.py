@@ -2,7 +2,7 @@
 
 Parameters lie in buckets of some megabytes, the last layers' first, as a backward pass reaches
 them; a parameter's gradient is a view into its bucket. When the last micro-batch's backward has
-filled a bucket, its sum over the processes starts, and goes on beside what is left of the pass:
+filled a bucket, its sum over the processes starts, and runs beside what is left of the pass:
 
     gradients = Gradients(objective.parameters(), ranks)
     gradients.clear()
@@ -84,7 +84,7 @@ class Gradients:
         """Around the step's last backward: sums start in it and have ended when the block ends.
 
         A parameter that no backward of the step has reached has no gradient (None) afterwards, so
-        that an optimiser leaves it alone; every rank has to reach the same ones.
+        that an optimiser skips it; every rank has to reach the same ones.
 
         Raises:
             InputError: a rank is gone.

@@ -19,7 +19,7 @@ from minibio.run.errors import InputError
 
 @dataclass
 class Progress:
-    """How far a run has come: every count that the next step needs. Part of each checkpoint."""
+    """Counts of a run: every number that the next step needs. Part of each checkpoint."""
 
     step: int = 0  # optimiser steps done or skipped
     samples: int = 0  # samples read; the position of the next one

@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices alone, and learning rates as a function of the step."""
+"""AdamW with decay on matrices only, and learning rates as a function of the step."""
 
 import math
 

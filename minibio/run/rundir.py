@@ -6,7 +6,7 @@
     OUT/RECORD          run.json, ner.json, ...: written last. With it, the run is finished
 
 One rule for every command. Without the record, the same command resumes from the newest checkpoint
-and goes on to the end. With it, there is nothing left to do. Another command is refused, and the
+and trains to the end. With it, there is nothing left to do. Another command is refused, and the
 message names what differs. `--overwrite` starts again.
 """
 
@@ -232,7 +232,7 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def on_signal(self, number: int, frame) -> None:
-        """The handler: it leaves the step alone."""
+        """The handler: it does not touch the step."""
         self.name = self.name or signal.Signals(number).name
         text = f"\n{self.name}: stopping after this step"
         if number == signal.SIGINT:

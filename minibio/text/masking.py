@@ -1,8 +1,8 @@
-"""Which tokens are to be predicted, and what the model sees in their place (section 2.1, F37).
+"""The tokens to be predicted, and what the model sees in their place (section 2.1, F37).
 
-Each token that is no special one is chosen with a chance of 15 %, on its own. Of the chosen, 80 %
-become [MASK], 10 % a random piece of the whole vocabulary, 10 % stay: Devlin's rule, and what the
-released code does (the paper prints 80 % and 20 % random). Masks are drawn anew each time a
+Each token that is not a special one is chosen with a chance of 15 %, independently. Of the chosen,
+80 % become [MASK], 10 % a random piece of the whole vocabulary, 10 % stay: Devlin's rule, and what
+the released code does (the paper prints 80 % and 20 % random). Masks are drawn again each time a
 document comes round.
 """
 

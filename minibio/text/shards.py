@@ -15,7 +15,7 @@ One .bin, little-endian:
     offsets   uint64     (documents + 1,)  where each document begins; the last is the end
     tokens    uint16     (tokens,)  ids, or uint32 where V > 65,536
 
-Each document stands with its [CLS] and [SEP], already cut to the length of the shards.
+Each document has its [CLS] and [SEP], already cut to the length of the shards.
 
 Opening checks header and offsets; `verify` reads the tokens too. Files of format 1, which has one
 checksum for offsets and tokens, are read whole when they are opened.
@@ -206,7 +206,7 @@ def read_meta(file: Path) -> dict:
 
 
 class Header(NamedTuple):
-    """What the first 64 bytes of a .bin say; the checksums are CRC-32."""
+    """The first 64 bytes of a .bin; the checksums are CRC-32."""
 
     magic: bytes
     version: int
@@ -258,7 +258,7 @@ def open_part(file: Path, V: int) -> tuple[np.ndarray, np.ndarray]:
     """The (offsets, tokens) of one .bin as memory maps.
 
     Raises:
-        InputError: missing, foreign, truncated or damaged, as far as header and offsets tell.
+        InputError: missing, foreign, truncated or damaged, as far as header and offsets show.
     """
     header = read_header(file, V)
     body = np.memmap(file, np.uint8, "r", offset=HEADER.size).view(np.ndarray)
@@ -272,13 +272,13 @@ def open_part(file: Path, V: int) -> tuple[np.ndarray, np.ndarray]:
     return offsets.view("<u8"), tokens.view(f"<u{header.itemsize}")
 
 
-# reading everything anew
+# reading everything again
 
 
 def verify(path: str | Path) -> Iterator[str]:
     """Every fault of a directory of shards, in words: file, place, what is wrong.
 
-    Read anew: the checksums, each document's length, each id, what meta.json says of them.
+    Read again: the checksums, each document's length, each id, what meta.json says of them.
     """
     path = Path(path)
     try:
@@ -304,7 +304,7 @@ def verify(path: str | Path) -> Iterator[str]:
 
 
 def faults(file: Path, offsets: np.ndarray, tokens: np.ndarray, meta: dict) -> Iterator[str]:
-    """What is wrong inside one file whose header and offsets can be read."""
+    """Faults inside one file whose header and offsets can be read."""
     header = read_header(file, meta["V"])
     lengths = np.diff(offsets.astype(np.int64))
     if (offsets[0], offsets[-1]) != (0, len(tokens)):

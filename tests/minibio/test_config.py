@@ -77,7 +77,7 @@ def test_derived_widths():
 
 
 def test_heads_that_do_not_divide_the_width():
-    with pytest.raises(ValueError, match="width 64 is no multiple of 5 heads"):
+    with pytest.raises(ValueError, match="width 64 is not a multiple of 5 heads"):
         ModelConfig(C=64, H=5)
 
 

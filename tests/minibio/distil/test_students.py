@@ -176,17 +176,17 @@ def test_a_teacher_is_frozen_and_in_eval_mode(directory):
 def test_students_are_drawn_from_the_seed_alone():
     a = build_student(run(model="sample-tiny", seed=1), CORPUS)
     torch.rand(7)
-    b = build_student(run(model="sample-tiny", seed=1), CORPUS, shape={})
+    b = build_student(run(model="sample-tiny", seed=1), CORPUS)
     assert same(a, b) and a.config.V == 31 and a.training
     assert not same(a, build_student(run(model="sample-tiny", seed=2), CORPUS))
 
 
 def test_a_student_s_shape_can_be_named():
-    shape = {"L": 1, "C": 12, "H": 3, "F": 20}
-    config = build_student(run(model="sample-tiny"), CORPUS, shape=shape).config
-    assert {name: getattr(config, name) for name in shape} == shape
-    with pytest.raises(InputError, match=r"no multiple of 5 heads.*\(--width, --heads\)"):
-        build_student(run(model="sample-tiny"), CORPUS, shape={"H": 5})
+    shape = {"layers": 1, "width": 12, "heads": 3, "ffn": 20}
+    config = build_student(run(model="sample-tiny", **shape), CORPUS).config
+    assert (config.L, config.C, config.H, config.F) == (1, 12, 3, 20)
+    with pytest.raises(InputError, match=r"not a multiple of 5 heads.*\(--width, --heads\)"):
+        build_student(run(model="sample-tiny", heads=5), CORPUS)
 
 
 def test_the_same_student_with_and_without_a_teacher():

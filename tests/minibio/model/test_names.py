@@ -114,7 +114,7 @@ def test_a_silent_ib_bert_has_trigrams_and_layer_norm():
         ({"vocab_size": 101.0}, "vocab_size is 101.0"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"type_vocab_size": 0}, "type_vocab_size is 0"),
-        ({"num_attention_heads": 7}, ".*width 60 is no multiple of 7 heads"),
+        ({"num_attention_heads": 7}, ".*width 60 is not a multiple of 7 heads"),
         ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob is '0.1', expected a number from 0"),
         ({"classifier_dropout": 3}, "classifier_dropout is 3"),
         ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12', expected a number, 0 or above"),

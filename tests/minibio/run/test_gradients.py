@@ -104,7 +104,7 @@ def test_several_processes(what):
     for rank, (status, out, err) in enumerate(told):
         assert status == 0, err
         if what == "one_leaves" and rank != 1:
-            assert "another process of this run is gone" in out
+            assert "another rank of this run is gone" in out
 
 
 def test_one_process_sends_and_copies_nothing():
