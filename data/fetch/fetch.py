@@ -7,239 +7,296 @@
     relation   GAD in ten folds, CHEMPROT with 13 relations
     qa         SQuAD 1.1; BioASQ with --registered
 
-A run that was cut, killed or refused is simply run again: what is there stays, a file half there is
-resumed. DIR/fetched.json keeps address, revision, size, sha256, date and licence of every file; a
-later fetch of the same file must give the same bytes. Exit status: 0, 1 where a file failed (it is
-named, the others are there), 2 for a wrong option or a full disk. Addresses stand in sources.py.
+After a cut or a kill the same command resumes: what is there stays, half a file is completed.
+DIR/fetched.json keeps address, revision, size, sha256, date and licence of every file; a later
+fetch of the same file must give the same bytes. Exit status: 0, 1 where a file failed (it is named,
+the others are there), 2 for a wrong option or a full disk.
 """
 
 import argparse
 import os
 import re
+import shlex
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from data.fetch import sources
-from data.fetch.download import Failed, Stopped, Web, digests
-from data.fetch.fetched import Folder, verify
+from data.fetch.download import Failed, Web, Wrong, digests
 from data.fetch.pins import PINS
-from data.fetch.sources import BIOASQ, MODELS, SETS, Item
-from data.fetch.unpack import is_archive, unpack
+from data.fetch.sources import BIOASQ, LICENCES, SETS, Item, pickled
+from data.fetch.unpack import inside, is_archive, unpack
 from minibio.run.errors import InputError
+from minibio.run.files import beside, check_writable, locked, read_json, write_json
 
-UNPACKED = 10  # times the size of an archive: what it and its contents take, at most
-RECIPE = """\
-{folder} has its weights as a pickle alone, which can run code when it is read; this project reads
-none. To convert it in an environment that is thrown away afterwards:
-
-  python3 -m venv convert-env
-  convert-env/bin/pip install torch "transformers>=5" safetensors
-  HF_HUB_OFFLINE=1 convert-env/bin/python -c '{code}' {folder}
-  rm -r convert-env
-"""
-# one line, no single quote; only the weights go in, since config.json would be rewritten too
-CONVERT = (
-    "import os, sys, tempfile, transformers; d = sys.argv[1]; "
-    "t = tempfile.mkdtemp(dir=d); "
-    "transformers.{hf_class}.from_pretrained(d).save_pretrained(t); "
-    'os.replace(t + "/model.safetensors", d + "/model.safetensors"); '
-    '[os.remove(t + "/" + f) for f in os.listdir(t)]; os.rmdir(t)'
-)
+FORMAT = {"format": "minibio fetch", "version": 1}
+KINDS = {"address": str, "licence": str, "date": str, "revision": str | None, "size": int,
+         "sha256": str, "unpacked": list}  # fmt: skip
+NEEDED = ("address", "licence", "date", "revision", "size", "sha256")
 
 
-# ---- what to fetch
+class Record:
+    """The files of a folder, and fetched.json, which says what they are.
+
+        {"format": "minibio fetch", "version": 1, "files": {PLACE:
+            {"address", "revision", "size", "sha256", "date", "licence"}, ...}}
+
+    and "archive" of what was unpacked, "unpacked" of an archive, "absent" of what the server lacks.
+    An entry is written before its file gets its name.
+
+    Raises:
+        InputError: fetched.json is damaged, or not ours.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.file, self.files = folder, folder / "fetched.json", {}
+        if self.file.exists():
+            record = read_json(self.file)
+            if {**record, **FORMAT} != record:
+                raise InputError(f"{self.file} is not a record of data.fetch; choose another --out")
+            if wrong := damage(record.get("files")):
+                raise InputError(
+                    f"{self.file}: {wrong}; remove it and run the same command: what is there is "
+                    "checked and recorded again"
+                )
+            self.files: dict[str, dict] = record["files"]
+
+    def at(self, place: str) -> Path:
+        return inside(self.folder, place)
+
+    def holds(self, place: str) -> bool:
+        """Whether a file is recorded and there."""
+        return "sha256" in self.files.get(place, {}) and self.at(place).is_file()
+
+    def has(self, item: Item) -> bool:
+        """Whether nothing is left to do for an item.
+
+        It is there, or known not to exist; weights may be there as a pickle, or converted since;
+        all of an archive is unpacked, and it may be removed then.
+        """
+        entry = self.files.get(item.place, {})
+        if item.is_archive:
+            wanted = item.wanted or entry.get("unpacked", ())
+            return bool(wanted) and all(map(self.holds, wanted))
+        if item.is_weights and pickled(item.place) in self.files:
+            return self.at(item.place).is_file() or self.holds(pickled(item.place))
+        return self.holds(item.place) or "absent" in entry
+
+    def put(self, place: str, item: Item, **found) -> None:
+        entry = {"address": item.address, "revision": item.revision, **found,
+                 "date": time.strftime("%Y-%m-%d"), "licence": LICENCES[item.set]}  # fmt: skip
+        self.files[place] = entry
+        write_json(self.file, {**FORMAT, "files": dict(sorted(self.files.items()))})
+
+    def wrong(self, is_read: bool) -> dict[str, str]:
+        """{place: what is wrong} of the recorded files, by their bytes or only by their size."""
+        found = {}
+        for place, entry in self.files.items():
+            path = self.at(place)
+            if "absent" in entry:
+                continue
+            if not path.is_file():
+                if is_read:
+                    found[place] = "not there; fetch it again"
+            elif (size := path.stat().st_size) != entry["size"]:
+                found[place] = f"{size:,} bytes, {entry['size']:,} were fetched; remove it"
+            elif is_read and digests(path)["sha256"] != entry["sha256"]:
+                found[place] = "not the bytes that were fetched; remove it and fetch it again"
+        return found
 
 
-def plan(items: list[Item], folder: Folder, web: Web, jobs: int, failed: dict,
-         progress: bool = False) -> list[Item]:  # fmt: skip
-    """The items that are still to come, as the server knows them; `failed` gets the others."""
-    from tqdm import tqdm
-
-    todo, by_hand = [], []
-    for item in items:
-        if not folder.has(item):
-            # Drive may refuse even to say what it has
-            is_here = item.choose and folder.at(item.place).is_file()
-            (by_hand if is_here else todo).append(folder.expect(item))
-        elif folder.at(item.place).is_file() and item.place in folder.files:
-            if wrong := folder.changed(item.place):
-                failed[item.place] = wrong
-    settled = {}
-
-    def ask(item: Item) -> None:
-        settled[item.place] = sources.settle(item, web)
-        bar.update()
-
-    with tqdm(total=len(todo), desc="sizes", unit=" files", leave=False,
-              disable=not progress) as bar:  # fmt: skip
-        side_by_side(ask, todo, jobs, web, failed)
-    for item in todo:
-        if item.place in settled and settled[item.place] is None:
-            folder.put(item.place, item, absent=True)
-    return by_hand + [found for item in todo if (found := settled.get(item.place))]
-
-
-def side_by_side(action: Callable[[Item], None], items: Iterable[Item], jobs: int, web: Web,
-                 failed: dict) -> None:  # fmt: skip
-    """`action` on every item, `jobs` at once; what fails is noted, the others go on."""
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(action, item): item for item in items}
+def damage(files) -> str | None:
+    """The first value of the record's "files" that is not of its type."""
+    if not isinstance(files, dict):
+        return f"files is of type {type(files).__name__}, expected an object"
+    for place, entry in files.items():
+        if not isinstance(entry, dict):
+            return f"files[{place!r}] is of type {type(entry).__name__}, expected an object"
         try:
-            for future in as_completed(futures):
-                try:
-                    future.result()
-                except (Failed, InputError) as error:
-                    failed[futures[future].place] = str(error)
-        except BaseException:  # an interrupt, a full disk: what there is stays for the next run
-            web.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+            inside(Path(), place)
+        except InputError as error:
+            return str(error)
+        for name in (*NEEDED[: 4 if "absent" in entry else 6], *(entry.keys() & KINDS)):
+            if not isinstance(entry.get(name, ...), KINDS[name]):
+                return f"files[{place!r}][{name!r}] is missing or of another type"
+        if not all(isinstance(each, str) for each in entry.get("unpacked", ())):
+            return f"files[{place!r}]['unpacked'] holds more than text"
+    return None
 
 
-def check_space(items: list[Item], folder: Folder) -> None:
-    """Raises `InputError` where the disk cannot hold what is to come."""
-    need = sum((item.size or 0) * (UNPACKED if item.choose else 1) for item in items)
-    need -= sum(part.stat().st_size for part in folder.path.rglob(".*.part"))
-    free = shutil.disk_usage(folder.path).free
-    if need > free:
-        raise InputError(
-            f"{folder.path}: {size_text(need)} to come, {size_text(free)} free; choose another "
-            "--out, or a part with --only or --files"
-        )
+# ---- one item
 
 
-def check_year(items: list[Item], folder: Folder) -> None:
-    """PubMed's numbers start anew every December: two years in one folder would be mixed up."""
-    years = {item.revision for item in items}
-    years |= {name[6:8] for name in folder.files if re.match(r"pubmed\d\dn", name)}
-    if len(years) > 1:
-        raise InputError(
-            f"{folder.path} would hold PubMed's files of {' and '.join(sorted(years))}, which have "
-            "the same numbers: take an empty --out, or --only baseline"
-        )
-
-
-# ---- fetching
-
-
-def fetch_one(item: Item, folder: Folder, web: Web, advance: Callable[[int], None]) -> None:
-    """One file to its place and into the record.
+def fetch_one(
+    item: Item, record: Record, web: Web, advance: Callable[[int], None], notes: list[str]
+) -> None:
+    """An item to its place, an archive's files to theirs, and all into the record.
 
     Raises:
         Failed: it cannot be had, or other bytes are there already.
+        InputError: an archive is damaged.
     """
-    place = folder.at(item.place)
-    check = is_packed(item, place) if item.choose else lambda path: None
-    md5 = None
-    if item.md5_address:
-        found = re.search(rb"\b[0-9a-fA-F]{32}\b", web.read(item.md5_address))
+    missing = None
+    for one in sources.alternatives(item, web):
+        try:
+            if not record.holds(one.place):
+                download(one, record, web, advance)
+            break
+        except Failed as error:
+            if error.status != 404:
+                raise
+            missing = missing or error
+    else:
+        if not item.is_optional:
+            raise missing
+        record.put(item.place, item, absent=True)
+    if item.is_archive:
+        unpack_one(item, record, notes)
+
+
+def download(item: Item, record: Record, web: Web, advance: Callable[[int], None]) -> None:
+    path, before = record.at(item.place), record.files.get(item.place, {})
+    part, md5 = beside(path, "part"), None
+    sha256, address = item.sha256 or before.get("sha256"), before.get("address", item.address)
+    if item.has_md5:
+        found = re.search(rb"\b[0-9a-fA-F]{32}\b", web.read(f"{item.address}.md5"))
         if not found:
-            raise Failed(f"{item.md5_address}: no MD5 in it")
+            raise Failed(f"{item.address}.md5: no MD5 in it")
         md5 = found[0].decode().lower()
-    if place.exists():  # by hand, or killed before it was recorded
-        found = {"size": place.stat().st_size, **digests(place, with_md5=md5 is not None)}
-        for name, value in (("sha256", item.sha256), ("md5", md5), ("size", item.size)):
-            if value is not None and value != found[name]:
+    if path.exists() and (item.is_archive or sha256 or md5):  # by hand, or the record was removed
+        found = digests(path)
+        for name, value in (("sha256", sha256), ("md5", md5)):
+            if value and value != found[name]:
                 raise Failed(f"is there already, {name} {found[name]}, expected {value}; remove it")
-        check(place)
-        advance(found["size"])
-        folder.put(item.place, item, size=found["size"], sha256=found["sha256"])
+        check_archive(item, path, path)
+        record.put(item.place, item, size=path.stat().st_size, sha256=found["sha256"])
         return
-    size = None if item.choose else item.size  # Drive's HEAD may be of a page in between
     try:
-        got = web.download(item.address, place, sha256=item.sha256, md5=md5, size=size,
-                           check=check, advance=advance)  # fmt: skip
-    except Failed as error:
-        if item.since and "expected" in str(error):
-            raise Failed(f"{error}: other bytes than on {item.since}") from None
-        raise
-    item = replace(item, revision=got.revision or item.revision)
-    folder.put(item.place, item, size=got.size, sha256=got.sha256)
+        got = web.download(address, part, sha256, md5, item.is_weights, advance)
+        check_archive(item, part, path)
+        if path.exists() and digests(path)["sha256"] != got.sha256:
+            raise Wrong(f"is there already, with other bytes than {address}; remove it")
+    except Wrong as error:
+        part.unlink(missing_ok=True)
+        since = f"; as fetched on {before['date']}" if before else ""
+        raise Failed(f"{error}{since}") from None
+    if got.revision:  # a branch moves: the commit that was met stays
+        address = address.replace("/resolve/main/", f"/resolve/{got.revision}/")
+    revision = got.revision or item.revision
+    size = part.stat().st_size
+    record.put(item.place, item, address=address, revision=revision, size=size, sha256=got.sha256)
+    with open(part, "rb") as file:
+        os.fsync(file.fileno())  # the name must not come to the disk before the bytes
+    os.replace(part, path)
 
 
-def is_packed(item: Item, place: Path) -> Callable[[Path], None]:
-    """Refuses a page in place of an archive: that is how Google Drive says no."""
-
-    def check(path: Path) -> None:
-        if not is_archive(path):
-            with open(path, "rb") as file:
-                begins = file.read(15)
-            raise Failed(
-                f"{item.address}: no archive, it begins with {begins!r}; open the address in a "
-                f"browser, save the file as {place} and run this again"
-            )
-
-    return check
+def check_archive(item: Item, path: Path, place: Path) -> None:
+    """Refuse a page in place of an archive: that is how Google Drive says no."""
+    if item.is_archive and not is_archive(path):
+        with open(path, "rb") as file:
+            begins = file.read(15)
+        raise Wrong(
+            f"{item.address}: not an archive, it begins with {begins!r}; open the address in a "
+            f"browser, save the file as {place} and run this again"
+        )
 
 
-def unpack_one(item: Item, folder: Folder, notes: list[str]) -> None:
-    """The files of an archive that are not there yet, into the record.
-
-    Raises:
-        Failed: the archive lacks one. InputError: it is damaged.
-    """
-    if folder.has_contents(item):
-        return
-    entry = folder.files[item.place]
+def unpack_one(item: Item, record: Record, notes: list[str]) -> None:
+    """The files of an archive that are not there yet."""
+    offered = set()
 
     def choose(member: str) -> str | None:
-        place = item.choose(member)
-        return None if place is None or folder.holds(place) else place
+        place = sources.place_of(member, item.wanted)
+        if place is not None:
+            offered.add(place)
+        return None if place is None or record.holds(place) else place
 
-    written = unpack(folder.at(item.place), folder.at, choose)
-    for place in written:
-        path = folder.at(place)
+    for place in unpack(record.at(item.place), record.at, choose):
+        path = record.at(place)
         sha256 = digests(path)["sha256"]
         if PINS.get(place, sha256) != sha256:
             notes.append(f"{place}: not the bytes this project measured with (sha256 {sha256})")
-        folder.put(place, item, size=path.stat().st_size, sha256=sha256, archive=item.place)
-    if lacking := [place for place in item.wanted if not folder.holds(place)]:
+        record.put(place, item, size=path.stat().st_size, sha256=sha256, archive=item.place)
+    if lacking := sorted({*item.wanted} - offered):
         raise Failed(f"has no {', '.join(lacking)}")
+    if not offered:
+        raise Failed("has none of the files that were looked for")
     if not item.wanted:
-        found = sorted({*written, *entry.get("unpacked", ())})
-        if not found:
-            raise Failed("has none of the files that were looked for")
-        with folder.lock:
-            entry["unpacked"] = found
-        folder.put(item.place, item, size=entry["size"], sha256=entry["sha256"], unpacked=found)
+        entry = record.files[item.place]
+        found = {"size": entry["size"], "sha256": entry["sha256"], "unpacked": sorted(offered)}
+        record.put(item.place, item, **found)
 
 
-def fetch(items: list[Item], folder: Folder, web: Web, jobs: int = 4,
-          progress: bool = False) -> tuple[dict[str, str], list[str]]:  # fmt: skip
-    """Fetch what is not there -> ({place: what failed}, notes).
+# ---- all items
 
+
+def fetch(
+    what: str, names: tuple[str, ...], record: Record, web: Web, numbers: range | None = None
+) -> dict[str, str]:
+    """Fetch what is not there -> {place: what failed}.
+
+    Args:
+        what, names, numbers: as `sources.items`.
     Raises:
-        InputError: the folder cannot be written, or the disk cannot hold it.
+        InputError: PubMed's files are of another year or number, or the disk cannot hold them.
     """
     from tqdm import tqdm
 
-    failed, notes = {}, []
-    with folder.alone():
-        check_year([item for item in items if item.md5_address], folder)
-        todo = plan(items, folder, web, jobs, failed, progress)
-        check_space(todo, folder)
-        total = sum(item.size or 0 for item in todo)
-        bar_lock = threading.Lock()
-        with tqdm(total=total, unit="B", unit_scale=True, disable=not progress or not todo) as bar:
+    try:
+        items = sources.items(what, names, numbers, web)
+    except Failed as error:
+        return {what: str(error)}
+    check_year(items, record)
+    failed, notes = record.wrong(is_read=False), []
+    todo = [item for item in items if not record.has(item)]
+    check_space(todo, record)
+    for name in dict.fromkeys(item.set for item in todo):
+        print(f"{name}: licence: {LICENCES[name]}")
+    total, is_quiet = sum(item.size for item in todo) or None, not (todo and sys.stderr.isatty())
+    with tqdm(total=total, unit="B", unit_scale=True, disable=is_quiet) as bar:
+        for item in todo:
+            try:
+                fetch_one(item, record, web, bar.update, notes)
+            except (Failed, InputError) as error:
+                failed[item.place] = str(error)
+    for note in notes:
+        print(f"data.fetch: note: {note}", file=sys.stderr)
+    there = [entry["size"] for place, entry in record.files.items() if record.holds(place)]
+    state = f"{sum(map(record.has, items))} of {len(items)} items" if failed else "complete"
+    print(f"{record.folder}: {state}; {len(there)} files, {size_text(sum(there))}")
+    for item in items:
+        if item.is_weights and record.has(item) and not record.at(item.place).exists():
+            print_recipe(record.at(item.place).parent)
+    if todo and what == "qa" and "bioasq" not in names:
+        print(BIOASQ)
+    return failed
 
-            def advance(n: int) -> None:
-                with bar_lock:
-                    bar.update(n)
 
-            side_by_side(
-                lambda item: fetch_one(item, folder, web, advance), todo, jobs, web, failed
-            )
-        packed = [item for item in items if item.choose and item.place in folder.files]
-        side_by_side(lambda item: unpack_one(item, folder, notes), packed, 1, web, failed)
-    return failed, notes
+def check_space(items: list[Item], record: Record) -> None:
+    """Raise `InputError` where the disk cannot hold what is to come, as far as sizes are known."""
+    need = sum(item.size for item in items)
+    need -= sum(part.stat().st_size for part in record.folder.rglob(".*.part"))
+    if need > (free := shutil.disk_usage(record.folder).free):
+        raise InputError(
+            f"{record.folder}: about {size_text(need)} to come, {size_text(free)} free; choose "
+            "another --out, or a part with --only or --files"
+        )
 
 
-# ---- what is said
+def check_year(items: list[Item], record: Record) -> None:
+    """PubMed's numbers begin again every December: two years in one folder would be mixed up."""
+    names = [item.place for item in items] + [*record.files]
+    years = sorted({name[6:8] for name in names if re.match(r"pubmed\d\dn", name)})
+    if len(years) > 1:
+        raise InputError(
+            f"{record.folder} would hold PubMed's files of {' and '.join(years)}, which have the "
+            "same numbers: take an empty --out, or --only baseline"
+        )
+
+
+# ---- messages
 
 
 def size_text(n: float) -> str:
@@ -250,64 +307,46 @@ def size_text(n: float) -> str:
     return f"{n:,.1f} GB"
 
 
-def listing(items: list[Item], folder: Folder, web: Web, jobs: int) -> dict[str, str]:
-    """Print what would be fetched, file by file, then by set with its licence; what failed."""
-    failed, sizes = {}, {}
-    missing = [folder.expect(item) for item in items if not folder.has(item)]
-
-    def ask(item: Item) -> None:
-        sizes[item.place] = sources.settle(item, web)
-
-    side_by_side(ask, missing, jobs, web, failed)
-    total, unknown = 0, 0
-    for item in items:
-        found = sizes.get(item.place)
-        if folder.has(item):
-            state = "there"
-        elif found is None:
-            state = "failed" if item.place in failed else "none"
-        else:
-            state = "?" if found.size is None else size_text(found.size)
-            total, unknown = total + (found.size or 0), unknown + (found.size is None)
-        print(f"{state:>10}  {(found or item).place}  {(found or item).address}")
-    say_licences(items)
-    more = f", and {unknown} files of unknown size" if unknown else ""
-    print(f"{size_text(total)} to come{more}")
-    return failed
-
-
-def say_licences(items: list[Item]) -> None:
-    for name in dict.fromkeys(item.set for item in items):
+def print_items(what: str, names: tuple[str, ...], record: Record) -> None:
+    """Licence, size and files of each set; nobody is asked."""
+    items = [] if what == "pubmed" else sources.items(what, names)
+    for name in dict.fromkeys(item.set for item in items) or names:
         of_set = [item for item in items if item.set == name]
-        print(f"{name}: {len(of_set)} files; licence: {of_set[0].licence}")
+        total = size_text(sum(item.size for item in of_set))
+        print(f"{name}: about {total}" if of_set else f"{name}: tens of GB, {sources.NLM}/{name}/")
+        print(f"  licence: {LICENCES[name]}")
+        for item in of_set:
+            state = "there" if record.has(item) else "optional" if item.is_optional else "to come"
+            print(f"  {state:<8}  {item.place}  {item.address}")
+    if what == "qa" and "bioasq" not in names:
+        print(BIOASQ)
 
 
-def say_recipes(folder: Folder) -> None:
-    """How to convert the pickles that have no safetensors beside them."""
-    for place in folder.files:
-        path = folder.at(place)
-        if path.name == "pytorch_model.bin" and not path.with_name("model.safetensors").exists():
-            name = path.parent.relative_to(folder.path).name or sources.TEACHER
-            code = CONVERT.format(hf_class=MODELS[name].hf_class)
-            print(RECIPE.format(folder=path.parent, code=code))
+def print_recipe(folder: Path) -> None:
+    from minibio.model.convert import PICKLE_TO_SAFETENSORS
+
+    print(
+        f"{folder} has its weights only as pytorch_model.bin, a pickle, which can run code when it "
+        "is read; this project reads none. To convert it:\n"
+        f"  cd {shlex.quote(str(folder))} && {PICKLE_TO_SAFETENSORS}"
+    )
 
 
 # ---- the command
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("data.fetch", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p = argparse.ArgumentParser(
+        "data.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("what", choices=list(SETS))
     p.add_argument("--out", type=Path, metavar="DIR", help="folder; default: downloads/WHAT")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of its sets")
     p.add_argument("--files", metavar="A-B", help="pubmed: the files with these numbers")
-    p.add_argument("--revision", metavar="REV", help="biobert, starts: in place of the pinned one")
     p.add_argument("--registered", action="store_true", help="qa: you are registered with BioASQ")
-    p.add_argument("--list", action="store_true", help="print sizes and licences, fetch nothing")
-    p.add_argument("--verify", action="store_true", help="read again what is there, fetch nothing")
-    p.add_argument("--jobs", type=int, default=4, metavar="N", help="files at once")
-    p.add_argument("--mirror", metavar="URL", default=os.environ.get("MINIBIO_MIRROR"),
+    p.add_argument("--list", action="store_true", help="print files and licences; asks nobody")
+    p.add_argument("--verify", action="store_true", help="read again what is there; asks nobody")
+    p.add_argument("--mirror", metavar="URL", default=os.environ.get("MINIBIO_MIRROR") or None,
                    help="ask URL/HOST/PATH for https://HOST/PATH ($MINIBIO_MIRROR)")  # fmt: skip
     return p
 
@@ -316,67 +355,50 @@ def numbers_of(text: str | None) -> range | None:
     """1-5 or 7, as PubMed numbers its files."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if first > last:
         raise InputError(f"--files is {text!r}, expected a number or two, like 1-5")
     return range(first, last + 1)
 
 
-def chosen(args) -> tuple[str, ...]:
-    """The sets that are asked for.
-
-    Raises:
-        InputError: an option does not go with them.
-    """
-    names = SETS[args.what]
-    if other := [name for name in args.only if name not in names]:
-        raise InputError(f"--only {other[0]}: {args.what} has {', '.join(names)}")
-    for option, value, goes_with in (
-        ("--files", args.files, ("pubmed",)), ("--revision", args.revision, ("biobert", "starts")),
-        ("--registered", args.registered, ("qa",)),
-    ):  # fmt: skip
-        if value and args.what not in goes_with:
-            raise InputError(f"{option} goes with {' and '.join(goes_with)} alone")
-    if args.jobs < 1:
-        raise InputError(f"--jobs is {args.jobs}, expected 1 or more")
-    if args.what == "qa" and not args.registered:
-        if "bioasq" in args.only:
+def chosen(what: str, only: list[str], registered: bool) -> tuple[str, ...]:
+    """The sets that are asked for; BioASQ's only by registered users."""
+    names = SETS[what]
+    if other := [name for name in only if name not in names]:
+        raise InputError(f"--only {other[0]}: {what} has {', '.join(names)}")
+    if what == "qa" and not registered:
+        if "bioasq" in only:
             raise InputError(
                 "BioASQ is for registered users: register at http://participants-area.bioasq.org, "
                 "then add --registered"
             )
-        return tuple(args.only) or ("squad",)
-    return tuple(args.only) or names
+        names = ("squad",)
+    return tuple(dict.fromkeys(only)) or names
 
 
 def main(argv=None) -> int:
     args = parser().parse_args(argv)
-    names, numbers = chosen(args), numbers_of(args.files)
-    folder, web = Folder(args.out or Path("downloads", args.what)), Web(args.mirror)
-    notes = []
-    try:
-        if args.verify:
-            failed = verify(folder)
-            print(f"{folder.path}: {len(folder.files)} files read, {len(failed)} of them wrong")
-        else:
-            items = sources.items(args.what, web, names, numbers, args.revision)
-            if args.list:
-                failed = listing(items, folder, web, args.jobs)
-            else:
-                say_licences(items)
-                progress = sys.stderr.isatty()
-                failed, notes = fetch(items, folder, web, args.jobs, progress)
-                print(f"{folder.path}: {len(items) - len(failed)} of {len(items)} files there")
-                say_recipes(folder)
-            if args.what == "qa" and not args.registered:
-                print(BIOASQ)
-    except Failed as error:
-        failed = {args.what: str(error)}
-    except Stopped:
-        raise KeyboardInterrupt from None
-    for note in notes:
-        print(f"data.fetch: note: {note}", file=sys.stderr)
+    for option, value, what in (
+        ("--files", args.files is not None, "pubmed"), ("--registered", args.registered, "qa"),
+    ):  # fmt: skip
+        if value and args.what != what:
+            raise InputError(f"{option} goes only with {what}")
+    names = chosen(args.what, args.only, args.registered)
+    numbers, web = numbers_of(args.files), Web(args.mirror)
+    folder = args.out or Path("downloads", args.what)
+    if args.list:
+        print_items(args.what, names, Record(folder))
+        return 0
+    if args.verify:
+        record = Record(folder)
+        failed = record.wrong(is_read=True)
+        print(f"{folder}: {len(record.files)} files read, {len(failed)} of them wrong")
+    else:
+        check_writable(folder / "fetched.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".lock"):
+            failed = fetch(args.what, names, Record(folder), web, numbers)
     for place, line in sorted(failed.items()):
         print(f"data.fetch: {place}: {' '.join(line.split())}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,15 +1,16 @@
-"""Where everything is: addresses, revisions, licences, and what has to be done by hand.
+"""The table of files to fetch: addresses, revisions, licences, sizes, and who must register.
 
-`items` lists the files of a set, `settle` asks the server about one of them. Checksums that are
-known stand in pins.py; the hub tells that of large files itself, NLM in a .md5 beside each file;
-what nobody tells is recorded on first use (fetch.py).
+`items` lists the files of a command; only NLM is asked, whose names change every day. Checksums
+that are known are in pins.py; the hub tells those of large files, NLM those of all its files; any
+other is recorded on first use.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
 from urllib.parse import quote
 
 from data.fetch.download import Failed, Web
@@ -21,20 +22,58 @@ NLM = "https://ftp.ncbi.nlm.nih.gov/pubmed"
 GITHUB = "https://raw.githubusercontent.com"
 SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
-SCIBERT = "allenai/scibert/06793f77d7278898159ed50da30d173cdc8fdea9"
-FIXED = re.compile(r"[0-9a-f]{40}|refs/.*")  # revisions of the hub that stay as they are
+SCIBERT = "06793f77d7278898159ed50da30d173cdc8fdea9"
 # all of BioBERT's sets, and its older BioASQ sets: github.com/dmis-lab/biobert links both
 BIOBERT_SETS, BIOBERT_QA = "1cGqvAm9IZ_86C4Mj7Zf-w9CFilYVDl8j", "19ft5q44W4SuptJgTwR84xZjsHg1jvjSZ"
 
+
+class Model(NamedTuple):
+    """A model of the hub."""
+
+    repo: str
+    revision: str  # "main": no commit is pinned, and the one that is met is recorded
+    megabytes: int
+
+
+MODELS = {
+    "biobert-base-cased-v1.2": Model(
+        "dmis-lab/biobert-base-cased-v1.2", "67c9c25b46986521ca33df05d8540da1210b3256", 434),
+    "distilbert-base-cased": Model(
+        "distilbert/distilbert-base-cased", "6ea81172465e8b0ad3fddeed32b986cdcdcffcf0", 263),
+    "distilbert-base-uncased": Model(
+        "distilbert/distilbert-base-uncased", "12040accade4e8a0f71eabdb258fecc2e7e948be", 268),
+    "TinyBERT_General_4L_312D": Model(
+        "huawei-noah/TinyBERT_General_4L_312D", "34707a33cd59a94ecde241ac209bf35103691b43", 63),
+    "mobilebert-uncased": Model("google/mobilebert-uncased", "main", 147),
+}  # fmt: skip
+TEACHER = "biobert-base-cased-v1.2"  # F1: with its masked-LM head, which v1.1 lacks
+NER = ("NCBI-disease", "BC5CDR-disease", "BC5CDR-chem", "BC4CHEMD", "BC2GM", "JNLPBA", "linnaeus",
+       "s800")  # fmt: skip
+PARTS = ("train", "devel", "test")
+GAD = tuple(f"gad/{fold}/{part}.tsv" for fold in range(1, 11) for part in ("train", "test"))
+SETS = {  # command -> the names that --only takes
+    "pubmed": ("baseline", "updatefiles"),
+    "biobert": (TEACHER,),
+    "starts": tuple(name for name in MODELS if name != TEACHER),
+    "ner": NER,
+    "relation": ("gad", "chemprot13"),
+    "qa": ("squad", "bioasq"),
+}
+NLM_TERMS = (
+    "NLM's terms, www.nlm.nih.gov/databases/download/terms_and_conditions.html; abstracts may be "
+    "under their publishers' copyright"
+)
 LICENCES = {
-    "pubmed": "NLM's terms, www.nlm.nih.gov/databases/download/terms_and_conditions.html; "
-    "abstracts may be under their publishers' copyright",
-    "biobert": "none stated with the weights; BioBERT's repository: Apache-2.0",
-    "distilbert": "Apache-2.0",
-    "tinybert": "none stated with the weights; Huawei Noah's repository: Apache-2.0",
-    "mobilebert": "Apache-2.0",
+    "baseline": NLM_TERMS,
+    "updatefiles": NLM_TERMS,
+    "biobert-base-cased-v1.2": "none stated with the weights; BioBERT's repository: Apache-2.0",
+    "distilbert-base-cased": "Apache-2.0",
+    "distilbert-base-uncased": "Apache-2.0",
+    "TinyBERT_General_4L_312D":
+        "none stated with the weights; Huawei Noah's repository: Apache-2.0",
+    "mobilebert-uncased": "Apache-2.0",
     "ner": "BioBERT's preparation, Apache-2.0 with a disclaimer; each corpus has its own terms, "
-    "some for research alone (Crichton et al. 2017, Lee et al. 2020)",
+        "some for research only (Crichton et al. 2017, Lee et al. 2020)",
     "gad": "BioBERT's preparation, Apache-2.0 with a disclaimer; GAD corpus: Bravo et al. 2015",
     "chemprot13": "SciBERT's repository: Apache-2.0; corpus: BioCreative VI, its own terms",
     "squad": "CC BY-SA 4.0",
@@ -53,156 +92,112 @@ class Item:
 
     place: str  # below the folder
     address: str
-    licence: str
-    set: str  # which one it belongs to
-    sha256: str | None = None
-    md5_address: str | None = None
+    set: str  # a key of LICENCES
+    sha256: str | None = None  # pinned
     revision: str | None = None
-    size: int | None = None  # bytes, once the server was asked
+    size: int = 0  # bytes that it takes, about; 0 = few, or not known
+    has_md5: bool = False  # the server has ADDRESS.md5
     is_optional: bool = False  # the server need not have it
-    repo: str | None = None  # of the hub, where this is its weights: see `settle`
-    choose: Callable[[str], str | None] | None = None  # of an archive: member -> place
-    wanted: tuple[str, ...] = ()  # places the archive must fill
-    since: str | None = None  # when it was fetched before, with this checksum
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """The file, or what may stand for it."""
-        return (self.place, pickled(self.place)) if self.repo else (self.place,)
+    is_weights: bool = False  # of a model: see `alternatives`
+    is_archive: bool = False
+    wanted: tuple[str, ...] = ()  # places the archive must fill; () = what it has of BioASQ
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model of the hub, and the class that converts its pickle where it has nothing else."""
-
-    repo: str
-    revision: str
-    licence: str
-    hf_class: str
-
-
-MODELS = {
-    "biobert-base-cased-v1.2": Model(
-        "dmis-lab/biobert-base-cased-v1.2", "67c9c25b46986521ca33df05d8540da1210b3256",
-        "biobert", "BertForMaskedLM",
-    ),
-    "distilbert-base-cased": Model(
-        "distilbert/distilbert-base-cased", "6ea81172465e8b0ad3fddeed32b986cdcdcffcf0",
-        "distilbert", "DistilBertForMaskedLM",
-    ),
-    "distilbert-base-uncased": Model(
-        "distilbert/distilbert-base-uncased", "12040accade4e8a0f71eabdb258fecc2e7e948be",
-        "distilbert", "DistilBertForMaskedLM",
-    ),
-    "TinyBERT_General_4L_312D": Model(
-        "huawei-noah/TinyBERT_General_4L_312D", "34707a33cd59a94ecde241ac209bf35103691b43",
-        "tinybert", "BertForMaskedLM",
-    ),
-    "mobilebert-uncased": Model(  # no revision known: the one that is met first is recorded
-        "google/mobilebert-uncased", "main", "mobilebert", "MobileBertForMaskedLM"
-    ),
-}  # fmt: skip
-TEACHER = "biobert-base-cased-v1.2"  # F1: with its masked-LM head, which v1.1 lacks
-NER = ("NCBI-disease", "BC5CDR-disease", "BC5CDR-chem", "BC4CHEMD", "BC2GM", "JNLPBA", "linnaeus",
-       "s800")  # fmt: skip
-SETS = {
-    "pubmed": ("baseline", "updatefiles"),
-    "biobert": (TEACHER,),
-    "starts": tuple(name for name in MODELS if name != TEACHER),
-    "ner": NER,
-    "relation": ("gad", "chemprot13"),
-    "qa": ("squad", "bioasq"),
-}
-
-
-# ---- what there is
-
-
-def items(what: str, web: Web, only: tuple[str, ...] = (), numbers: range | None = None,
-          revision: str | None = None) -> list[Item]:  # fmt: skip
-    """The files of a set.
+def items(what: str, names=(), numbers: range | None = None, web: Web | None = None) -> list[Item]:
+    """The files of a command.
 
     Args:
-        what:     a row of SETS.
-        only:     some of its names; () = all.
-        numbers:  of PubMed's files; None = all.
-        revision: of a model, in place of the one that is pinned.
+        what:         a row of SETS.
+        names:        some of its sets; () = all.
+        numbers, web: of PubMed's files, None = all; asked for their names.
     Raises:
         Failed: PubMed's list cannot be read.
         InputError: PubMed has no file of these numbers.
     """
-    names = only or SETS[what]
+    names = names or SETS[what]
     if what == "pubmed":
         return pubmed(web, names, numbers)
-    if what in ("biobert", "starts"):
-        return [item for name in names for item in model_files(name, what, revision)]
     if what == "ner":
-        return [biobert_sets("ner", choose_ner(names), "ner", ner_places(names))]
+        return [archive("ner", tuple(f"{name}/{x}.tsv" for name in names for x in PARTS))]
     found = []
-    if "gad" in names:
-        found.append(biobert_sets("gad", choose_gad, "gad", GAD))
-    if "chemprot13" in names:
-        found += chemprot()
-    if "squad" in names:
-        found += [
-            Item(f"squad/{name}", f"{SQUAD}/{name}", LICENCES["squad"], "squad",
-                 sha256=PINS[f"squad/{name}"])
-            for name in ("train-v1.1.json", "dev-v1.1.json")
-        ]  # fmt: skip
-    if "bioasq" in names:
-        found.append(biobert_sets("bioasq", choose_bioasq, "bioasq", ()))
-        found.append(replace(
-            biobert_sets("bioasq", choose_bioasq, "bioasq", ()),
-            place="biobert-qa.zip", address=DRIVE + BIOBERT_QA,
-        ))  # fmt: skip
+    for name in names:
+        if name in MODELS:
+            found += model(name, "" if what == "biobert" else f"{name}/")
+        elif name == "gad":
+            found.append(archive("gad", GAD))
+        elif name == "chemprot13":  # JSON lines that SciBERT's repository calls .txt
+            folder = f"{GITHUB}/allenai/scibert/{SCIBERT}/data/text_classification/chemprot"
+            for part in ("train", "dev", "test"):
+                place = f"chemprot13/{part}.jsonl"
+                found.append(Item(place, f"{folder}/{part}.txt", name, PINS[place], SCIBERT))
+        elif name == "squad":
+            for place in ("squad/train-v1.1.json", "squad/dev-v1.1.json"):
+                address = f"{SQUAD}/{place.split('/')[1]}"
+                found.append(Item(place, address, name, PINS[place], size=18_000_000))
+        else:
+            found.append(archive(name, ()))
+            found.append(replace(found[-1], place="biobert-qa.zip", address=f"{DRIVE}{BIOBERT_QA}"))
     return found
 
 
+def archive(name: str, wanted: tuple[str, ...]) -> Item:
+    address = f"{DRIVE}{BIOBERT_SETS}"
+    size = 100_000_000  # with its contents
+    return Item("biobert-datasets.tar.gz", address, name, size=size, is_archive=True, wanted=wanted)
+
+
+def place_of(member: str, wanted: tuple[str, ...]) -> str | None:
+    """The place of an archive's member: datasets/RE/GAD/1/test.tsv -> gad/1/test.tsv.
+
+    Args:
+        wanted: the one that the member's path ends with counts, case aside; () = those of BioASQ,
+            by their names.
+    """
+    if wanted:
+        path = f"/{member.lower()}"
+        return next((place for place in wanted if path.endswith(f"/{place.lower()}")), None)
+    name = PurePosixPath(member).name
+    is_ours = re.fullmatch(r"BioASQ-(train|test)-factoid-\w+(-\d)?\.json|\dB\d?_golden\.json", name)
+    return f"bioasq/{name}" if is_ours else None
+
+
 def pubmed(web: Web, parts: tuple[str, ...], numbers: range | None) -> list[Item]:
-    """NLM's files, in the order in which they count: the baseline, then the daily updates."""
+    """NLM's files in the order in which they apply: the baseline, then the daily updates."""
+    # <a href="pubmed26n0001.xml.gz">pubmed26n0001.xml.gz</a>  2026-01-09 14:36   19M
+    row = r'href="(pubmed\d\dn\d{4,5}\.xml\.gz)"(?:[^<\n]*</a>[^<\n]*?\s(\d+(?:\.\d+)?)([KMG])\b)?'
     found = []
     for part in parts:
         page = web.read(f"{NLM}/{part}/").decode("utf-8", "replace")
-        names = sorted(set(re.findall(r'href="(pubmed\d\dn\d{4,5}\.xml\.gz)"', page)))
-        if not names:
+        rows = sorted({name: (n, unit) for name, n, unit in re.findall(row, page)}.items())
+        if not rows:
             raise Failed(f"{NLM}/{part}/: lists no pubmedYYnNNNN.xml.gz")
-        for name in names:
+        for name, (n, unit) in rows:
+            size = int(float(n) * 1024 ** (1 + "KMG".index(unit))) if n else 0
             address = f"{NLM}/{part}/{name}"
-            found.append(Item(name, address, LICENCES["pubmed"], part,
-                              md5_address=f"{address}.md5", revision=name[6:8]))  # fmt: skip
+            found.append(Item(name, address, part, None, name[6:8], size, has_md5=True))
+    there = [int(item.place[9:].split(".")[0]) for item in found]  # 27 of pubmed26n0027.xml.gz
     if numbers is None:
         return found
-    chosen = [item for item in found if number(item.place) in numbers]
-    if not chosen:
-        there = [number(item.place) for item in found]
-        raise InputError(
-            f"--files {numbers.start}-{numbers.stop - 1}: the server has {there[0]} to {there[-1]}"
-        )
-    return chosen
+    if not any(n in numbers for n in there):
+        asked = f"{numbers.start}-{numbers.stop - 1}"
+        raise InputError(f"--files {asked}: the server has {there[0]} to {there[-1]}")
+    return [item for item, n in zip(found, there, strict=True) if n in numbers]
 
 
-def number(name: str) -> int:
-    """27 of pubmed26n0027.xml.gz."""
-    return int(name[9:].split(".")[0])
+def model(name: str, folder: str) -> list[Item]:
+    """A directory that `minibio.load` reads."""
+    repo, revision, megabytes = MODELS[name]
 
-
-def model_files(name: str, what: str, revision: str | None) -> list[Item]:
-    """A directory that `minibio.load` reads: the teacher alone at the top, others by name."""
-    model, folder = MODELS[name], "" if what == "biobert" else f"{name}/"
-    revision = revision or model.revision
-    licence = LICENCES[model.licence]
-
-    def item(file, **more):
-        sha256 = PINS.get(f"{name}/{file}") if revision == model.revision else None
-        return Item(folder + file, hub(model.repo, revision, file), licence, name,
-                    sha256=sha256, revision=revision, **more)  # fmt: skip
+    def item(file: str, **more) -> Item:
+        pin = PINS.get(f"{name}/{file}")
+        return Item(folder + file, hub(repo, revision, file), name, pin, revision, **more)
 
     optional = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
     return [
         item("config.json"),
         item("vocab.txt"),
         *(item(file, is_optional=True) for file in optional),
-        item("model.safetensors", repo=model.repo),
+        item("model.safetensors", size=megabytes * 10**6, is_weights=True),
     ]
 
 
@@ -210,112 +205,24 @@ def hub(repo: str, revision: str, file: str) -> str:
     return f"{HUB}/{repo}/resolve/{quote(revision, safe='')}/{file}"
 
 
-def chemprot() -> list[Item]:
-    """The 13 relations: JSON lines that SciBERT's repository calls .txt."""
-    return [
-        Item(f"chemprot13/{name}.jsonl",
-             f"{GITHUB}/{SCIBERT}/data/text_classification/chemprot/{name}.txt",
-             LICENCES["chemprot13"], "chemprot13", sha256=PINS[f"chemprot13/{name}.jsonl"],
-             revision=SCIBERT.split("/")[-1])
-        for name in ("train", "dev", "test")
-    ]  # fmt: skip
-
-
-# ---- out of BioBERT's archives
-
-
-def biobert_sets(name: str, choose, licence: str, wanted: tuple[str, ...]) -> Item:
-    return Item("biobert-datasets.tar.gz", DRIVE + BIOBERT_SETS, LICENCES[licence], name,
-                choose=choose, wanted=wanted)  # fmt: skip
-
-
-def ner_places(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{name}/{part}.tsv" for name in names for part in ("train", "devel", "test"))
-
-
-def choose_ner(names: tuple[str, ...]) -> Callable[[str], str | None]:
-    """.../NCBI-disease/train.tsv -> NCBI-disease/train.tsv, whatever stands before."""
-    places = {place.lower(): place for place in ner_places(names)}
-
-    def choose(member: str) -> str | None:
-        return places.get("/".join(PurePosixPath(member).parts[-2:]).lower())
-
-    return choose
-
-
-GAD = tuple(f"gad/{fold}/{part}.tsv" for fold in range(1, 11) for part in ("train", "test"))
-
-
-def choose_gad(member: str) -> str | None:
-    """.../GAD/1/train.tsv -> gad/1/train.tsv."""
-    place = "/".join(PurePosixPath(member).parts[-3:]).lower()
-    return place if place in GAD else None
-
-
-def choose_bioasq(member: str) -> str | None:
-    """.../BioASQ-train-factoid-7b.json and .../7B_golden.json -> bioasq/..."""
-    name = PurePosixPath(member).name
-    is_ours = re.fullmatch(r"BioASQ-(train|test)-factoid-\w+(-\d)?\.json|\dB\d?_golden\.json", name)
-    return f"bioasq/{name}" if is_ours else None
-
-
-# ---- what the server says
-
-
-def settle(item: Item, web: Web) -> Item | None:
-    """An item with its size and what else the server tells; None: optional, and not there.
+def alternatives(item: Item, web: Web) -> Iterator[Item]:
+    """An item, then what may be fetched in its place where the server has no such file.
 
     Weights are the first of: safetensors in the model's own revision, safetensors that the hub's
     converter made of it, the pickle.
-
-    Raises:
-        Failed: there is no such file, or the server does not say.
     """
-    if item.choose:  # Drive may refuse to say anything of a file that it gives
-        try:
-            return look(item, web) or item
-        except Failed:
-            return item
-    if item.repo is None:
-        return look(item, web) or missing(item)
-    found = look(item, web)
-    if found is None and (revision := conversion(item.repo, web)):
-        found = look(at(item, revision, item.place), web)
-    if found is None:
-        found = look(at(item, item.revision, pickled(item.place)), web)
-    return found or missing(item)
+    yield item
+    if item.is_weights:
+        repo = MODELS[item.set].repo
+        if revision := conversion(repo, web):
+            address = hub(repo, revision, "model.safetensors")
+            yield replace(item, address=address, revision=revision, sha256=None)
+        address = hub(repo, item.revision, "pytorch_model.bin")
+        yield replace(item, place=pickled(item.place), address=address, sha256=None)
 
 
 def pickled(place: str) -> str:
     return str(PurePosixPath(place).with_name("pytorch_model.bin"))
-
-
-def at(item: Item, revision: str, place: str) -> Item:
-    address = hub(item.repo, revision, PurePosixPath(place).name)
-    return replace(item, place=place, address=address, revision=revision, sha256=None)
-
-
-def look(item: Item, web: Web) -> Item | None:
-    told = web.look(item.address)
-    if told is None:
-        return None
-    address = item.address
-    if told.revision and item.revision and not FIXED.fullmatch(item.revision):
-        # a branch moves on: all files, and a later fetch, are of the commit that was met
-        address = address.replace(f"/resolve/{quote(item.revision, safe='')}/",
-                                  f"/resolve/{told.revision}/")  # fmt: skip
-    return replace(
-        item,
-        address=address,
-        size=told.size,
-        sha256=item.sha256 or told.sha256,
-        revision=told.revision or item.revision,
-    )
-
-
-def missing(item: Item) -> None:
-    if not item.is_optional:
-        raise Failed(f"{item.address}: 404, no such file; was it moved?", 404)
 
 
 def conversion(repo: str, web: Web) -> str | None:
@@ -324,20 +231,14 @@ def conversion(repo: str, web: Web) -> str | None:
     Anybody can open such a request, with any weights in it; only the hub's own one counts.
     """
     try:
-        found = json.loads(web.read(f"{HUB}/api/models/{repo}/discussions"))["discussions"]
-        return next((f"refs/pr/{int(each['num'])}" for each in found if is_converters(each)), None)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        for each in json.loads(web.read(f"{HUB}/api/models/{repo}/discussions"))["discussions"]:
+            is_open = each["isPullRequest"] is True and each["status"] in ("open", "merged")
+            is_hubs = (each["author"] or {}).get("name") == "SFconvertbot"
+            if is_open and is_hubs and "safetensors" in each["title"]:
+                return f"refs/pr/{int(each['num'])}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # not what the hub answers
     except Failed as error:
-        if error.status in (403, 404):  # discussions may be off
-            return None
-        raise
-
-
-def is_converters(discussion: dict) -> bool:
-    return (
-        discussion.get("isPullRequest") is True
-        and discussion.get("status") in ("open", "merged")
-        and (discussion.get("author") or {}).get("name") == "SFconvertbot"
-        and "safetensors" in discussion.get("title", "")
-    )
+        if error.status not in (403, 404):  # discussions may be off
+            raise
+    return None

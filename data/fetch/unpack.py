@@ -1,98 +1,109 @@
 """Chosen files out of a zip or tar archive, and nothing else on the disk.
 
-No name of the archive is ever a path: `choose` says which member goes to which place, and `at`
-refuses a place outside its folder. Links and devices are no files. Each file is written beside its
+No name of the archive is ever a path: `choose` says which member goes to which place, and `inside`
+refuses a place outside its folder. Links and devices are left out. Each file is written beside its
 place and renamed.
 """
 
-import lzma
+import gzip
+import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 
-CHUNK = 1 << 20  # bytes read at once
-LARGEST = 2 << 30  # bytes of one member: more is no text of ours, and may be made to fill the disk
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error, EOFError,
-          OSError, NotImplementedError, RuntimeError, ValueError)  # fmt: skip
+LIMIT = 2 << 30  # bytes of all members: more is not a corpus of ours, and may fill the disk
+MEMBERS = 100_000
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError,
+          NotImplementedError, RuntimeError, ValueError, OverflowError)  # fmt: skip
+
+
+def inside(folder: Path, place: str) -> Path:
+    """`place` below `folder`; raises `InputError` where it would lead elsewhere."""
+    parts = PurePosixPath(place).parts
+    if not parts or place.startswith("/") or ".." in parts or "\\" in place or "\0" in place:
+        raise InputError(f"{place!r} is not a place below {folder}")
+    return folder.joinpath(*parts)
 
 
 def is_archive(path: Path) -> bool:
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
-def unpack(archive: Path, at: Callable[[str], Path],
-           choose: Callable[[str], str | None]) -> list[str]:  # fmt: skip
-    """Write the chosen members of an archive; the places written, in order.
+def unpack(
+    archive: Path, at: Callable[[str], Path], choose: Callable[[str], str | None]
+) -> list[str]:
+    """Write the chosen members of an archive that is sound to its end -> their places, sorted.
 
     Args:
-        at:     a place -> where that is; raises `InputError` for one it does not like.
+        at:     a place -> its path; raises `InputError` for one it does not like.
         choose: a member's name -> its place, None = leave it. Of two members for one place the
             first counts.
     Raises:
-        InputError: the archive is damaged, a member is too large.
+        InputError: the archive is damaged, or larger than LIMIT or MEMBERS when unpacked.
     """
     try:
-        read_all(archive)
+        check(archive)
     except DAMAGE as error:
-        raise InputError(f"{archive}: {error}; the archive is damaged: remove it") from None
+        raise InputError(f"{archive}: {error}; it is damaged or not ours: remove it") from None
     places = []
-    for name, size, file in members(archive):
+    for name, file in members(archive):
         place = choose(name)
-        if place is None or place in places:
-            continue
-        what = f"{archive}: {name}"
-        if size > LARGEST:
-            raise InputError(f"{what} has {size:,} bytes, expected at most {LARGEST:,}")
-        with staged_file(at(place)) as staged, open(staged, "wb") as out:
-            copy(file(), out, what)
-        places.append(place)
+        if place is not None and place not in places:
+            with staged_file(at(place)) as staged, file() as source, open(staged, "wb") as out:
+                shutil.copyfileobj(source, out)
+            places.append(place)
     return sorted(places)
 
 
-def read_all(archive: Path) -> None:
-    """Raise what Python's readers raise where the archive is damaged, before a file is written.
+def check(archive: Path) -> None:
+    """Read all of an archive before a file of it is written; raises one of DAMAGE.
 
-    The checksum of a .tar.gz comes last, and who stops at the last member never reads it.
+    The checksum of a .tar.gz comes last, and stopping at the last member never reads it. As a bare
+    stream first: nothing that a tar says of itself can take time or memory beyond LIMIT.
     """
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as z:
+            add_up(entry.file_size for entry in z.infolist())
             if bad := z.testzip():
                 raise zipfile.BadZipFile(f"{bad} has another checksum")
-    else:
-        with tarfile.open(archive) as t:
-            for _ in t:
-                pass
-            while t.fileobj.read(CHUNK):
-                pass
+        return
+    with open_tar(archive) as stream:
+        add_up(map(len, iter(lambda: stream.read(1 << 20), b"")))
+    with open_tar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as t:
+        add_up(entry.size for entry in t)  # a sparse file is longer than its bytes
 
 
-def members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
-    """(name, bytes, how to open it) of each regular file of an archive."""
+def add_up(sizes: Iterable[int]) -> None:
+    """Raise `ValueError` where an archive has more than it may."""
+    total = 0
+    for n, size in enumerate(sizes, 1):
+        total += size
+        if size < 0 or total > LIMIT or n > MEMBERS:
+            raise ValueError(f"more than the limit of {LIMIT:,} bytes or {MEMBERS:,} members")
+
+
+def open_tar(archive: Path) -> IO[bytes]:
+    with open(archive, "rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return gzip.open(archive) if is_gzip else open(archive, "rb")
+
+
+def members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """(name, how to open it) of each regular file of an archive."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as z:
             for entry in z.infolist():
                 if not entry.is_dir():
-                    yield entry.filename, entry.file_size, lambda e=entry: z.open(e)
+                    yield entry.filename, lambda e=entry: z.open(e)
     else:
-        with tarfile.open(archive) as t:
+        with open_tar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as t:
             for entry in t:
                 if entry.isreg():
-                    yield entry.name, entry.size, lambda e=entry: t.extractfile(e)
-
-
-def copy(source: IO[bytes], out: IO[bytes], what: str) -> None:
-    """All bytes; the size an archive names is only a claim."""
-    written = 0
-    with source:
-        while chunk := source.read(CHUNK):
-            written += len(chunk)
-            if written > LARGEST:
-                raise InputError(f"{what} has more than {LARGEST:,} bytes")
-            out.write(chunk)
+                    yield entry.name, lambda e=entry: t.extractfile(e)
