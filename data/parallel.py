@@ -78,7 +78,7 @@ def exchange(call: Callable, *arguments):
     """
     try:
         return call(*arguments)
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):
         raise InputError(
             "a worker process was killed, perhaps for lack of memory; run again, with fewer "
             "--workers if need be: finished work is kept"
@@ -94,7 +94,12 @@ def start(build: Callable, arguments: tuple) -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, build, arguments), daemon=True)
-    process.start()
+    # An interrupt here would leave a process that does not know what to do. It inherits the mask.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     there.close()
     return process, here
 
@@ -114,7 +119,7 @@ def serve(connection: Connection, build: Callable, arguments: tuple) -> None:
                 error.add_note(traceback.format_exc())
                 answer = None, error
             connection.send(answer)
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):  # closed, or in the middle of a message
         return
 
 
