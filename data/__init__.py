@@ -1,1 +1,1 @@
-"""Text and where it comes from; each file runs as a module: `python -m data.sample --help`."""
+"""Text and where it comes from; each folder is a command: `python -m data.sample --help`."""

@@ -30,7 +30,7 @@ FOLDERS = {
     "minibio.tasks": "entities, relations, questions",
     "minibio.report": "tables, pictures, model cards",
     "minibio.bench": "what `python -m minibio bench` runs",
-    "data": "worker processes",
+    "data": "worker processes, fingerprints",
     "data.fetch": "downloads",
     "data.pubmed": "PubMed's XML to JSON lines",
     "data.shard": "JSON lines to token shards",

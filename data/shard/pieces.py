@@ -29,7 +29,7 @@ from data.shard.leakage import Sentences
 from data.shard.records import FLAGS, Block, Document, documents
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
-from minibio.text.shards import open_part, write_part
+from minibio.text.shards import MISMATCH, open_part, read_header, write_part
 from minibio.text.tokenizer import Tokenizer
 
 CHUNK = 512  # documents tokenised at once
@@ -249,5 +249,16 @@ class Piece:
         return dict(zip(self.leaks[0].tolist(), self.column("names")[0].tolist(), strict=True))
 
     def sequences(self, V: int) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets, tokens), memory-mapped: those of `minibio.text.shards.open_part`."""
-        return open_part(Path(f"{self.stem}.bin"), V)
+        """(offsets, tokens), memory-mapped: those of `minibio.text.shards.open_part`.
+
+        Raises:
+            InputError: the file is damaged, tokens included.
+        """
+        file = Path(f"{self.stem}.bin")
+        try:
+            offsets, tokens = open_part(file, V)
+            if zlib.crc32(tokens) != read_header(file, V).tokens_crc:
+                raise InputError(f"{file}: {MISMATCH}")
+        except InputError as error:
+            raise InputError(f"{error}; remove {file.parent.parent} and run again") from None
+        return offsets, tokens

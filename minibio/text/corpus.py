@@ -155,12 +155,20 @@ class Corpus:
 
         Args:
             seed: of the masks; None = the corpus's.
+        Raises:
+            InputError: a token id beyond the vocabulary: damage that opening does not look for.
         """
         order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
         lengths = [len(documents[i]) for i in order]
         seed = self.seed if seed is None else seed
+        row = np.concatenate([documents[i] for i in order])  # (N,)
+        if row.max() >= self.V:
+            raise InputError(
+                f"{self.path}: holds token id {row.max()}, expected ids below {self.V}; "
+                f"python -m data.shard --verify {self.path} names the place"
+            )
         row, predict, labels = self.masking.apply(
-            np.concatenate([documents[i] for i in order]),  # (N,)
+            row,
             draws(seed, [positions[i] for i in order], lengths),  # (3, N)
         )
         return Batch.from_row(row, lengths, predict=predict, labels=labels)

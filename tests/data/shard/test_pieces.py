@@ -125,6 +125,17 @@ def test_a_damaged_table_is_named(tokenizer_dir, tmp_path):
             [piece.column(name) for name in ("key", "windows", "cut", "counts")]
 
 
+@pytest.mark.parametrize("at", [0, 30, 70, -1])
+def test_damaged_tokens_are_named(tokenizer_dir, tmp_path, at):
+    piece, t = make(tokenizer_dir, tmp_path)
+    file = tmp_path / "000000.bin"
+    raw = bytearray(file.read_bytes())
+    raw[at] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(InputError, match="000000.bin: .*remove .* and run again"):
+        piece.sequences(t.V)
+
+
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(
     texts=st.lists(

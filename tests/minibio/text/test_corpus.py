@@ -356,6 +356,18 @@ def test_without_masking_nothing_is_predicted(path):
 # refusals
 
 
+@pytest.mark.parametrize("value", [V, 60_000])
+def test_a_token_id_beyond_the_vocabulary_is_refused(tmp_path, value):
+    """Opening reads no tokens, so their checksum does not show it."""
+    file = write(tmp_path, n=1) / "train-00000.bin"
+    tokens = np.array(document(0), "<u2")
+    tokens[1] = value
+    file.write_bytes(file.read_bytes()[: -tokens.nbytes] + tokens.tobytes())
+    message = f"holds token id {value}, expected ids below 60; python -m data.shard --verify"
+    with pytest.raises(InputError, match=message):
+        corpus(tmp_path).take([0])
+
+
 def test_an_empty_corpus_is_refused(tmp_path):
     with pytest.raises(InputError, match="the split 'train' has no document"):
         corpus(write(tmp_path, n=0))
