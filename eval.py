@@ -1,4 +1,4 @@
-"""Fine-tune on the paper's tasks, score, predict, and set models side by side (section 5).
+"""Fine-tune on the paper's tasks, score, predict, and compare models (section 5).
 
     python eval.py ner      --model runs/tiny --data NCBI-disease --out runs/tiny-ncbi --seeds 0 1 2
     python eval.py relation --model runs/tiny --data gad --fold all --out runs/tiny-gad
@@ -7,267 +7,114 @@
     python eval.py predict  runs/tiny-ncbi abstracts.txt > names.jsonl
     python eval.py compare  runs/teacher runs/tiny runs/scratch --ner runs/teacher-ner ...
 
-A fine-tuning learns from the training set, chooses nothing by the others, and scores the test set
-once, at the end. Stopped by a signal or a crash, it goes on when the same command is given again;
-under torchrun it runs on several processes. Read `experiment` first, then tasks/finetune.py.
+A model learns from the training set and is scored on the test set once, at the end; nothing is
+chosen by the test set, and by the development set only with --early-stopping. Re-run the same
+command to resume a fine-tuning that was stopped. Under torchrun it runs on several ranks.
+
+From the top: the options, read before torch is imported; `fine_tune`, the loop; `execute`, one
+fine-tuning from its model to its scores; `experiment`, over seeds and folds; the commands. Options
+of compare, speed and table are in the modules that `ELSEWHERE` names.
 """
 
 import argparse
 import dataclasses
+import hashlib
+import importlib
 import json
+import math
 import os
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
-from minibio.bench.speed import add_arguments as add_speed
-from minibio.report import scores as report
-from minibio.report.compare import add_arguments as add_compare
-from minibio.report.tables import add_arguments as add_table
-from minibio.run import dist, errors, files, optim
+from minibio.config import HOW, RECIPES, Recipe
+from minibio.run import errors, options
 from minibio.run.errors import InputError
-from minibio.tasks import relation
-from minibio.tasks.experiments import ner_task, qa_task, relation_task
-from minibio.tasks.finetune import RECIPES, MakeTask, Recipe, Way, fine_tune
-from minibio.tasks.objective import ALPHA
-from minibio.tasks.predict import Predictor, predict
 from minibio.tasks.tags import SCHEMES
 
-
-def experiment(args, parts: dict[str, MakeTask], first: MakeTask | None = None) -> None:
-    """Fine-tune for every seed and fold, print each score, and their mean at the end.
-
-    Args:
-        parts: name of a fold -> its task; {"": task} where there are no folds.
-        first: what is learnt before, in a first stage.
-    """
-    args.out = args.out or default_place(args)
-    if args.teacher is None and (args.alpha or args.layer_map or args.method != Recipe.method):
-        raise InputError("--method, --alpha and --layer-map are of a teacher; pass --teacher DIR")
-    recipe = Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Recipe)})
-    ranks = dist.start(args.device)
-    try:
-        show(args, recipe, ranks)
-        records = {}
-        for seed in args.seeds or [args.seed]:
-            for part, make in parts.items():
-                out = args.out / part / (f"seed-{seed}" if args.seeds else "")
-                own = dataclasses.replace(recipe, seed=seed)
-                record = learn(args, make, first, own, out, ranks)
-                if record is None:  # a signal stopped it
-                    return
-                records[seed, part] = record
-        if len(records) > 1 and report.figures(record):
-            summary = report.summary(records)
-            facts = {"task": record["task"], "model": record["model"], "data": record["data"]}
-            path = args.out / "summary.json"
-            dist.from_rank0(lambda: files.write_json(path, {**facts, **summary}), ranks)
-            dist.print0(report.means(summary))
-    finally:
-        dist.stop(ranks)
+ELSEWHERE = {  # command -> its module, and its line of --help
+    "compare": ("minibio.report.compare", "a table of runs: size, loss, entity F1, speed"),
+    "speed": ("minibio.bench.speed", "Figure 2: latency, throughput, memory, size on disk"),
+    "table": ("minibio.report.tables", "Tables 1 to 6, from runs of ner, relation and qa"),
+}
+OF_A_TEACHER = ("method", "alpha", "temperature", "layer_map")
 
 
-def learn(args, make: MakeTask, first: MakeTask | None, recipe: Recipe, out: Path,
-          ranks: dist.Ranks) -> dict | None:  # fmt: skip
-    """One fine-tuning, after its first stage if it has one -> its record; None if stopped."""
-    way = Way(ranks, args.overwrite, args.accumulate, args.log_every, args.save_every)
-    source = args.model
-    if first is not None:
-        source, stage = out / "first", dataclasses.replace(recipe, epochs=args.first_epochs)
-        if fine_tune(args.model, first, stage, source, way) is None:
-            return None
-    record = fine_tune(source, make, recipe, out, way, args.teacher, origin=args.model)
-    if record is not None:
-        dist.print0(report.scores(record))
-        dist.print0(f"{out}: a Hugging Face directory, with {record['task']}.json and log.jsonl")
-    return record
-
-
-def default_place(args) -> Path:
-    data = args.train.stem if args.command == "qa" else args.data.resolve().name
-    return Path("runs") / f"{args.command}-{data}-{args.model.resolve().name}"
-
-
-def show(args, recipe: Recipe, ranks: dist.Ranks) -> None:
-    """What is about to be done."""
-    rows = {**dataclasses.asdict(recipe), "device": ranks.device, "processes": ranks.world}
-    for name in ("method", "alpha", "temperature", "layer_map") if args.teacher is None else ():
-        del rows[name]
-    dist.print0(report.columns(f"{args.out}: {args.model} learns {args.command}", rows))
-
-
-def run_ner(args) -> None:
-    """Named entities."""
-    experiment(args, {"": ner_task(args.data, args.scheme)})
-
-
-def run_relation(args) -> None:
-    """Relations: one set, one fold, all folds, or a split by seed."""
-    how = {"at_random": args.split, "classes": args.classes, "anonymise": args.anonymise}
-    if args.fold != "all":
-        return experiment(args, {"": relation_task(args.data, fold=args.fold, **how)})
-    folds = [int(path.name) for path in relation.folds(args.data)]
-    if not folds:
-        raise InputError(f"{args.data} has no folds: directories 1, 2, ...; drop --fold")
-    experiment(args, {f"fold-{n}": relation_task(args.data, fold=n, **how) for n in folds})
-
-
-def run_qa(args) -> None:
-    """Questions, after a first stage on others if wanted."""
-    how = {"stride": args.stride, "order": "released" if args.released_order else "pooled",
-           "allow_overlap": args.allow_overlap}  # fmt: skip
-    tests = (args.test, args.golden)
-    first = None if args.first is None else qa_task(args.first, *tests, **how)
-    experiment(args, {"": qa_task(args.train, *tests, **how)}, first)
-
-
-def run_predict(args) -> None:
-    """A line of JSON for each line of text."""
-    device = dist.pick_device(args.device)
-    predictor = Predictor(args.directory, args.batch, device, args.precision)
-    if args.out is None:
-        write_lines(sys.stdout, predict(predictor, args.text, args.json))
-    else:
-        with files.staged_file(args.out) as staged, open(staged, "w", encoding="utf-8") as file:
-            write_lines(file, predict(predictor, args.text, args.json))
-
-
-def write_lines(file, values) -> None:
-    for value in values:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
-        file.flush()
-
-
-# the command line
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("eval.py", description=__doc__.split("\n")[0])
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Every option; those of a command of `ELSEWHERE` only where it is `command`."""
+    p = options.Parser("eval.py", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True)
-
-    g = commands.add_parser("ner", help="named entities: fine-tune, score, save")
-    g.set_defaults(run=run_ner)
-    g.add_argument("--data", type=Path, required=True,
-                   help="directory of train.tsv, test.tsv and, if wanted, devel.tsv")  # fmt: skip
-    g.add_argument(
-        "--scheme",
-        choices=SCHEMES,
-        help="rewrite the tags that are learnt (default: as train.tsv has them)",
-    )
-    add_fine_tuning(g, "ner")
-
-    g = commands.add_parser("relation", help="relations: fine-tune, score, save")
-    g.set_defaults(run=run_relation)
-    g.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="directory of train, test and, if wanted, dev; or of folds 1, 2, ...",
-    )
-    g.add_argument("--fold", type=fold, metavar="N|all", help="of a set in folds")
-    g.add_argument(
-        "--split",
-        action="store_true",
-        help="a tenth of all examples, drawn from the seed, is the test set (F54)",
-    )
-    g.add_argument(
-        "--classes",
-        type=int,
-        choices=(5, 13),
-        help="of CHEMPROT: its 13 relations, or the five groups CPR:3 to CPR:9",
-    )
-    g.add_argument("--anonymise", action="store_true",
-                   help="@ARG1$ and @ARG2$ in place of << >> and [[ ]]")  # fmt: skip
-    add_fine_tuning(g, "relation")
-
-    g = commands.add_parser("qa", help="questions: fine-tune, answer, score, save")
-    g.set_defaults(run=run_qa)
-    g.add_argument("--train", type=Path, required=True, help="SQuAD-form file")
-    g.add_argument("--test", type=Path, nargs="+", required=True, help="SQuAD-form files")
-    g.add_argument("--golden", type=Path, nargs="+", default=[],
-                   help="BioASQ-form files of the right answers")  # fmt: skip
-    g.add_argument("--first", type=Path, help="SQuAD-form file of a first stage (F60)")
-    g.add_argument("--first-epochs", type=positive, default=2, help="of it (%(default)s)")
-    g.add_argument("--stride", type=positive, default=128,
-                   help="pieces from one window to the next (%(default)s)")  # fmt: skip
-    g.add_argument(
-        "--released-order",
-        action="store_true",
-        help="the best answer of each snippet, in the snippets' order (F58)",
-    )
-    g.add_argument("--allow-overlap", action="store_true",
-                   help="learn questions of train that stand in a test file too")  # fmt: skip
-    add_fine_tuning(g, "qa")
-
-    g = commands.add_parser("predict", help="apply a fine-tuned directory to text")
-    g.set_defaults(run=run_predict)
-    g.add_argument("directory", type=Path, help="of ner, relation or qa; its head says which")
-    g.add_argument("text", nargs="?", default="-", help="a text a line (default: standard input)")
-    g.add_argument("--json", action="store_true", help="the lines are JSON (tasks/predict.py)")
-    g.add_argument("--out", type=Path, help="file to write (default: standard output)")
-    g.add_argument("--batch", type=positive, default=32, help="texts (%(default)s)")
-    g.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-
-    g = commands.add_parser("compare", help="a table of runs: size, loss, entity F1, speed")
-    add_compare(g)
-
-    g = commands.add_parser("speed", help="Figure 2: latency, throughput, memory, size on disk")
-    add_speed(g)
-
-    g = commands.add_parser("table", help="Tables 1 to 6, from runs of ner, relation and qa")
-    add_table(g)
-
+    add_ner(commands.add_parser("ner", help="named entities: fine-tune, score, save"))
+    add_relation(commands.add_parser("relation", help="relations: fine-tune, score, save"))
+    add_qa(commands.add_parser("qa", help="questions: fine-tune, answer, score, save"))
+    add_predict(commands.add_parser("predict", help="apply a fine-tuned directory to text"))
+    for name, (module, about) in ELSEWHERE.items():
+        g = commands.add_parser(name, help=about)
+        if name == command:
+            importlib.import_module(module).add_arguments(g)
     for g in commands.choices.values():
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
         g.add_argument("--threads", type=positive, help="of the CPU (default: torch's own choice)")
     return p
 
 
+def add_ner(g: argparse.ArgumentParser) -> None:
+    add = g.add_argument
+    add("--data", type=Path, required=True, help="directory of train.tsv, test.tsv and devel.tsv")
+    add("--scheme", choices=SCHEMES, help="rewrite the tags (default: as train.tsv has them)")
+    add_fine_tuning(g, "ner")
+
+
+def add_relation(g: argparse.ArgumentParser) -> None:
+    add = g.add_argument
+    add("--data", type=Path, required=True, help="directory of train, test and dev; or of folds")
+    add("--fold", type=fold, metavar="N|all", help="of a set in folds 1, 2, ...")
+    add("--split", action="store_true", help="a random tenth of all is the test set (F54)")
+    add("--classes", type=int, choices=(5, 13), help="of CHEMPROT: 13 relations, or CPR:3 to CPR:9")
+    add("--anonymise", action="store_true", help="@ARG1$ and @ARG2$ in place of << >> and [[ ]]")
+    add_fine_tuning(g, "relation")
+
+
+def add_qa(g: argparse.ArgumentParser) -> None:
+    add = g.add_argument
+    add("--train", type=Path, required=True, help="SQuAD-form file")
+    add("--test", type=Path, nargs="+", required=True, help="SQuAD-form files")
+    add("--golden", type=Path, nargs="+", default=[], help="BioASQ-form files of right answers")
+    add("--first", type=Path, help="SQuAD-form file of a first stage (F60)")
+    add("--first-epochs", type=positive, default=2, help="of it (%(default)s)")
+    add("--stride", type=positive, default=128, help="pieces between windows (%(default)s)")
+    add("--released-order", action="store_true", help="one answer of each snippet, in order (F58)")
+    add("--allow-overlap", action="store_true", help="learn questions that are in a test file too")
+    add_fine_tuning(g, "qa")
+
+
+def add_predict(g: argparse.ArgumentParser) -> None:
+    add = g.add_argument
+    add("directory", type=Path, help="of ner, relation or qa; its head says which")
+    add("text", nargs="?", default="-", help="a text a line (default: standard input)")
+    add("--json", action="store_true", help="the lines are JSON (tasks/predict.py)")
+    add("--out", type=Path, help="file to write (default: standard output)")
+    add("--batch", type=positive, default=32, help="texts (%(default)s)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
+
+
 def add_fine_tuning(g: argparse.ArgumentParser, task: str) -> None:
-    """The options of fine-tuning; defaults are the paper's."""
-    r = RECIPES[task]
-    g.add_argument("--model", type=Path, required=True, help="Hugging Face directory to start from")
-    g.add_argument("--out", type=Path, help=f"directory to write (default: runs/{task}-DATA-MODEL)")
-    g.add_argument("--overwrite", action="store_true", help="do anew what is finished in --out")
+    """The options that the three tasks share; those of `Recipe` default to `RECIPES[task]`."""
+    g.add_argument("--model", type=Path, required=True, metavar="DIR",
+                   help="Hugging Face directory to start from")  # fmt: skip
+    g.add_argument("--teacher", type=Path, metavar="DIR", help="fine-tuned on the same task")
+    g.add_argument("--out", type=Path, metavar="DIR",
+                   help=f"of the run (default: runs/{task}-DATA-MODEL)")  # fmt: skip
+    g.add_argument("--overwrite", action="store_true", help="start again in a used --out")
     g.add_argument("--seeds", type=natural, nargs="+", metavar="SEED",
                    help="one run each, in --out/seed-SEED; mean and 95 %% interval")  # fmt: skip
-    g.add_argument("--epochs", type=positive, default=r.epochs, help="default %(default)s")
-    g.add_argument("--batch", type=positive, default=r.batch, help="examples (%(default)s)")
-    g.add_argument("--lr", type=float, default=r.lr, help="peak learning rate (%(default)s)")
-    g.add_argument("--schedule", choices=optim.SCHEDULES, default=r.schedule)
-    g.add_argument("--warmup", type=natural, default=r.warmup, help="steps (%(default)s)")
-    g.add_argument("--weight-decay", type=float, default=r.weight_decay)
-    g.add_argument("--clip", type=float, default=r.clip, help="largest gradient norm (%(default)s)")
-    g.add_argument("--length", type=int, default=r.length,
-                   help="tokens of the longest window (%(default)s)")  # fmt: skip
-    g.add_argument("--seed", type=natural, default=r.seed)
-    g.add_argument("--precision", choices=("fp32", "bf16"), default=r.precision)
-    g.add_argument("--early-stopping", type=positive, nargs="?", const=2, default=0,
-                   dest="patience", metavar="EPOCHS",
+    g = g.add_argument_group("fields of Recipe")
+    options.add_options(g, Recipe, without=["patience"])
+    g.add_argument("--early-stopping", type=positive, nargs="?", const=2, dest="patience",
+                   metavar="EPOCHS", default=argparse.SUPPRESS,
                    help="take the model that is best on the development set, and stop after EPOCHS "
                         "without a better one (2)")  # fmt: skip
-    g.add_argument("--accumulate", type=positive, default=1, help="micro-batches a step")
-    g.add_argument("--log-every", type=positive, default=0, help="steps")
-    g.add_argument("--save-every", type=positive, default=0,
-                   help="steps (default: an epoch, at most 500)")  # fmt: skip
-    t = g.add_argument_group("with a teacher", "weights and their sources: task_objective.py")
-    t.add_argument("--teacher", type=Path, help="directory fine-tuned on the same task")
-    t.add_argument("--method", choices=ALPHA, default=r.method, help="what is learnt of it")
-    t.add_argument("--alpha", type=numbers(float), default=(), metavar="A,B,C",
-                   help="weights of labels, soft labels and layers")  # fmt: skip
-    t.add_argument("--temperature", type=float, default=r.temperature, help="of the soft labels")
-    t.add_argument("--layer-map", type=numbers(int), default=(), help="teacher layers, from 1")
-
-
-def numbers(kind):
-    """An argparse type: `1,5,3`."""
-
-    def parse(text):
-        return tuple(kind(x) for x in text.split(","))
-
-    parse.__name__ = "numbers"
-    return parse
 
 
 def fold(text: str) -> int | str:
@@ -289,14 +136,350 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def main(argv=None) -> None:
-    args = parser().parse_args(argv)
+def read(argv: list[str] | None = None) -> tuple[argparse.Namespace, Recipe | None]:
+    """The command line, and the recipe of a fine-tuning.
+
+    Raises:
+        InputError: an option is unknown, out of its range, or does not fit the others.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser(next(iter(argv), None)).parse_args(argv)
+    if args.command not in RECIPES:
+        return args, None
+    given = options.given(args, Recipe)
+    recipe = dataclasses.replace(RECIPES[args.command], **given)
+    options.check(recipe)
+    if args.teacher is None:
+        for name in OF_A_TEACHER:
+            if name in given:
+                raise InputError(f"{options.flag(name)} needs --teacher DIR")
+    data = args.train.stem if args.command == "qa" else args.data.resolve().name
+    args.out = args.out or Path("runs", f"{args.command}-{data}-{args.model.resolve().name}")
+    return args, recipe
+
+
+if __name__ == "__main__":
+    errors.read_early(read, "eval.py")
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+import minibio
+from minibio.batch import Counts
+from minibio.distil.objectives import Objective, teach
+from minibio.model.convert import load, save
+from minibio.model.heads import Model
+from minibio.report import scores as report
+from minibio.run import checkpoint, dist, files, log, optim
+from minibio.run.dist import Ranks, autocast
+from minibio.run.gradients import Gradients, reduce_terms
+from minibio.run.log import Progress
+from minibio.run.rundir import RunDir, StopRequest
+from minibio.tasks import finetune, relation
+from minibio.tasks.finetune import Best, Score, Task
+from minibio.tasks.ner import NerTask
+from minibio.tasks.objective import Labels, Taught
+from minibio.tasks.predict import Predictor, predict
+from minibio.tasks.qa import QaTask
+from minibio.tasks.relation import RelationTask
+from minibio.text.feed import Epochs, ahead
+from minibio.text.tokenizer import Tokenizer
+
+MAX_SKIPS = 10  # steps in a row that are not finite, before the run gives up
+BEST = ".best"  # in the run's directory: the model that early stopping has found so far
+
+
+def fine_tune(objective: Objective, teacher: Model | None, task: Task, tokenizer: Tokenizer,
+              feed: Epochs, recipe: Recipe, run_dir: RunDir, ranks: Ranks) -> Progress:  # fmt: skip
+    """Train `objective` from its first step, or from the newest checkpoint, to the last.
+
+    With early stopping the run ends `recipe.patience` epochs after the best score on the
+    development set, and the student has that epoch's weights then. Read train.py's loop first.
+
+    Raises:
+        InputError: MAX_SKIPS steps in a row were not finite, a checkpoint cannot be written or does
+            not fit, another rank is gone.
+    """
+    steps = recipe.epochs * feed.steps
+    log_every = recipe.log_every or max(1, steps // 20)
+    save_every = recipe.save_every or min(feed.steps, 500)
+    optimizer = optim.make_optimizer(objective, recipe.lr, recipe.weight_decay)
+    gradients = Gradients(objective.parameters(), ranks)
+    best = Best(run_dir.out / BEST, ranks)
+    torch.manual_seed(recipe.seed + ranks.rank)  # dropout; weights were drawn alike on all ranks
+    progress = run_dir.resume(objective, optimizer, recipe.seed)
+    if progress is None:
+        progress = Progress()
+        if recipe.patience:
+            evaluate(task, objective, run_dir, 0)
+    elif recipe.patience:
+        best.read()
+    bar = log.progress(steps, task.name, ranks)
+    bar.update(progress.step)
+    with bar, StopRequest() as stop, ahead(feed, progress.samples, steps - progress.step) as line:
+        began = time.perf_counter()
+        for span, batches in line:
+            # 1. Denominators over all micro-batches and ranks.
+            *totals, asked = dist.all_sum([*Counts.of(batches), stop.name is not None], ranks)
+            counts = Counts(*totals)
+
+            # 2. Forward and backward; the last backward sums the gradients over ranks on its way.
+            gradients.clear()
+            terms: dict[str, Tensor] = {}
+            for i, batch in enumerate(batches):
+                batch = batch.to(ranks.device)
+                with gradients.summed() if i == len(batches) - 1 else nullcontext():
+                    with autocast(recipe.precision, ranks.device):
+                        taught = None if teacher is None else teach(teacher, batch, objective.needs)
+                        parts = objective(batch, taught, counts)
+                    parts["loss"].backward()
+                for name, x in parts.items():
+                    terms[name] = terms.get(name, 0) + x.detach()
+
+            # 3. One wait for the device. All ranks see the same figures: all move, or all skip.
+            norm = nn.utils.clip_grad_norm_(gradients.parameters, recipe.clip)
+            figures = reduce_terms(terms, norm, ranks)
+            lr = optim.lr_at(progress.step, peak=recipe.lr, warmup=recipe.warmup, total=steps,
+                             schedule=recipe.schedule)  # fmt: skip
+            if all(map(math.isfinite, figures.values())):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+
+            # 4. Count, log, evaluate, save; stop early.
+            now = time.perf_counter()
+            progress.add(figures, samples=span.stop, tokens=int(counts.N), seconds=now - began,
+                         max_skips=MAX_SKIPS)  # fmt: skip
+            bar.update()
+            is_last = progress.step == steps
+            if is_last or progress.step % log_every == 0:
+                run_dir.log_interval(progress, steps, lr)
+            if recipe.patience and progress.step % feed.steps == 0:
+                score = evaluate(task, objective, run_dir, progress.step)
+                best.offer(objective.student, tokenizer, Score(progress.step, score))
+            if is_last or asked or progress.step % save_every == 0:
+                run_dir.save(progress, objective, optimizer)
+            if recipe.patience and progress.step - best.score.step >= recipe.patience * feed.steps:
+                break
+            if asked and not is_last:
+                progress.stopped = stop.name or "a signal to another rank"
+                break
+            began = time.perf_counter()
+    if recipe.patience and not progress.stopped:
+        best.restore(objective.student)
+        progress.held_out = {"best": best.score._asdict()}
+    return progress
+
+
+def evaluate(task: Task, objective: Objective, run_dir: RunDir, step: int) -> float:
+    """The score on the development set, logged."""
+    score = dist.from_rank0(lambda: float(task.devel(objective.student)), run_dir.ranks)
+    objective.train()
+    run_dir.log({"event": "held_out", "step": step, "devel": score})
+    return score
+
+
+def execute(task: Task, source: Path, recipe: Recipe, out: Path, ranks: Ranks, *,
+            teacher_dir: Path | None = None, origin: Path | None = None,
+            overwrite: bool = False) -> dict | None:  # fmt: skip
+    """Fine-tune `source` on the task, score it, write `out`; resume, or read what is finished.
+
+    Args:
+        source:      Hugging Face directory to start from.
+        teacher_dir: fine-tuned on the same task.
+        origin:      the model's name in the record, where `source` is a stage on the way.
+    Returns:
+        The record, as in NAME.json (`write_scored`); None if a signal stopped the run.
+    Raises:
+        InputError: `out` holds another run or model, files or shapes do not fit, steps are not
+            finite.
+    """
+    dist.from_rank0(lambda: str(files.check_writable(out)), ranks)
+    encoder, tokenizer = load(source, head="encoder")
+    if tokenizer is None:
+        raise InputError(
+            f"{source} has no tokenizer; put the vocab.txt or tokenizer.json of the model there"
+        )
+    if recipe.patience and not task.has_devel:
+        raise InputError("--early-stopping needs a development set, and there is none")
+    recipe = dataclasses.replace(recipe, length=min(recipe.length, encoder.config.P))
+    task.prepare(tokenizer, recipe)
+    model = finetune.build_model(source, encoder, task, recipe.seed)
+    teacher = None
+    if teacher_dir is not None:
+        teacher = finetune.load_teacher(teacher_dir, task, tokenizer, recipe.length)
+    config = {
+        **{name: x for name, x in vars(recipe).items() if name not in HOW},
+        "task": task.name, "labels": task.labels, **task.facts,
+        "model_is": finetune.digest(model), "teacher_is": finetune.digest(teacher),
+        "examples_are": hashlib.sha256(repr(list(task.examples)).encode()).hexdigest(),
+        "shape": vars(model.config),
+    }  # fmt: skip
+    torch.manual_seed(recipe.seed)  # of projections
+    objective = Labels(model, recipe) if teacher is None else Taught(model, teacher, recipe)
+    objective.to(ranks.device).train()
+    teacher = teacher and teacher.to(ranks.device)
+    feed = Epochs(task.examples, task.lengths, task.collate, ranks, batch=recipe.batch,
+                  seed=recipe.seed, accumulate=recipe.accumulate)  # fmt: skip
+    with RunDir(
+        out, ranks, config, may_differ=options.may_differ(Recipe), record=f"{task.name}.json",
+        keep=2, temporary=(checkpoint.FOLDER, BEST), overwrite=overwrite,
+    ) as run_dir:  # fmt: skip
+        if run_dir.finished is not None:
+            dist.print0(f"{out}: finished earlier, by this command; --overwrite starts again")
+            return run_dir.finished
+        began = time.perf_counter()
+        progress = fine_tune(objective, teacher, task, tokenizer, feed, recipe, run_dir, ranks)
+        if progress.stopped:
+            dist.print0(
+                f"\nstopped by {progress.stopped} after step {progress.step}, saved in "
+                f"{out / checkpoint.FOLDER}; re-run the same command to resume"
+            )
+            return None
+        run_dir.log({"event": "end", "step": progress.step, **progress.held_out})
+        facts = {
+            "task": task.name, "data": task.facts["data"], "model": str(origin or source),
+            "teacher": None if teacher_dir is None else str(teacher_dir), "seed": recipe.seed,
+            "steps": progress.step, "best": progress.held_out.get("best"),
+        }  # fmt: skip
+        return run_dir.finish(lambda staged: write_scored(
+            model, tokenizer, task, facts, staged, began))  # fmt: skip
+
+
+def write_scored(
+    model: Model, tokenizer: Tokenizer, task: Task, facts: dict, out: Path, began: float
+) -> dict:
+    """Write the model and its predictions on the test set.
+
+    Returns:
+        The record, for NAME.json:
+        task, data, seed: "ner", "NCBI-disease", 42
+        model, teacher:   the directories that were named; None = without a teacher
+        steps, best:      optimiser steps; where early stopping found its model, or None
+        test:             the scores, as the task's functions in metrics.py return them
+        parameters, parameters_encoder, versions, seconds
+        and, of `RunDir`, config: recipe, labels, counts, and hashes of data and weights
+    """
+    model.eval()
+    save(model, tokenizer, out, overwrite=True)
+    return {
+        **facts,
+        "test": task.test(model, out),
+        "parameters": model.n_parameters,
+        "parameters_encoder": sum(p.numel() for p in model.encoder.parameters()),
+        "versions": {"minibio": minibio.__version__, "torch": str(torch.__version__)},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def experiment(args: argparse.Namespace, recipe: Recipe, parts: dict[str, Task],
+               first: Task | None = None) -> None:  # fmt: skip
+    """Fine-tune for every seed and fold, print each score, and their mean at the end.
+
+    Args:
+        parts: name of a fold -> its task; {"": task} where there are no folds.
+        first: learnt before, in a first stage.
+    """
+    ranks = dist.start(args.device)
+    try:
+        rows = {**vars(recipe), "device": ranks.device, "processes": ranks.world}
+        for name in OF_A_TEACHER if args.teacher is None else ():
+            del rows[name]
+        log.print_rows(f"{args.out}: {args.model} learns {args.command}", rows)
+        records = {}
+        for seed in args.seeds or [recipe.seed]:
+            own = dataclasses.replace(recipe, seed=seed)
+            for part, task in parts.items():
+                out = args.out / part / (f"seed-{seed}" if args.seeds else "")
+                source = args.model
+                if first is not None:
+                    source, stage = (
+                        out / "first",
+                        dataclasses.replace(own, epochs=args.first_epochs),
+                    )
+                    if execute(first, args.model, stage, source, ranks,
+                               overwrite=args.overwrite) is None:  # fmt: skip
+                        return  # a signal stopped it
+                record = execute(task, source, own, out, ranks, teacher_dir=args.teacher,
+                                 origin=args.model, overwrite=args.overwrite)  # fmt: skip
+                if record is None:
+                    return
+                dist.print0(report.scores(record))
+                dist.print0(f"{out}: a Hugging Face directory, with {task.name}.json and log.jsonl")
+                records[seed, part] = record
+        if len(records) > 1 and report.figures(record):
+            summary = report.summary(records)
+            facts = {"task": record["task"], "model": record["model"], "data": record["data"]}
+            path = args.out / "summary.json"
+            dist.from_rank0(lambda: files.write_json(path, {**facts, **summary}), ranks)
+            dist.print0(report.means(summary))
+    finally:
+        dist.stop(ranks)
+
+
+# the commands
+
+
+def run_ner(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Named entities."""
+    experiment(args, recipe, {"": NerTask(args.data, args.scheme)})
+
+
+def run_relation(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Relations: one set, one fold, all folds, or a split by seed."""
+    how = {"at_random": args.split, "classes": args.classes, "anonymised": args.anonymise}
+    if args.fold != "all":
+        return experiment(args, recipe, {"": RelationTask(args.data, fold=args.fold, **how)})
+    numbers = [int(path.name) for path in relation.folds(args.data)]
+    if not numbers:
+        raise InputError(f"{args.data} has no folds: directories 1, 2, ...; drop --fold")
+    parts = {f"fold-{n}": RelationTask(args.data, fold=n, **how) for n in numbers}
+    experiment(args, recipe, parts)
+
+
+def run_qa(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Questions, after a first stage on others if wanted."""
+    how = {"stride": args.stride, "order": "released" if args.released_order else "pooled",
+           "allow_overlap": args.allow_overlap}  # fmt: skip
+    first = None if args.first is None else QaTask(args.first, args.test, args.golden, **how)
+    experiment(args, recipe, {"": QaTask(args.train, args.test, args.golden, **how)}, first)
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """A line of JSON for each line of text."""
+    device = dist.pick_device(args.device)
+    predictor = Predictor(args.directory, args.batch, device, args.precision)
+    if args.out is None:
+        write_lines(sys.stdout, predict(predictor, args.text, args.json))
+    else:
+        with files.staged_file(args.out) as staged, open(staged, "w", encoding="utf-8") as file:
+            write_lines(file, predict(predictor, args.text, args.json))
+
+
+def write_lines(file, values) -> None:
+    for value in values:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.flush()
+
+
+TASKS = {"ner": run_ner, "relation": run_relation, "qa": run_qa}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and run the command."""
+    args, recipe = read(argv)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, not a need
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if args.threads:
         torch.set_num_threads(args.threads)
-    args.run(args)
+    if recipe is not None:
+        TASKS[args.command](args, recipe)
+    elif args.command == "predict":
+        run_predict(args)
+    else:
+        args.run(args)
 
 
 if __name__ == "__main__":

@@ -334,3 +334,54 @@ SAMPLE = {
     "compact": {**SAMPLE_STUDENT, "model": "sample-distil", "init_layers": (1, 3)},
     "mobile": {**SAMPLE_STUDENT, "model": "sample-mobile"},
 }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fine-tuning on a task: section 5, and where it is silent the released scripts (F48, F49).
+
+    Every field is one of eval.py's options.
+    """
+
+    epochs: int = option(5, "passes over the training set", least=1)
+    batch: int = option(16, "examples of one step, all ranks together", least=1)
+    lr: float = option(  # "in a few cases" 3e-5; which ones is not recorded
+        5e-5, "peak learning rate", above=0, may_differ=True
+    )
+    schedule: str = option(
+        "cosine", "of the rate", choices=("linear", "cosine", "wsd"), may_differ=True
+    )
+    warmup: int = option(0, "steps", least=0, may_differ=True)
+    weight_decay: float = option(0.01, "of matrices", least=0, may_differ=True)
+    clip: float = option(  # the default of the authors' trainer
+        1.0, "largest norm of the gradient", above=0, may_differ=True
+    )
+    length: int = option(512, "tokens of the longest window", least=3)
+    seed: int = option(42, "of the head, the order of examples and dropout", least=0)
+    precision: str = option(
+        "fp32", "bf16: products under autocast", choices=("fp32", "bf16"), may_differ=True
+    )
+    patience: int = option(  # 0: all epochs are trained
+        0, "epochs without a better score on the development set before the run ends", least=0
+    )
+    # with a teacher (tasks/objective.py)
+    method: str = option(
+        "soft", "what is learnt of the teacher", choices=("soft", "distil", "tiny", "compact")
+    )
+    alpha: tuple[float, ...] = option(  # (): the method's
+        (), "weights of labels, soft labels and layers: 1,5,3", least=0
+    )
+    temperature: float = option(1.0, "of the soft labels", above=0, below=1e6)
+    layer_map: tuple[int, ...] = option(  # (): uniform
+        (), "Eq. 5: teacher layer of each student layer, from 1: 3,6,9,12", least=1
+    )
+    # how it is computed: the same up to rounding, so no part of what tells one run from another
+    accumulate: int = option(1, "micro-batches of a step", least=1)
+    log_every: int = option(0, "steps; 0: a twentieth of the run", least=0)
+    save_every: int = option(0, "steps; 0: an epoch, at most 500", least=0)
+
+
+HOW = ("accumulate", "log_every", "save_every")  # fields of Recipe that no record keeps
+
+# section 5.2: three epochs (F57b); the released README: windows of 384 (F61)
+RECIPES = {"ner": Recipe(), "relation": Recipe(epochs=3), "qa": Recipe(length=384)}

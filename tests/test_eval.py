@@ -69,7 +69,7 @@ def record(directory, task):
 
 
 def test_it_learns_and_says_so(tuned, capsys):
-    """The same command again tells the scores of what is finished."""
+    """The same command again prints the scores of a finished run."""
     main = {"ner": ("word", "f1"), "relation": ("macro", "f1")}
     for task in TASKS:
         evaluation.main([*arguments(tuned, task), "--out", str(tuned / f"tuned-{task}")])
@@ -320,7 +320,7 @@ def test_bad_options(base, tuned, tmp_path, capsys):
         assert message in said and said.count("\n") == 1, said
 
     refused("name another --out or pass --overwrite", *ner, "--out", base / "random")
-    refused("is of a teacher".replace("is", "are"), *ner, *out, "--alpha", "1,2,3")
+    refused("--alpha needs --teacher DIR", *ner, *out, "--alpha", "1,2,3")
     refused("fine-tuned for ner", *ner, *out, "--teacher", tuned / "tuned-qa")
     refused("has no folds", *arguments(base, "relation"), *out, "--fold", "all")
     refused("--device is 'tpu'", *ner, *out, "--device", "tpu")
@@ -329,17 +329,37 @@ def test_bad_options(base, tuned, tmp_path, capsys):
     refused("were skipped; lower --lr", *ner, "--out", tmp_path / "far", "--lr", "1e30",
             "--epochs", "3")  # fmt: skip
     assert not (tmp_path / "out").exists() and not (tmp_path / "far" / "config.json").exists()
-    for option in (("--seed", "-1"), ("--epochs", "0"), ("--batch", "0"), ("--lr", "fast"),
-                   ("--alpha", "1,x"), ("--scheme", "BIO"), ("--early-stopping", "0")):  # fmt: skip
-        with pytest.raises(SystemExit) as leaving:
-            evaluation.main([*ner, *option])
-        assert leaving.value.code == 2
+    refused("--seed is -1, expected at least 0", *ner, "--seed", "-1")
+    refused("--epochs is 0, expected at least 1", *ner, "--epochs", "0")
+    refused("--lr: invalid FLOAT value: 'fast'", *ner, "--lr", "fast")
+    refused("--alpha: invalid FLOAT,FLOAT,... value: '1,x'", *ner, "--alpha", "1,x")
+    refused("--scheme: invalid choice: 'BIO'", *ner, "--scheme", "BIO")
+    refused("--early-stopping: invalid positive value: '0'", *ner, "--early-stopping", "0")
+    refused("--max-seq-length is --length here", *ner, "--max-seq-length", "128")
+    refused("did you mean --epochs?", *ner, "--num-train-epochs", "3")
+    refused("--splti is not an option; did you mean --split?", *arguments(base, "relation"),
+            "--splti")  # fmt: skip
+
+
+def test_options_are_answered_before_torch_is_imported(base):
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv = {given}\n"
+        "runpy.run_path('eval.py', run_name='__main__')"
+    )
+    for given, status, message in [
+        (["--help"], 0, "Tables 1 to 6"),
+        (["ner", "--help"], 0, "--early-stopping"),
+        ([*arguments(base, "qa"), "--epochs", "0"], 2, "--epochs is 0"),
+    ]:
+        done = subprocess.run([sys.executable, "-c", code.format(given=["eval.py", *given])],
+                              cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == status and message in done.stdout + done.stderr, done
 
 
 def test_the_commands_of_the_readme_are_understood():
     text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
     lines = re.findall(r"^python eval\.py ([^`\n#>]*)", text, re.MULTILINE)
-    seen = {evaluation.parser().parse_args(line.split()).command for line in lines}
+    seen = {evaluation.read(line.split())[0].command for line in lines}
     assert seen == {"ner", "relation", "qa", "predict", "table", "speed"} and len(lines) >= 11
 
 

@@ -29,10 +29,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from minibio.config import RECIPES
 from minibio.report import paper_tables as paper
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
-from minibio.tasks.finetune import RECIPES
 
 PRF = {"P": "precision", "R": "recall", "F": "f1"}
 SLM = {"S": "strict_accuracy", "L": "lenient_accuracy", "M": "mrr"}

@@ -74,11 +74,12 @@ class Parser(argparse.ArgumentParser):
         first_line = (description or "").split("\n")[0] or None
         super().__init__(*args, description=first_line, allow_abbrev=False, **more)
 
-    def parse_args(self, args=None, namespace=None):
-        found, unknown = self.parse_known_args(args, namespace)
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse, and refuse what no option takes; the parser of a subcommand knows its own."""
+        found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(self.describe_unknown(unknown))
-        return found
+        return found, unknown
 
     def describe_unknown(self, left: list[str]) -> str:
         """A message for arguments that no option takes."""

@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +46,7 @@ class RunDir:
         may_differ: fields of it that a resumed run may have otherwise.
         record:     name of the file that says that the run is finished.
         keep:       how many of the newest checkpoints are kept.
+        temporary:  names in it that a finished run no longer needs, removed then.
         overwrite:  start again, whatever is there.
     Raises:
         InputError: nothing can be written there, another process writes there, or `out` holds
@@ -61,9 +62,11 @@ class RunDir:
         may_differ: frozenset[str] = frozenset(),
         record: str = "run.json",
         keep: int = 3,
+        temporary: Collection[str] = (),
         overwrite: bool = False,
     ):
         self.out, self.ranks, self.record = Path(out), ranks, record
+        self.temporary = temporary
         self.config = json.loads(json.dumps(config))  # tuples become lists, as in the files
         self.may_differ = may_differ | checkpoint.ANY_MACHINE
         self.keep, self.overwrite = keep, overwrite
@@ -101,7 +104,10 @@ class RunDir:
                 files.remove(self.out / FOLDER)
             for name in (STAGED, *(f".{STAGED}.{x}" for x in ("new", "old", "lock"))):
                 files.remove(self.out / name)
-            return self.read_record()
+            record = self.read_record()
+            if record is not None:  # it may have been killed before it removed them
+                self.remove_temporary()
+            return record
         except BaseException:
             self.stack.close()
             if is_new:
@@ -177,12 +183,15 @@ class RunDir:
             counters=asdict(progress),
         )
 
-    def finish(self, write: Callable[[Path], dict], clear: bool = False) -> dict:
+    def remove_temporary(self) -> None:
+        for name in self.temporary:
+            files.remove(self.out / name)
+
+    def finish(self, write: Callable[[Path], dict]) -> dict:
         """Move all that the run leaves into place, the record last.
 
         Args:
             write: fills a directory, on rank 0, and returns the record; it fits JSON.
-            clear: remove the checkpoints then.
         Returns:
             The record, with the configuration.
         """
@@ -195,8 +204,7 @@ class RunDir:
             for name in names:
                 os.replace(self.out / STAGED / name, self.out / name)
             (self.out / STAGED).rmdir()
-            if clear:
-                files.remove(self.out / FOLDER)
+            self.remove_temporary()
             return record
 
         return dist.from_rank0(move, self.ranks)

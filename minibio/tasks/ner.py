@@ -19,9 +19,13 @@ from typing import NamedTuple
 import torch.nn as nn
 
 from minibio.batch import Batch
+from minibio.config import Recipe
+from minibio.model.heads import Model
+from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 from minibio.tasks import tags as schemes
+from minibio.tasks.finetune import Task, fingerprint
 from minibio.tasks.forward import forward
 from minibio.tasks.lines import read_lines
 from minibio.tasks.metrics import entity_scores
@@ -338,3 +342,73 @@ def mentions(tags: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[Ment
             start = found.pop().start
         found.append(Mention(kind, start, end))
     return found
+
+
+# the task
+
+
+class NerTask(Task):
+    """Entities of a directory of TSV files.
+
+    Args:
+        scheme: the tags that are learnt; None = the scheme of train.tsv.
+    Raises:
+        InputError: the sets are not as `read_sets` wants them.
+    """
+
+    name, head = "ner", "token"
+
+    def __init__(self, directory: Path, scheme: str | None = None):
+        self.data, self.scheme = directory.resolve().name, scheme
+        self.sets, self.found, broken = read_sets(directory, scheme)
+        self.has_devel = "devel" in self.sets
+        print0(
+            f"{directory}: tags in {self.found}" + f", {broken} sentences otherwise" * bool(broken)
+        )
+        labels = label_names(self.sets["train"])
+        for name, sentences in self.sets.items():
+            new = sorted(set(label_names(sentences)) - set(labels))
+            if new:
+                print0(f"{name}.tsv has tags that train.tsv lacks, which count as missed: {new}")
+
+    def prepare(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
+        self.check_length(recipe, 3, "[CLS], a piece, [SEP]")
+        self.recipe, self.labels = recipe, label_names(self.sets["train"])
+        self.windows = {
+            name: make_windows(sentences, tokenizer, recipe.length)
+            for name, sentences in self.sets.items()
+        }
+        self.examples = self.windows["train"]
+        self.lengths = [len(w.tokens) for w in self.examples]
+        counts = {
+            name: {
+                "sentences": len(sentences),
+                "words": sum(len(s.words) for s in sentences),
+                "windows": len(self.windows[name]),
+                "pieces": sum(len(w.words) for w in self.windows[name]),
+            }
+            for name, sentences in self.sets.items()
+        }
+        self.facts = {
+            "data": self.data,
+            "scheme": self.scheme or self.found,
+            "counts": counts,
+            "data_is": fingerprint(self.sets),
+        }
+
+    def collate(self, examples: Sequence[Window]) -> Batch:
+        return collate(examples, self.labels)
+
+    def predict(self, name: str, model: Model) -> list[list[str]]:
+        """The tags of all pieces of the set `name`."""
+        return predict(model, self.windows[name], self.labels, *self.inference(model))
+
+    def test(self, model: Model, out: Path) -> dict:
+        found = self.predict("test", model)
+        words, _ = rejoin(self.windows["test"], found)
+        write_conll(out / "test.conll", self.sets["test"], words)
+        return score(self.sets["test"], self.windows["test"], found)
+
+    def devel(self, model: Model) -> float:
+        found = self.predict("devel", model)
+        return score(self.sets["devel"], self.windows["devel"], found)["word"]["f1"]

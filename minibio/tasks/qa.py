@@ -27,9 +27,15 @@ import numpy as np
 import torch.nn as nn
 
 from minibio.batch import Batch
+from minibio.config import Recipe
+from minibio.model.heads import Model
+from minibio.run.dist import print0
 from minibio.run.errors import InputError
+from minibio.run.files import write_json
+from minibio.tasks.finetune import Task, fingerprint
 from minibio.tasks.forward import forward
 from minibio.tasks.lines import Node
+from minibio.tasks.metrics import bioasq_scores
 from minibio.tasks.pieces import cut
 from minibio.text.tokenizer import Tokenizer
 
@@ -382,3 +388,98 @@ def submission(passages: Sequence[Passage], answers: dict[str, list[Answer]]) ->
 def n_best(answers: dict[str, list[Answer]]) -> dict:
     """Question -> its answers with probability, passage and characters: where each comes from."""
     return {question: [a._asdict() for a in ranked] for question, ranked in answers.items()}
+
+
+# the task
+
+
+class QaTask(Task):
+    """Questions in SQuAD's form; several test files are answered one by one and scored together.
+
+    Args:
+        golden:        files of the right answers, in BioASQ's form; none = no score.
+        stride:        pieces from one window to the next.
+        order:         of the answers: "pooled" over a question's snippets, or "released" (F58).
+        allow_overlap: questions of train that are in a test file too are learnt all the same.
+    Raises:
+        InputError: a file is damaged, a test question has no golden answer in any file, or nothing
+            is left to learn.
+    """
+
+    name, head, labels = "qa", "span", None
+
+    def __init__(
+        self,
+        train: Path,
+        tests: Sequence[Path],
+        golden: Sequence[Path],
+        *,
+        stride: int = 128,
+        order: str = "pooled",
+        allow_overlap: bool = False,
+    ):
+        self.data, self.stride, self.order = train.stem, stride, order
+        passages = read_squad(train)
+        self.tests = {path: read_squad(path) for path in tests}
+        self.golden = {id: texts for path in golden for id, texts in read_golden(path).items()}
+        self.every_test = [p for x in self.tests.values() for p in x]
+        self.asked = {p.group for p in self.every_test}
+        if self.golden and not self.asked & set(self.golden):
+            raise InputError(
+                f"{golden[0]} has none of the questions of {tests[0]}; name the golden file of the "
+                f"same batch"
+            )
+        kept, n_questions, n_passages = without_overlap(passages, self.every_test)
+        if n_questions:
+            what = f"{n_questions} questions ({n_passages} passages) of {train} are in a test file"
+            print0(
+                f"{what} too: {'learnt all the same' if allow_overlap else 'removed from train'}"
+            )
+        self.passages = passages if allow_overlap else kept
+        self.n_removed = 0 if allow_overlap else n_questions
+        if not any(p.answers for p in self.passages):
+            raise InputError(f"{train} has no question with an answer to learn")
+
+    def prepare(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
+        self.check_length(recipe, 5, "[CLS], a piece of question and context, two [SEP]")
+        self.recipe, self.tokenizer = recipe, tokenizer
+        self.examples = training_pairs(self.windows(self.passages))
+        self.lengths = [len(window.tokens) for window, _ in self.examples]
+        self.facts = {
+            "data": self.data,
+            "tests": [path.stem for path in self.tests],
+            "stride": self.stride,
+            "order": self.order,
+            "counts": {
+                "questions": len({p.group for p in self.passages}),
+                "passages": len(self.passages),
+                "examples": len(self.examples),
+                "removed": self.n_removed,
+                "test_questions": len(self.asked),
+            },
+            "data_is": fingerprint(self.passages, list(self.tests.values()), self.golden),
+        }
+
+    def windows(self, passages: Sequence[Passage]) -> list[Window]:
+        return make_windows(passages, self.tokenizer, self.recipe.length, self.stride)
+
+    def collate(self, examples: Sequence[tuple[Window, tuple[int, int]]]) -> Batch:
+        return collate([window for window, _ in examples], [answer for _, answer in examples])
+
+    def test(self, model: Model, out: Path) -> dict:
+        answers, per_file = {}, {}
+        for path, passages in self.tests.items():
+            windows = self.windows(passages)
+            logits = predict(model, windows, *self.inference(model))
+            ranked = rank(passages, windows, logits, self.order)
+            answers |= ranked
+            per_file[path.stem] = self.score(ranked)
+        write_json(out / "submission.json", submission(self.every_test, answers))
+        write_json(out / "n_best.json", n_best(answers))
+        return {**self.score(answers), "per_file": per_file}
+
+    def score(self, ranked: dict[str, list[Answer]]) -> dict:
+        """The scores of these answers; {} without golden ones."""
+        if not self.golden:
+            return {}
+        return bioasq_scores(self.golden, {id: [a.text for a in x] for id, x in ranked.items()})

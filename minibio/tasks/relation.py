@@ -20,9 +20,14 @@ import torch
 import torch.nn as nn
 
 from minibio.batch import Batch
+from minibio.config import Recipe
+from minibio.model.heads import Model
 from minibio.run.errors import InputError
+from minibio.run.files import staged_file
+from minibio.tasks.finetune import Task, fingerprint
 from minibio.tasks.forward import forward
 from minibio.tasks.lines import HALF, json_object, read_lines
+from minibio.tasks.metrics import relation_scores
 from minibio.tasks.pieces import cut
 from minibio.text.tokenizer import Tokenizer
 
@@ -344,3 +349,112 @@ def predict(
         for i, row in zip(chosen, logits.float().softmax(1).cpu(), strict=True):
             found[i] = row
     return torch.stack(found) if found else torch.zeros(0, 0)
+
+
+# the task
+
+
+class RelationTask(Task):
+    """Relations of a directory of train, dev and test files, or of folds of them.
+
+    Args:
+        fold:      number of the fold, where the directory has folds.
+        at_random: a tenth of all examples is the test set, drawn from the seed, as in the paper
+                   (F54); there is no development set then.
+        classes:   5 = CHEMPROT's 13 relations as BioCreative's five groups.
+        anonymised: names in place of << >> and [[ ]].
+    Raises:
+        InputError: the files, or these choices, do not fit.
+    """
+
+    name, head = "relation", "sequence"
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        fold: int | None = None,
+        at_random: bool = False,
+        classes: int | None = None,
+        anonymised: bool = False,
+    ):
+        self.sets = chosen_sets(directory, fold, at_random)
+        if classes == 5:
+            self.sets = {name: five_classes(x) for name, x in self.sets.items()}
+        if anonymised:
+            self.sets = {name: [anonymise(x) for x in xs] for name, xs in self.sets.items()}
+        self.has_devel = "dev" in self.sets
+        self.choices = {
+            "data": directory.resolve().name,
+            "fold": fold,
+            "at_random": at_random,
+            "anonymise": anonymised,
+        }
+
+    def prepare(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
+        self.check_length(recipe, 4, "[CLS], a piece of each entity, [SEP]")
+        self.recipe, self.parts = recipe, self.sets
+        if self.choices["at_random"]:
+            train, test = split(self.sets["all"], recipe.seed)
+            self.parts = {"train": train, "test": test}
+        self.labels = label_names(self.parts["train"])
+        self.features = {
+            name: make_features(examples, tokenizer, recipe.length)
+            for name, examples in self.parts.items()
+        }
+        self.examples = self.features["train"]
+        self.lengths = [len(f.tokens) for f in self.examples]
+        self.facts = {
+            **self.choices,
+            "classes": len(self.labels),
+            "counts": {name: len(x) for name, x in self.parts.items()},
+            "data_is": fingerprint(self.parts),
+        }
+
+    def collate(self, examples: Sequence[Feature]) -> Batch:
+        return collate(examples, self.labels)
+
+    def score(self, name: str, model: Model) -> tuple[dict, list[str], torch.Tensor]:
+        """Scores, predicted labels and (n,) their probabilities on the set `name`."""
+        p = predict(model, self.features[name], *self.inference(model))  # (n, K)
+        found = [self.labels[k] for k in p.argmax(1).tolist()]
+        gold = [x.label for x in self.parts[name]]
+        return relation_scores(gold, found, NEGATIVE), found, p.amax(1)
+
+    def test(self, model: Model, out: Path) -> dict:
+        scores, found, p = self.score("test", model)
+        rows = zip(self.parts["test"], found, p.tolist(), strict=True)
+        lines = [f"{i}\t{x.label}\t{label}\t{q:.6f}\n" for i, (x, label, q) in enumerate(rows)]
+        with staged_file(out / "test.tsv") as staged:
+            staged.write_text("index\tgold\tpredicted\tprobability\n" + "".join(lines), "utf-8")
+        return {**scores, "main": main_average(self.labels)}
+
+    def devel(self, model: Model) -> float:
+        return self.score("dev", model)[0][main_average(self.labels)]["f1"]
+
+
+def chosen_sets(directory: Path, fold: int | None, at_random: bool) -> dict[str, list[Example]]:
+    """The sets of a directory or of one of its folds; {"all": ...} where they are split later."""
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory, expected one of train and test files")
+    if at_random:
+        return {"all": whole(directory)}
+    if fold is None:
+        if folds(directory):
+            raise InputError(
+                f"{directory} is in folds; choose one: --fold 1, --fold all, or --split"
+            )
+        return read_sets(directory)
+    if not (directory / str(fold)).is_dir():
+        raise InputError(f"{directory} has no fold {fold}")
+    return read_sets(directory / str(fold))
+
+
+def main_average(labels: Sequence[str]) -> str:
+    """Name of the average that is published: "micro" or "macro".
+
+    The paper's macro for CHEMPROT's 13 (F57); micro where some labels state no relation (GAD: the
+    score of label 1) and for the CPR groups.
+    """
+    is_micro = set(labels) & set(NEGATIVE) or set(labels) <= set(CPR)
+    return "micro" if is_micro else "macro"

@@ -1,29 +1,32 @@
-"""One fine-tuning: the recipe by hand, what goes on after a stop, what is kept, what is refused."""
+"""The tasks as they are learnt and scored: counts, scores and files of predictions, refusals."""
 
 import json
-import math
-import os
-import signal
-from dataclasses import replace
-from functools import partial
+import random
 
-import numpy as np
 import pytest
 import torch
 
 import minibio
-from helpers import assert_near, tiny_config
+from helpers import tiny_config
+from minibio.config import RECIPES, Recipe
 from minibio.model.heads import Model
-from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
-from minibio.tasks import finetune, ner
-from minibio.tasks.experiments import ner_task, qa_task, relation_task
-from minibio.tasks.finetune import Recipe, Task, Way, fine_tune
-from toy_tasks import make_encoder, make_tokenizer, write_chemprot, write_ner, write_qa
+from minibio.tasks import metrics, ner, qa, relation
+from minibio.tasks.finetune import Task, build_model
+from minibio.tasks.ner import NerTask
+from minibio.tasks.qa import QaTask
+from minibio.tasks.relation import RelationTask
+from toy_tasks import (
+    make_encoder,
+    make_tokenizer,
+    squad,
+    write_chemprot,
+    write_gad,
+    write_ner,
+    write_qa,
+)
 
-ALONE = Ranks(0, 0, 1, torch.device("cpu"))
-WAY = Way(ALONE, log_every=5)
-RECIPE = Recipe(epochs=2, batch=8, lr=3e-3, seed=5)
+RECIPE = Recipe(length=40, batch=8)
 
 
 @pytest.fixture(scope="module")
@@ -31,134 +34,317 @@ def tokenizer():
     return make_tokenizer()
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, tokenizer):
-    return make_encoder(tmp_path_factory.mktemp("models") / "random", tokenizer)
+def head(tokenizer, tmp_path, kind, labels=None):
+    """A random model for a task: its scores are bad, but they are scores."""
+    path = make_encoder(tmp_path / "encoder", tokenizer)
+    torch.manual_seed(3)
+    return minibio.load(path, head=kind, labels=labels, new_head=True)[0]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_ner(tmp_path_factory.mktemp("sets") / "toy", n=(40, 8, 16))
+def prepared(task, tokenizer, recipe):
+    """The task, cut into what a model reads."""
+    task.prepare(tokenizer, recipe)
+    return task
 
 
-@pytest.fixture(scope="module")
-def done(encoder, data, tmp_path_factory):
-    """A finished run, and its record."""
-    out = tmp_path_factory.mktemp("out") / "ner"
-    return out, fine_tune(encoder, ner_task(data), RECIPE, out, WAY)
+def refused(message, make, *arguments, **options):
+    with pytest.raises(InputError, match=message) as error:
+        make(*arguments, **options)
+    assert "\n" not in str(error.value)
 
 
-def weights(directory):
-    return (directory / "model.safetensors").read_bytes()
+def test_the_papers_protocol_is_the_default():
+    r = RECIPES["ner"]
+    assert (r.epochs, r.batch, r.lr, r.schedule, r.warmup) == (5, 16, 5e-5, "cosine", 0)
+    assert r.patience == 0 and r.weight_decay == 0.01 and r.clip == 1.0
+    assert RECIPES["relation"].epochs == 3 and RECIPES["qa"].length == 384
 
 
-def events(out, kind):
-    lines = [json.loads(x) for x in (out / "log.jsonl").read_text("utf-8").splitlines()]
-    return [x for x in lines if x["event"] == kind]
+# entities
 
 
-def interrupted(make, at):
-    """The same task; SIGTERM comes when the batch number `at` is made."""
-
-    def made(tokenizer, recipe):
-        task, n = make(tokenizer, recipe), [0]
-
-        def collate(examples):
-            n[0] += 1
-            if n[0] == at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return task.collate(examples)
-
-        return replace(task, collate=collate)
-
-    return made
-
-
-# how it is learnt
-
-
-def test_the_recipe_by_hand(tokenizer, data, tmp_path):
-    """AdamW, cosine from the peak to 0 without warm-up, decay on matrices alone, clipped to 1."""
-    off = {"dropout": 0.0, "attention_dropout": 0.0}
-    encoder = make_encoder(tmp_path / "model", tokenizer, **off)
-    source, _ = minibio.load(encoder, head="encoder")
-    fine_tune(encoder, ner_task(data), replace(RECIPE, lr=1e-2), tmp_path / "out", WAY)
-    torch.manual_seed(5)
-    model = Model(source.config, "token", ["O", "B", "I"])
-    model.encoder = source.encoder
-    windows = ner.make_windows(ner.read_tsv(data / "train.tsv"), tokenizer, source.config.P)
-    steps = [
-        [windows[i] for i in part]
-        for epoch in range(2)
-        for part in np.array_split(
-            np.random.Generator(np.random.Philox(key=[5, epoch])).permutation(40), 40 / 8
-        )
-    ]
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() == 1]
-    adam = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01},
-                              {"params": others, "weight_decay": 0.0}])  # fmt: skip
-    norms = []
-    for step, chosen in enumerate(steps):
-        rows = []
-        for window in chosen:  # one after the other: pieces between [CLS] and [SEP]
-            logits = model(minibio.Batch.from_sequences([window.tokens])).logits[1:-1]
-            truth = torch.tensor(["OBI".index(tag) for tag in window.tags])
-            rows.append(-logits.log_softmax(1)[torch.arange(len(truth)), truth])
-        adam.zero_grad()
-        torch.cat(rows).mean().backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
-        for group in adam.param_groups:
-            group["lr"] = 1e-2 * (1 + math.cos(math.pi * step / len(steps))) / 2
-        adam.step()
-    assert max(norms) > 1  # something was clipped
-    got, _ = minibio.load(tmp_path / "out", head="token")
-    for (name, a), b in zip(got.named_parameters(), model.parameters(), strict=True):
-        if not name.endswith("key.bias"):  # its gradient is 0 but for rounding, which Adam blows up
-            assert_near(name, a, b, 1e-3)
+def test_entities(tokenizer, tmp_path):
+    data = write_ner(tmp_path / "set")
+    task = prepared(NerTask(data), tokenizer, RECIPE)
+    test = ner.read_tsv(data / "test.tsv")
+    assert task.facts["counts"]["test"] == {
+        "sentences": 24, "words": sum(len(s.words) for s in test), "windows": 24,
+        "pieces": sum(len(w.words) for w in ner.make_windows(test, tokenizer, 40)),
+    }  # fmt: skip
+    assert task.labels == ("O", "B", "I") and task.facts["scheme"] == "IOB2"
+    assert len(task.examples) == len(task.lengths) == 80
+    assert task.lengths == [len(w.tokens) for w in task.examples]
+    batch = task.collate(task.examples[:2])
+    assert [task.labels[k] for k in batch.labels] == [t for w in task.examples[:2] for t in w.tags]
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    scores = task.test(model, tmp_path)
+    rows = [line.split(" ") for line in (tmp_path / "test.conll").read_text("utf-8").split("\n")]
+    gold, found, current = [], [], ([], [])
+    for row in rows:
+        if len(row) == 3:
+            current[0].append(row[1])
+            current[1].append(row[2])
+        elif current[0]:
+            gold.append(current[0])
+            found.append(current[1])
+            current = ([], [])
+    assert gold == [s.tags for s in test]
+    assert scores["word"] == metrics.entity_scores(gold, found)
+    assert scores["piece"]["support"] > scores["word"]["support"]
+    devel = prepared(NerTask(data), tokenizer, RECIPE).devel(model)
+    assert 0 <= devel <= 1
 
 
-def test_what_is_drawn_before_changes_nothing(done, encoder, data, tmp_path):
-    torch.rand(7)
-    fine_tune(encoder, ner_task(data), RECIPE, tmp_path / "out", WAY)
-    assert weights(tmp_path / "out") == weights(done[0])
+@pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "IOBES"])
+def test_a_scheme_is_learnt_and_means_the_same_entities(scheme, tokenizer, tmp_path):
+    data = write_ner(tmp_path / "set", is_typed=True)
+    task = prepared(NerTask(data, scheme), tokenizer, RECIPE)
+    letters = {tag[0] for tag in task.labels}
+    assert letters == {"IOB1": set("OI"), "IOB2": set("OBI"), "IOBES": set("OBES")}[scheme]
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    test = ner.read_tsv(data / "test.tsv")
+    scores = task.test(model, tmp_path)
+    assert scores["word"]["support"] == sum(tag[0] == "B" for s in test for tag in s.tags)
 
 
-def test_another_seed_gives_another_model(done, encoder, data, tmp_path):
-    fine_tune(encoder, ner_task(data), replace(RECIPE, seed=6), tmp_path / "out", WAY)
-    assert weights(tmp_path / "out") != weights(done[0])
+def test_files_of_two_schemes_and_an_i_without_b(tokenizer, tmp_path, capsys):
+    data = write_ner(tmp_path / "set")
+    (data / "test.tsv").write_text("Gout\tI\n\nColic\tS\n\nUlcer\tB\ndisorder\tE", "utf-8")
+    sets, scheme, broken = ner.read_sets(data)
+    assert (scheme, broken) == ("IOB2", 0)
+    assert [s.tags for s in sets["test"]] == [["B"], ["B"], ["B", "I"]]
+    text = (data / "train.tsv").read_text("utf-8")
+    (data / "train.tsv").write_text(f"Gout\tI\n\n{text}", "utf-8")
+    NerTask(data)
+    assert "tags in IOB2, 1 sentences otherwise" in capsys.readouterr().out
 
 
-def test_nothing_is_chosen_on_devel_or_test(done, encoder, data, tmp_path):
-    other = write_ner(tmp_path / "other", n=(1, 3, 5), seed=9)
-    (other / "train.tsv").write_bytes((data / "train.tsv").read_bytes())
-    (other / "devel.tsv").unlink()
-    fine_tune(encoder, ner_task(other), RECIPE, tmp_path / "out", WAY)
-    assert weights(tmp_path / "out") == weights(done[0])
+def test_a_tag_that_training_lacks_is_missed(tokenizer, tmp_path, capsys):
+    data = write_ner(tmp_path / "set")
+    (data / "train.tsv").write_text("Gout\tB\nhad\tO", "utf-8")
+    task = prepared(NerTask(data), tokenizer, RECIPE)
+    assert task.labels == ("O", "B")
+    said = capsys.readouterr().out
+    assert "test.tsv has tags that train.tsv lacks, which count as missed: ['I']" in said
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    assert task.test(model, tmp_path)["word"]["recall"] < 1
 
 
-def test_micro_batches_change_nothing_but_rounding(tokenizer, data, tmp_path):
-    encoder = make_encoder(tmp_path / "model", tokenizer, dropout=0.0, attention_dropout=0.0)
-    recipe = replace(RECIPE, epochs=1, lr=1e-3)
-    losses = []
-    for n in (1, 3):
-        out = tmp_path / f"out-{n}"
-        fine_tune(encoder, ner_task(data), recipe, out, Way(ALONE, accumulate=n, log_every=1))
-        losses.append([x["loss"] for x in events(out, "train")])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+def test_words_that_leave_nothing_and_words_too_long_are_all_scored(tokenizer, tmp_path):
+    data = write_ner(tmp_path / "set")
+    words = ["The", "\u200b", "Gout", "\x07", "Gout" * 300, "\ufeff", "had", "\u00ad", "a" * 9000]
+    text = "-DOCSTART-\tO\r\n\r\n" + "".join(f"{w}\tB\r\n" for w in words)
+    (data / "test.tsv").write_bytes(text.encode().removesuffix(b"\r\n"))  # no final newline
+    task = prepared(NerTask(data), tokenizer, RECIPE)
+    model = head(tokenizer, tmp_path, "token", task.labels)
+    assert (
+        task.facts["counts"]["test"]["words"] == task.test(model, tmp_path)["word"]["support"] == 9
+    )
+    lines = (tmp_path / "test.conll").read_text("utf-8").split("\n")
+    assert [line.split(" ")[0] for line in lines[:9]] == words and lines[9:] == ["", ""]
+
+
+def test_bad_sets(tmp_path):
+    def broken(name, text, message):
+        directory = write_ner(tmp_path / str(random.random()), n=(3, 2, 2))
+        if text is None:
+            (directory / name).unlink()
+        else:
+            (directory / name).write_bytes(text)
+        refused(message, NerTask, directory)
+
+    broken("train.tsv", None, r"train\.tsv: No such file")
+    broken("test.tsv", None, r"test\.tsv: No such file")
+    broken("test.tsv", b"a\tO\nb\n", r"test\.tsv: line 2 is 'b', expected token TAB tag")
+    broken("devel.tsv", b"a\tO\nb\tQ\n", r"devel\.tsv: line 2 has the tag 'Q'")
+    broken("test.tsv", b"a\tO\n\nb\t\xff\n", r"test\.tsv: line 3, byte 3 is not UTF-8")
+    broken("test.tsv", b"\n\n", r"test\.tsv holds no sentence")
+    broken("train.tsv", b"a\tO\n", r"train\.tsv tags no entity")
+    broken("test.tsv", b"a\tB-x\n", r"test\.tsv has the tag 'B-x', train\.tsv 'B'")
+    refused("--length is 2, expected at least 3",
+            NerTask(write_ner(tmp_path / "x")).prepare, None, Recipe(length=2))  # fmt: skip
+
+
+# relations
+
+
+def read_predictions(path):
+    head, *rows = path.read_text("utf-8").splitlines()
+    assert head == "index\tgold\tpredicted\tprobability"
+    return [row.split("\t") for row in rows]
+
+
+def test_relations_of_folds(tokenizer, tmp_path):
+    write_gad(tmp_path / "gad" / "1")
+    write_gad(tmp_path / "gad" / "2", seed=1)
+    task = prepared(RelationTask(tmp_path / "gad", fold=2), tokenizer, RECIPE)
+    assert task.labels == ("0", "1") and task.facts["counts"] == {"train": 80, "test": 20}
+    assert task.facts["data"] == "gad" and task.facts["fold"] == 2 and not task.has_devel
+    model = head(tokenizer, tmp_path, "sequence", task.labels)
+    scores = task.test(model, tmp_path)
+    rows = read_predictions(tmp_path / "test.tsv")
+    gold, found = [row[1] for row in rows], [row[2] for row in rows]
+    assert gold == [x.label for x in relation.read(tmp_path / "gad" / "2" / "test.tsv")]
+    assert scores == {**metrics.relation_scores(gold, found, ("0",)), "main": "micro"}
+    assert all(0.5 <= float(row[3]) <= 1 for row in rows)
+
+
+def test_relations_split_by_seed(tokenizer, tmp_path):
+    for i in (1, 2):
+        write_gad(tmp_path / "gad" / str(i), n=(80, 20), seed=i)
+    task = RelationTask(tmp_path / "gad", at_random=True)
+    sizes = prepared(task, tokenizer, RECIPE).facts["counts"]
+    assert sizes == {"train": 36, "test": 4}  # every test file once, a tenth of all
+    one, again, other = (
+        [f.tokens for f in prepared(task, tokenizer, Recipe(length=40, seed=s)).examples]
+        for s in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_thirteen_classes_and_five(tokenizer, tmp_path):
+    data = write_chemprot(tmp_path / "cp")
+    task = prepared(RelationTask(data), tokenizer, RECIPE)
+    assert task.labels == ("ACTIVATOR", "INHIBITOR", "SUBSTRATE")
+    model = head(tokenizer, tmp_path, "sequence", task.labels)
+    scores = task.test(model, tmp_path)
+    assert scores["main"] == "macro" and scores["micro"]["f1"] == scores["accuracy"]
+    assert 0 <= task.devel(model) <= 1
+    five = prepared(RelationTask(data, classes=5), tokenizer, RECIPE)
+    assert five.labels == ("CPR:3", "CPR:4", "CPR:9") and five.facts["classes"] == 3
+    assert relation.main_average(five.labels) == "micro"
+    assert relation.main_average(("CPR:3", "false")) == "micro"
+
+
+def test_names_in_place_of_entities(tokenizer, tmp_path):
+    data = write_chemprot(tmp_path / "cp")
+    plain, named = (
+        prepared(RelationTask(data, anonymised=x), tokenizer, RECIPE).examples[0].tokens
+        for x in (False, True)
+    )
+    assert "ARG" in tokenizer.decode(named).replace(" ", "") and plain != named
+    assert "ARG" not in tokenizer.decode(plain).replace(" ", "")
+
+
+def test_bad_relations(tokenizer, tmp_path):
+    gad, cp = tmp_path / "gad", write_chemprot(tmp_path / "cp")
+    write_gad(gad / "1")
+    refused("gad is in folds; choose one: --fold 1, --fold all, or --split", RelationTask, gad)
+    refused("has no fold 3", RelationTask, gad, fold=3)
+    refused("has no fold 1", RelationTask, cp, fold=1)
+    refused("nowhere is not a directory", RelationTask, tmp_path / "nowhere")
+    refused("the label '0' is none of CHEMPROT's", RelationTask, gad, fold=1, classes=5)
+    refused(
+        "--length is 3, expected at least 4", RelationTask(cp).prepare, tokenizer, Recipe(length=3)
+    )
+
+    def broken(text, message):
+        (cp / "test.jsonl").write_bytes(text)
+        refused(message, RelationTask, cp)
+
+    broken(b'{"text": "a", "label": "x"}\n', r"test\.jsonl: line 1 marks no two entities")
+    broken(b'\n{"text": "<< a >> [[ b ]]"}\n', r"test\.jsonl: line 2 is .*expected text and label")
+    broken(b'{"text": \n', r"test\.jsonl: line 1 is not JSON")
+    broken(b"<< a >> [[ b ]]\tx\ty\n", r"test\.jsonl: line 1 has 3 columns, expected 2")
+    broken(b"\xff", r"test\.jsonl: line 1, byte 1 is not UTF-8")
+    broken(b"\n", r"test\.jsonl holds no example")
+    (cp / "test.jsonl").unlink()
+    refused("cp has no test.tsv or test.jsonl", RelationTask, cp)
+
+
+# questions
+
+
+def test_questions(tokenizer, tmp_path, capsys):
+    data = write_qa(tmp_path / "qa")
+    files = (data / "train.json", [data / "test.json"], [data / "golden.json"])
+    task = prepared(QaTask(*files), tokenizer, RECIPE)
+    said = capsys.readouterr().out
+    assert "2 questions (4 passages)" in said and "removed from train" in said
+    counts = task.facts["counts"]
+    assert counts["questions"] == 40 and counts["removed"] == 2 and counts["passages"] == 80
+    kept = prepared(QaTask(*files, allow_overlap=True), tokenizer, RECIPE).facts["counts"]
+    assert kept["questions"] == 42 and kept["removed"] == 0
+    assert "learnt all the same" in capsys.readouterr().out
+    window, (first, last) = task.examples[0]
+    batch = task.collate(task.examples[:2])
+    assert batch.labels.tolist()[0] == [first, last] and batch.segments.tolist()[:2] == [0, 0]
+    model = head(tokenizer, tmp_path, "span")
+    scores = task.test(model, tmp_path)
+    written = qa.read_submission(tmp_path / "submission.json")
+    want = metrics.bioasq_scores(qa.read_golden(data / "golden.json"), written)
+    assert {k: scores[k] for k in want} == want and want["questions"] == 10
+    assert all(0 < len(answers) <= 5 for answers in written.values())
+    n_best = json.loads((tmp_path / "n_best.json").read_text("utf-8"))
+    contexts = {p.id: p.context for p in qa.read_squad(data / "test.json")}
+    for answers in n_best.values():
+        for a in answers:
+            assert contexts[a["passage"]][a["start"] : a["end"]] == a["text"]
+
+
+def test_several_test_files_and_the_released_order(tokenizer, tmp_path):
+    data = write_qa(tmp_path / "qa")
+    test, golden = squad(6, 9, first=50)
+    (data / "test2.json").write_text(json.dumps(test), "utf-8")
+    (data / "golden2.json").write_text(json.dumps(golden), "utf-8")
+    tests = [data / "test.json", data / "test2.json"]
+    goldens = [data / "golden.json", data / "golden2.json"]
+    task = prepared(
+        QaTask(data / "train.json", tests, goldens, order="released"), tokenizer, RECIPE
+    )
+    model = head(tokenizer, tmp_path, "span")
+    scores = task.test(model, tmp_path)
+    parts = scores["per_file"]
+    assert scores["questions"] == 16 and [x["questions"] for x in parts.values()] == [10, 6]
+    mean = (10 * parts["test"]["mrr"] + 6 * parts["test2"]["mrr"]) / 16
+    assert scores["mrr"] == pytest.approx(mean)
+    written = qa.read_submission(tmp_path / "submission.json")
+    assert {len(answers) for answers in written.values()} == {2}  # one of each snippet
+    without = prepared(QaTask(data / "train.json", tests, []), tokenizer, RECIPE).test(
+        model, tmp_path
+    )
+    assert "mrr" not in without
+
+
+def test_bad_questions(tokenizer, tmp_path):
+    data = write_qa(tmp_path / "qa")
+    train, test, golden = (data / f"{name}.json" for name in ("train", "test", "golden"))
+    task = QaTask(train, [test], [golden])
+    refused("--length is 4, expected at least 5", task.prepare, tokenizer, Recipe(length=4))
+    _, other = squad(3, 0, first=900)
+    (data / "other.json").write_text(json.dumps(other), "utf-8")
+    refused("other.json has none of the questions of", QaTask, train, [test],
+            [data / "other.json"])  # fmt: skip
+    refused("has no question with an answer to learn", QaTask, test, [test], [golden])
+
+    def broken(old, new, message):
+        text = train.read_text("utf-8")
+        (data / "broken.json").write_text(text.replace(old, new, 1), "utf-8")
+        refused(message, QaTask, data / "broken.json", [test], [golden])
+
+    broken('"context"', '"contents"', r"broken\.json: line 5: data\[0\].*'context' is missing")
+    broken('"answer_start": ', '"answer_start": 9', r"broken\.json: line \d+: .*mend answer_start")
+    broken('{\n "data"', "{", r"broken\.json: line 1, column 2: Expecting")
+    refused(r"golden\.json: line 1: 'data' is missing", QaTask, golden, [test], [golden])
+    refused(r"nothing\.json: No such file", QaTask, data / "nothing.json", [test], [golden])
+
+
+# the start
 
 
 def test_an_encoder_keeps_what_it_had_and_the_head_is_drawn(tokenizer, tmp_path):
     def task(head, labels=None):
-        return Task("x", head, labels, [], [], None, None)
+        task = Task()
+        task.head, task.labels = head, labels
+        return task
 
     path = make_encoder(tmp_path / "a", tokenizer, head="span")
     model, _ = minibio.load(path, head="span")
     encoder, _ = minibio.load(path, head="encoder")
-    kept = finetune.start(path, encoder, task("span"), 1)
+    kept = build_model(path, encoder, task("span"), 1)
     assert torch.equal(kept.head.classifier.weight, model.head.classifier.weight)
     one, two, other = (
-        finetune.start(path, encoder, task("sequence", ("a", "b")), seed) for seed in (1, 1, 2)
+        build_model(path, encoder, task("sequence", ("a", "b")), seed) for seed in (1, 1, 2)
     )
     assert torch.equal(one.head.classifier.weight, two.head.classifier.weight)
     assert not torch.equal(one.head.classifier.weight, other.head.classifier.weight)
@@ -171,301 +357,8 @@ def test_a_pooler_is_kept(tokenizer, tmp_path):
     source = Model(tiny_config("bert", V=tokenizer.V), "sequence", ["x", "y", "z"])
     minibio.save(source, tokenizer, tmp_path / "a")
     encoder, _ = minibio.load(tmp_path / "a", head="encoder")
-    task = Task("x", "sequence", ("a", "b"), [], [], None, None)
-    model = finetune.start(tmp_path / "a", encoder, task, 1)
+    task = Task()
+    task.head, task.labels = "sequence", ("a", "b")
+    model = build_model(tmp_path / "a", encoder, task, 1)
     assert torch.equal(model.head.pooler.weight, source.head.pooler.weight)
     assert model.head.classifier.weight.shape[0] == 2
-
-
-# what comes out
-
-
-def test_the_record_and_the_directory(done, encoder, data):
-    out, record = done
-    assert record == json.loads((out / "ner.json").read_text("utf-8"))
-    assert record["task"] == "ner" and record["data"] == "toy" and record["seed"] == 5
-    assert record["model"] == str(encoder) and record["teacher"] is None
-    assert record["config"]["labels"] == ["O", "B", "I"] and record["config"]["length"] == 40
-    assert record["config"]["counts"]["test"]["sentences"] == 16 and record["steps"] == 10
-    assert sorted(p.name for p in out.iterdir()) == [
-        "config.json", "log.jsonl", "model.safetensors", "ner.json", "test.conll",
-        "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-    ]  # fmt: skip
-    losses = [x["loss"] for x in events(out, "train")]
-    assert len(losses) == 2 and losses[-1] < losses[0]
-    assert len(events(out, "start")) == len(events(out, "end")) == 1
-
-
-def test_a_finished_run_tells_its_scores_again(done, encoder, data, capsys, monkeypatch):
-    out, record = done
-    monkeypatch.setattr(finetune, "fit", None)
-    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    (out / "checkpoints").mkdir()  # as a kill at the very end leaves it
-    assert fine_tune(encoder, ner_task(data), RECIPE, out, WAY) == record
-    assert "finished earlier" in capsys.readouterr().out
-    assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-
-
-def test_another_run_in_the_same_place_is_refused(done, encoder, data, tokenizer, tmp_path):
-    out, _ = done
-
-    def refused(message, out=out, source=encoder, data=data, **changes):
-        with pytest.raises(InputError, match=message) as error:
-            fine_tune(source, ner_task(data), replace(RECIPE, **changes), out, WAY)
-        assert "\n" not in str(error.value)
-
-    refused("holds another run: lr is 0.003 there, here 0.1; name another --out or", lr=0.1)
-    changed = write_ner(tmp_path / "toy", n=(40, 8, 16))
-    test = changed / "test.tsv"
-    test.write_text(test.read_text("utf-8").replace("Gout\tB", "Gout\tO", 1), "utf-8")
-    refused("another run: data_is", data=changed)
-    refused("another run: data is 'toy'", data=write_ner(tmp_path / "short", n=(9, 2, 2)))
-    other = make_encoder(tmp_path / "other", tokenizer, seed=8)
-    refused("another run: model_is", source=other)
-    refused("already holds a model; name another --out", out=other)
-
-
-def test_overwriting_starts_anew_and_leaves_nothing_old(encoder, data, tmp_path):
-    out = tmp_path / "out"
-    fine_tune(encoder, ner_task(data), replace(RECIPE, epochs=1), out, WAY)
-    anew = replace(WAY, overwrite=True)
-    fine_tune(encoder, ner_task(data), replace(RECIPE, epochs=1, seed=2), out, anew)
-    first = weights(out)
-    # stopped while it overwrites: what was there is no longer taken for finished
-    assert fine_tune(encoder, interrupted(ner_task(data), 3), RECIPE, out, anew) is None
-    assert not (out / "config.json").exists() and not (out / "ner.json").exists()
-    assert fine_tune(encoder, ner_task(data), RECIPE, out, WAY)["steps"] == 10
-    assert weights(out) != first
-
-
-# what goes on
-
-
-def write_questions(directory):
-    qa = write_qa(directory)
-    return qa / "train.json", [qa / "test.json"], [qa / "golden.json"]
-
-
-TASKS = {
-    "ner": (write_ner, ner_task),
-    "relation": (write_chemprot, relation_task),
-    "qa": (write_questions, lambda files: qa_task(*files, stride=8)),
-}
-
-
-@pytest.mark.parametrize("at", [2, 9])
-def test_a_stopped_run_goes_on_bit_for_bit(at, done, encoder, data, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert fine_tune(encoder, interrupted(ner_task(data), at), RECIPE, out, WAY) is None
-    assert "the same command goes on from there" in capsys.readouterr().out
-    assert not (out / "config.json").exists()
-    record = fine_tune(encoder, ner_task(data), RECIPE, out, WAY)
-    assert "goes on from" in capsys.readouterr().out
-    assert weights(out) == weights(done[0])
-    assert {**record, "seconds": 0} == {**done[1], "seconds": 0}
-    assert [x["loss"] for x in events(out, "train")][-1] == events(done[0], "train")[-1]["loss"]
-
-
-class Crash(Exception):
-    """What stands for a kill: nobody catches it."""
-
-
-def test_the_log_of_a_crashed_run_tells_every_step_once(encoder, data, tmp_path):
-    """Lines written since the last checkpoint are of steps that are made again."""
-
-    def make(tokenizer, recipe, at=9):
-        task, n = ner_task(data)(tokenizer, recipe), [0]
-
-        def collate(examples):
-            n[0] += 1
-            if n[0] == at:
-                raise Crash
-            return task.collate(examples)
-
-        return replace(task, collate=collate)
-
-    way = replace(WAY, log_every=1, save_every=3)
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    fine_tune(encoder, ner_task(data), RECIPE, whole, way)
-    with pytest.raises(Crash):
-        fine_tune(encoder, make, RECIPE, out, way)
-    assert len(events(out, "train")) > 6  # beyond the checkpoint of step 6
-    fine_tune(encoder, ner_task(data), RECIPE, out, way)
-    told = [[(x["step"], x["loss"]) for x in events(run, "train")] for run in (whole, out)]
-    assert told[0] == told[1] and [step for step, _ in told[0]] == list(range(1, 11))
-
-
-@pytest.mark.parametrize("moves", [1, 4])
-def test_a_run_killed_as_its_files_are_moved_is_not_finished(
-    moves, done, encoder, data, tmp_path, monkeypatch
-):
-    n, move = [0], os.replace
-
-    def crash(source, target):
-        n[0] += os.path.basename(os.path.dirname(source)) == ".model"
-        if n[0] == moves:
-            raise Crash
-        move(source, target)
-
-    monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(Crash):
-        fine_tune(encoder, ner_task(data), RECIPE, tmp_path, WAY)
-    assert not (tmp_path / "config.json").exists()
-    monkeypatch.undo()
-    record = fine_tune(encoder, ner_task(data), RECIPE, tmp_path, WAY)
-    assert {**record, "seconds": 0} == {**done[1], "seconds": 0}
-    assert weights(tmp_path) == weights(done[0])
-    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(done[0]))
-
-
-def test_every_kind_of_task_goes_on(encoder, tmp_path):
-    makers = {name: make(write(tmp_path / name)) for name, (write, make) in TASKS.items()}
-    teacher = make_encoder(tmp_path / "teacher", make_tokenizer(), seed=4)
-    for name, make in makers.items():
-        recipe = replace(RECIPE, epochs=1)
-        fine_tune(teacher, make, recipe, tmp_path / f"{name}-t", WAY)
-        taught = replace(recipe, method="tiny")
-        whole, parts = tmp_path / f"{name}-a", tmp_path / f"{name}-b"
-        run = partial(
-            fine_tune, encoder, recipe=taught, way=WAY, teacher_dir=tmp_path / f"{name}-t"
-        )
-        record = run(make, out=whole)
-        assert run(interrupted(make, 6), out=parts) is None
-        again = run(make, out=parts)
-        assert weights(whole) == weights(parts)
-        assert {**record, "seconds": 0} == {**again, "seconds": 0}
-        assert "layers" in events(whole, "train")[0] and record["teacher"].endswith(f"{name}-t")
-
-
-def test_a_stopped_run_refuses_to_become_another(encoder, data, tmp_path):
-    out = tmp_path / "out"
-    fine_tune(encoder, interrupted(ner_task(data), 5), RECIPE, out, WAY)
-    with pytest.raises(InputError, match="seed is 9, expected 5"):
-        fine_tune(encoder, ner_task(data), replace(RECIPE, seed=9), out, WAY)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_kind_of_task_on_a_gpu(precision, encoder, tmp_path):
-    """Deterministic there too, with a teacher and without."""
-    way = replace(WAY, ranks=Ranks(0, 0, 1, torch.device("cuda", 0)))
-    torch.use_deterministic_algorithms(True)
-    try:
-        for name, (write, make) in TASKS.items():
-            task, recipe = make(write(tmp_path / name)), replace(RECIPE, precision=precision)
-            run = partial(fine_tune, encoder, task, way=way)
-            run(recipe=recipe, out=tmp_path / f"{name}-t")
-            for out in ("a", "b"):
-                run(recipe=replace(recipe, method="tiny"), out=tmp_path / f"{name}-{out}",
-                    teacher_dir=tmp_path / f"{name}-t")  # fmt: skip
-            assert weights(tmp_path / f"{name}-a") == weights(tmp_path / f"{name}-b")
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-# early stopping
-
-
-def scored(make, scores):
-    """The same task, its development scores given one after the other."""
-    given = iter(scores)
-
-    def made(tokenizer, recipe):
-        return replace(make(tokenizer, recipe), devel=lambda model: next(given))
-
-    return made
-
-
-def test_the_best_epoch_is_kept_and_patience_ends_the_run(encoder, data, tmp_path):
-    make = ner_task(data)
-    recipe = replace(RECIPE, epochs=6, patience=2)
-    # before training, then after each epoch
-    record = fine_tune(
-        encoder, scored(make, [0.9, 0.1, 0.4, 0.3, 0.4]), recipe, tmp_path / "a", WAY
-    )
-    assert record["steps"] == 20 and record["best"] == {"step": 10, "score": 0.4}
-    looks = [(x["step"], x["devel"]) for x in events(tmp_path / "a", "held_out")]
-    assert looks == [(0, 0.9), (5, 0.1), (10, 0.4), (15, 0.3)]  # the next look ended it
-    assert not (tmp_path / "a" / ".best").exists()
-    # the model is that of step 10 of the same schedule
-    seen = {}
-
-    def looks(tokenizer, recipe):
-        task = make(tokenizer, recipe)
-
-        def devel(model):
-            seen[len(seen)] = {k: x.clone() for k, x in model.state_dict().items()}
-            return 1.0 if len(seen) == 3 else 0.0
-
-        return replace(task, devel=devel)
-
-    fine_tune(encoder, looks, replace(recipe, patience=9), tmp_path / "b", WAY)
-    assert len(seen) == 7 and weights(tmp_path / "b") == weights(tmp_path / "a")
-    got, _ = minibio.load(tmp_path / "a", head="token")
-    for name, x in got.state_dict().items():
-        assert torch.equal(x, seen[2][name])
-
-
-@pytest.mark.parametrize("at", [9])
-def test_early_stopping_goes_on_bit_for_bit(at, encoder, data, tmp_path):
-    recipe = replace(RECIPE, epochs=4, patience=1)
-    record = fine_tune(encoder, ner_task(data), recipe, tmp_path / "a", WAY)
-    fine_tune(encoder, interrupted(ner_task(data), at), recipe, tmp_path / "b", WAY)
-    again = fine_tune(encoder, ner_task(data), recipe, tmp_path / "b", WAY)
-    assert {**record, "seconds": 0} == {**again, "seconds": 0}
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
-
-
-def test_the_best_before_a_stop_is_remembered_after_it(encoder, tmp_path):
-    make = ner_task(write_ner(tmp_path / "set"))
-    recipe = replace(RECIPE, epochs=3, patience=3)
-    early = interrupted(scored(make, [0.0, 0.8]), 17)  # after the first epoch, in the second
-    assert fine_tune(encoder, early, recipe, tmp_path / "a", WAY) is None
-    late = scored(make, [0.2, 0.3])
-    record = fine_tune(encoder, late, recipe, tmp_path / "a", WAY)
-    assert record["best"] == {"step": 10, "score": 0.8} and record["steps"] == 30
-    fine_tune(encoder, scored(make, [0.0, 0.8, 0.2, 0.3]), recipe, tmp_path / "b", WAY)
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
-
-
-# what is refused
-
-
-def test_directories_that_do_not_fit(encoder, data, tokenizer, tmp_path):
-    make, out = ner_task(data), tmp_path / "out"
-
-    def refused(message, source=encoder, teacher=None, **changes):
-        with pytest.raises(InputError, match=message) as error:
-            fine_tune(source, make, replace(RECIPE, **changes), out, WAY, teacher)
-        assert "\n" not in str(error.value) and not out.exists()
-
-    refused("nowhere", source=tmp_path / "nowhere")
-    bare = tmp_path / "bare"
-    minibio.save(Model(tiny_config("bert", V=tokenizer.V)), None, bare)
-    refused("bare has no tokenizer; put the vocab.txt", source=bare)
-    refused("is not fine-tuned for ner; do that first", teacher=encoder)
-    other = type(tokenizer).train(["The patient had Gout"] * 3, tokenizer.V)
-    labels = ("O", "B", "I")
-
-    def teacher(name, tokenizer, **changes):
-        minibio.save(Model(tiny_config("bert", **changes), "token", labels), tokenizer,
-                     tmp_path / name)  # fmt: skip
-        return tmp_path / name
-
-    refused("other-words has another vocabulary than --model",
-            teacher=teacher("other-words", other, V=other.V))  # fmt: skip
-    short = teacher("short", tokenizer, V=tokenizer.V, P=30)
-    refused("short reads 30 tokens, expected 40; pass --length 30", teacher=short)
-    refused("--length is 2, expected at least 3", length=2)
-
-
-def test_too_few_examples_for_the_micro_batches(encoder, data, tmp_path):
-    with pytest.raises(InputError, match="a batch of 8 examples, expected at least 9"):
-        fine_tune(encoder, ner_task(data), RECIPE, tmp_path / "out", Way(ALONE, accumulate=9))
-
-
-def test_no_development_set_to_watch(encoder, data, tmp_path):
-    other = write_ner(tmp_path / "other")
-    (other / "devel.tsv").unlink()
-    with pytest.raises(InputError, match="--early-stopping needs a development set"):
-        fine_tune(encoder, ner_task(other), replace(RECIPE, patience=1), tmp_path / "out", WAY)

@@ -8,11 +8,10 @@ import torch
 
 from helpers import assert_near, tiny_config
 from minibio.batch import Batch, Counts
-from minibio.config import METHODS
+from minibio.config import METHODS, Recipe
 from minibio.distil.objectives import teach
 from minibio.model.heads import Model
 from minibio.run.errors import InputError
-from minibio.tasks.finetune import Recipe
 from minibio.tasks.objective import ALPHA, Labels, Taught, questions, rows
 
 HEADS = {"token": ("O", "B", "I"), "sequence": ("no", "yes"), "span": None}
@@ -23,6 +22,7 @@ def test_the_weights_are_the_papers():
     assert (
         ALPHA["distil"] == METHODS["distil"].alpha and ALPHA["compact"] == METHODS["compact"].alpha
     )
+    assert tuple(ALPHA) == Recipe.__dataclass_fields__["method"].metadata["choices"]
     assert ALPHA["distil"] == (2, 5, 1) and ALPHA["compact"] == (1, 5, 3)
     assert ALPHA["soft"] == (*METHODS["distil"].alpha[:2], 0) and ALPHA["tiny"] == (1, 1, 1)
 
