@@ -6,15 +6,17 @@ punctuation, then cut each word greedily into the longest pieces of the vocabula
 
 What this file adds is care about casing. A cased vocabulary behind a lower-casing tokenizer never
 fails, it only forgets every capital letter; an uncased one without lower-casing turns every name
-into [UNK]. Both are common in the wild, so casing is decided by the vocabulary itself, and a
-configuration that contradicts it is refused.
+into [UNK]. Both are common in the wild, so what the files say is held against the vocabulary, and a
+contradiction is refused. Where they say nothing, the vocabulary decides.
 """
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import tokenizers
@@ -24,6 +26,10 @@ from minibio.run.errors import InputError
 from minibio.run.files import read_json, write_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0..4 in a vocabulary trained here
+UNUSED = re.compile(r"\[unused(\d+)\]")
+FEW = 0.01  # of the pieces: capitalised ones that were added to a lower-case vocabulary
+# tokenizer_config.json's names for what tokenizer.json has in its normaliser
+NORMALISING = {"tokenize_chinese_chars": "handle_chinese_chars", "strip_accents": "strip_accents"}
 MAX_WORD = 100  # characters; BERT makes a longer word [UNK]
 MAX_ALPHABET = 1000  # characters of a trained vocabulary, as in BERT's own
 
@@ -92,33 +98,47 @@ class Tokenizer:
     def from_dir(path: str | Path) -> "Tokenizer":
         """The tokenizer of a Hugging Face directory.
 
-        `tokenizer.json` is read where there is one, `vocab.txt` otherwise; `do_lower_case` comes
-        from `tokenizer_config.json`, and where nobody says, from the vocabulary.
+        `tokenizer.json` is read where there is one, `vocab.txt` otherwise. What
+        `tokenizer_config.json` says of casing, accents and Chinese characters wins over
+        `tokenizer.json`, as in transformers; where neither says, the vocabulary decides.
 
         Raises:
-            InputError: no tokenizer there, a damaged one, one that is no WordPiece, or one whose
+            InputError: no tokenizer there, a damaged one, one that is not a WordPiece, or one whose
                 casing contradicts its vocabulary.
         """
         path = Path(path)
         config_file = path / "tokenizer_config.json"
         config = read_json(config_file) if config_file.is_file() else {}
+        said = {key: config.get(key) for key in ("do_lower_case", *NORMALISING)}
+        for key, value in said.items():
+            if not (value is None or isinstance(value, bool)):
+                raise InputError(f"{config_file}: {key} is {value!r}, expected true or false")
+        lowers = said["do_lower_case"]
         if (path / "tokenizer.json").is_file():
             file = path / "tokenizer.json"
-            backend, lowers = read_tokenizer_json(file)
+            backend, normalizer = read_tokenizer_json(file)
+            lowers = normalizer["lowercase"] if lowers is None else lowers
+            cased = not lowers
+            told = {ours: said[key] for key, ours in NORMALISING.items() if said[key] is not None}
+            own = {**normalizer, **told, "lowercase": lowers}
+            if own != normalizer:
+                own.pop("type")
+                backend.normalizer = normalizers.BertNormalizer(**own)
         elif (path / "vocab.txt").is_file():
-            file, lowers = path / "vocab.txt", None
+            file = path / "vocab.txt"
             vocab = read_vocab(file)
-            backend = build(vocab, casing_of(vocab), config.get("tokenize_chinese_chars", True),
-                            config.get("strip_accents"))  # fmt: skip
+            cased = casing_of(vocab) if lowers is None else not lowers
+            chinese = said["tokenize_chinese_chars"] is not False
+            backend = build(vocab, cased, chinese, said["strip_accents"])
             add_tokens(backend, path, config)
         else:
             raise InputError(
                 f"{path}: no tokenizer.json or vocab.txt there; name the directory of a tokenizer"
             )
-        vocab = backend.get_vocab(with_added_tokens=False)
-        cased = casing_of(vocab)
-        check_casing(file, lowers, vocab)
-        check_casing(config_file, config.get("do_lower_case"), vocab)
+        where = f"normalizer.lowercase of {file}"
+        if said["do_lower_case"] is not None:
+            where = f"do_lower_case of {config_file}"
+        check_casing(where, lowers, backend.get_vocab(with_added_tokens=False))
         return Tokenizer(backend, cased, where=str(file))
 
     @staticmethod
@@ -214,10 +234,12 @@ class Tokenizer:
     def check_vocab(self, V: int, where: str) -> None:
         """Refuse a model of another vocabulary.
 
+        A table that was padded with rows for speed, to a multiple of 8 to 128, has this vocabulary.
+
         Raises:
             InputError: V differs from this tokenizer's.
         """
-        if self.V != V:
+        if V not in (self.V, *(-(-self.V // n) * n for n in (8, 16, 32, 64, 128))):
             raise InputError(
                 f"{where}: the tokenizer has {self.V:,} pieces, the model {V:,}; "
                 "use the tokenizer the model was trained with"
@@ -243,36 +265,67 @@ def build(vocab: dict[str, int], cased: bool, chinese: bool = True,
     return backend
 
 
-def casing_of(vocab: Iterable[str]) -> bool:
+def casing_of(vocab: dict[str, int]) -> bool:
     """True where a piece that text can reach has a capital letter."""
-    return any(map(has_capital, vocab))
+    return bool(capitals(vocab))
 
 
-def has_capital(piece: str) -> bool:
-    """Whether lower-casing would change a piece; [MASK], [unused1] and such do not count."""
-    is_bracketed = len(piece) > 1 and piece[0] == "[" and piece[-1] == "]"
-    return not is_bracketed and piece.lower() != piece
+def capitals(vocab: dict[str, int]) -> list[str]:
+    """The pieces with capital letters that are evidence of a cased vocabulary, the shortest first.
+
+    Not those in brackets ([MASK], [unused1]); not those that no text can reach, since BERT cuts
+    words at punctuation (@GENE$); and not those put into an [unused] slot of a finished vocabulary.
+    """
+    slots = unused_slots(vocab)
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    def is_evidence(piece):
+        is_bracketed = len(piece) > 1 and piece[0] == "[" and piece[-1] == "]"
+        if is_bracketed or piece.lower() == piece or vocab[piece] in slots:
+            return False
+        return len(pre_tokenizer.pre_tokenize_str(piece.removeprefix("##"))) == 1
+
+    return sorted(filter(is_evidence, vocab), key=len)
 
 
-def check_casing(file: Path, lowers: bool | None, vocab: Iterable[str]) -> None:
+def unused_slots(vocab: dict[str, int]) -> set[int]:
+    """Ids at which an [unusedN] would be expected and another piece is.
+
+    Between two neighbours [unused3] and [unused6] that are three ids apart lie the slots of 4 and
+    5. (Where the numbers do not go with the ids, as around [UNK] to [MASK], nothing was replaced.)
+    """
+    found = {}  # id -> N
+    for piece, i in vocab.items():
+        if match := UNUSED.fullmatch(piece):
+            found[i] = int(match[1])
+    ids = sorted(found)
+    return {
+        slot
+        for before, after in pairwise(ids)
+        if after - before == found[after] - found[before]
+        for slot in range(before + 1, after)
+    }
+
+
+def check_casing(where: str, lowers: bool | None, vocab: dict[str, int]) -> None:
     """Refuse what a file says of lower-casing (None: nothing) where its vocabulary contradicts.
 
+    A few capitalised pieces that were added to a lower-case vocabulary are never reached, and
+    contradict nothing.
+
     Raises:
-        InputError: the two differ, or `lowers` is no boolean.
+        InputError: the two differ.
     """
-    if not (lowers is None or isinstance(lowers, bool)):
-        raise InputError(f"{file}: do_lower_case is {lowers!r}, expected true or false")
-    capital = sorted(filter(has_capital, vocab), key=len)
-    if lowers is True and capital:
+    capital = capitals(vocab)
+    if lowers is True and len(capital) > len(vocab) * FEW:
         raise InputError(
-            f"{file} asks for lower-casing, but {len(capital):,} pieces of the vocabulary have "
-            f"capital letters ({capital[-1]!r}) and would never be reached; set do_lower_case to "
-            "false"
+            f"{where} asks for lower-casing, but {len(capital):,} pieces of the vocabulary have "
+            f"capital letters ({capital[-1]!r}) and would never be reached; set it to false"
         )
     if lowers is False and not capital:
         raise InputError(
-            f"{file} asks for no lower-casing, but no piece of the vocabulary has a capital "
-            "letter, so that every capitalised word would become [UNK]; set do_lower_case to true"
+            f"{where} asks for no lower-casing, but no piece of the vocabulary has a capital "
+            "letter, so that every capitalised word would become [UNK]; set it to true"
         )
 
 
@@ -301,28 +354,29 @@ def read_vocab(file: Path) -> dict[str, int]:
     return vocab
 
 
-def read_tokenizer_json(file: Path) -> tuple[tokenizers.Tokenizer, bool]:
-    """tokenizer.json and whether it lower-cases.
+def read_tokenizer_json(file: Path) -> tuple[tokenizers.Tokenizer, dict]:
+    """tokenizer.json and its normaliser, as written there.
 
     Raises:
-        InputError: damaged, or no WordPiece of BERT's form.
+        InputError: damaged, or not a WordPiece of BERT's form.
     """
     spec = read_json(file)
     model, normalizer = (spec.get(key) or {} for key in ("model", "normalizer"))
     try:
         forms = (model["type"], normalizer["type"], model["unk_token"])
-        lowers = normalizer["lowercase"]
     except (KeyError, TypeError):
-        forms, lowers = None, None
+        forms = None
     if forms != ("WordPiece", "BertNormalizer", "[UNK]"):
         raise InputError(
             f"{file}: expected a WordPiece model with unk_token [UNK] and a BertNormalizer, the "
             "tokenizer of BERT and its kin; delete the file if vocab.txt is there"
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(file)), lowers
+        backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises nothing finer
         raise InputError(f"{file}: {error}; the file is damaged") from None
+    state = json.loads(backend.normalizer.__getstate__())
+    return backend, state
 
 
 def add_tokens(backend: tokenizers.Tokenizer, path: Path, config: dict) -> None:

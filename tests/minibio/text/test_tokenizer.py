@@ -233,7 +233,11 @@ def test_casing_of_tokenizer_json_is_refused_too(tmp_path, cased):
     spec = json.loads(file.read_text())
     spec["normalizer"]["lowercase"] = cased  # the contrary
     file.write_text(json.dumps(spec))
-    with pytest.raises(InputError, match="tokenizer.json asks for"):
+    assert Tokenizer.from_dir(tmp_path).cased == cased  # tokenizer_config.json wins
+    config = tmp_path / "tokenizer_config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps({k: x for k, x in said.items() if k != "do_lower_case"}))
+    with pytest.raises(InputError, match="normalizer.lowercase of .*tokenizer.json asks for"):
         Tokenizer.from_dir(tmp_path)
 
 
@@ -414,3 +418,106 @@ def test_real_vocabulary_survives_saving(tmp_path):
     assert (tmp_path / "saved" / "vocab.txt").read_bytes() == original
     shutil.rmtree(tmp_path / "real")
     assert Tokenizer.from_dir(tmp_path / "saved").fingerprint == t.fingerprint
+
+
+# what people's files say of casing
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"do_lower_case": True},
+        {"do_lower_case": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": True, "tokenize_chinese_chars": False},
+        {"do_lower_case": False, "strip_accents": None, "tokenize_chinese_chars": True},
+    ],
+)
+def test_tokenizer_config_wins_over_tokenizer_json_as_in_transformers(tmp_path, said, lowercase):
+    from transformers import AutoTokenizer
+
+    texts = [*TEXTS, "Élan élan 中文"]
+    Tokenizer.train(texts, 220, cased=not said["do_lower_case"]).save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["normalizer"]["lowercase"] = lowercase
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    config = {"tokenizer_class": "BertTokenizer", **said}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for _ in range(2):  # with tokenizer.json, and with vocab.txt only
+        ours = Tokenizer.from_dir(tmp_path)
+        assert ours.cased is not said["do_lower_case"]
+        for text in (*texts[-5:], "Élan of BRCA1 in 中文, naïve Aspirin"):
+            assert ours.encode(text) == theirs(text)["input_ids"], text
+        (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+
+
+UNUSED = [f"[unused{i}]" for i in range(20)]
+LETTERS = [chr(97 + i) for i in range(26)]
+PIECES = [*LETTERS, *(f"##{c}" for c in LETTERS), "gene", "cancer"]
+
+
+def in_slots(*pieces):
+    """A lower-case vocabulary like BERT's, some of its [unused] slots taken by these pieces."""
+    slots = list(UNUSED)
+    slots[5 : 5 + len(pieces)] = pieces
+    return ["[PAD]", *slots, "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PIECES]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        in_slots("@GENE$", "@DISEASE$"),  # no text reaches them: words end at punctuation
+        in_slots("GENE", "Disease", "BRCA"),
+        [*in_slots(), "@CHEMICAL$"],
+        [*in_slots("@GENE$"), "[E1]", "[/E1]"],
+    ],
+)
+@pytest.mark.parametrize("said", [{}, {"do_lower_case": True}])
+def test_pieces_that_no_text_reaches_and_those_in_unused_slots_are_no_evidence(
+    tmp_path, pieces, said
+):
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    if said:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    ours = Tokenizer.from_dir(tmp_path)
+    assert not ours.cased
+    assert ours.decode(ours.encode("Gene in CANCER")) == "gene in cancer"
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.raises(InputError, match="no lower-casing, but no piece"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_a_capital_in_the_vocabulary_itself_is_evidence(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*in_slots("@GENE$"), "Gene", "A"]) + "\n")
+    assert Tokenizer.from_dir(tmp_path).cased
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(InputError, match="asks for lower-casing, but 2 pieces"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_a_few_capitalised_words_added_to_a_lower_case_vocabulary_contradict_nothing(tmp_path):
+    many = [f"w{a}{b}" for a in LETTERS for b in LETTERS]
+    (tmp_path / "vocab.txt").write_text("\n".join([*in_slots(), *many, "COVID"]) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert not Tokenizer.from_dir(tmp_path).cased
+
+
+@pytest.mark.parametrize("key", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+@pytest.mark.parametrize("value", ["true", 1, [], {}])
+def test_what_is_neither_true_nor_false_is_refused(tmp_path, key, value):
+    Tokenizer.train(TEXTS, 220).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(InputError, match=f"tokenizer_config.json: {key} is .*true or false"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_a_table_padded_for_speed_has_the_vocabulary(trained):
+    ours, _, _ = trained
+    for V in (220, 224, 256):
+        ours.check_vocab(V, "model")
+    for V in (216, 221, 225, 257, 300):
+        with pytest.raises(InputError, match=f"220 pieces, the model {V}"):
+            ours.check_vocab(V, "model")
