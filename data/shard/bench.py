@@ -1,13 +1,12 @@
-"""How fast text becomes samples on this machine, each part beside what it cannot do without.
+"""Speed of the way from text to samples on this machine, each part beside what it builds on.
 
     python -m data.shard.bench parse XML...                   the parser beside bare iterparse
     python -m data.shard.bench shard JSONL --tokenizer DIR    data.shard beside encode_batch_fast
-    python -m data.shard.bench sample                         batches, masks and all, in one process
     python -m data.shard.bench memory JSONL --tokenizer DIR   data.shard's peak on 1 and 10 copies
+    python -m data.shard.bench sample SHARDS...               batches, masks and all, in one process
 
-The sides take turns, so that a change of the clock's speed meets them all; rates are medians with
-their 20th and 80th percentile, shares medians over the rounds. Inputs are unpacked beforehand.
-Every row is printed, and with `--out` written to a CSV, as soon as it is known.
+The sides take turns. Rates are medians, shares medians over the rounds: by the clock, and by
+processor time, which is the same however busy the machine is. Inputs are unpacked beforehand.
 """
 
 import argparse
@@ -18,10 +17,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -30,100 +30,81 @@ import torch
 from data.parallel import n_cores
 from data.pubmed.citations import citation, elements, unpacked
 from data.shard.records import blocks, check_inputs, documents
-from kernels.bench.timing import Table, ragged_lengths
+from kernels.bench.timing import Spread, Table, milliseconds
 from kernels.machine import describe
 from minibio.run import errors
 from minibio.run.errors import InputError
-from minibio.run.files import check_writable, write_json
+from minibio.run.files import check_writable
 from minibio.text.corpus import Corpus
-from minibio.text.shards import FORMAT, SPLITS, ShardWriter
-from minibio.text.tokenizer import SPECIAL, Tokenizer
+from minibio.text.tokenizer import Tokenizer
 
 CHUNK = 512  # texts that encode_batch_fast is given at once
-LENGTH = 256  # tokens of the longest document
-UNCUT = 10_000  # no abstract is as long: every token is kept
+LENGTH, UNCUT = 256, 10_000  # tokens of the longest document; no abstract is as long
 COPIES = 10  # of the input, for the peak of memory
 STEP, STEPS = 64, 64  # sequences of a sampled batch, batches of a round
-TICK = 0.01  # seconds: finer the system does not count the work of processes
-EVERY = 0.05  # seconds between two looks at the memory
+TICK = 0.01  # seconds: the system counts the work of processes no finer
+EVERY = 0.05  # seconds between two readings of the memory
 
 
-def race(table: Table, what: str, unit: str, sides: dict[str, Callable], rounds: int,
-         against: str = "") -> None:  # fmt: skip
-    """Rows of the rates of `sides`, the calls taking turns.
+class Settings(NamedTuple):
+    """The options of a measurement."""
+
+    inputs: list[Path]
+    tokenizer: Path | None
+    exclude: list[Path]  # evaluation sets
+    workers: int
+    rounds: int  # timed calls of each side
+
+
+def race(what: str, unit: str, sides: dict[str, Callable], rounds: int) -> Iterator[dict]:
+    """A row for each side: its rate, and its share of the first one's.
 
     Args:
-        unit:    of what each call returns: how much it got through.
-        against: the side that the others are compared with, round by round.
+        sides: name -> call, which returns how much of `unit` it got through.
     """
-    rates = {name: np.zeros((rounds, 2)) for name in sides}  # a second of the clock, of work
-    for k in range(rounds):
-        for name, call in sides.items():
-            began, worked = time.perf_counter(), cpu_seconds()
-            n = call()
-            seconds = time.perf_counter() - began, max(cpu_seconds() - worked, TICK)
-            rates[name][k] = np.divide(n, seconds)
-    for name, found in rates.items():
-        p20, p50, p80 = np.percentile(found[:, 0], (20, 50, 80))
-        row = {"what": what, "side": name, "unit": f"{unit}/s", "p50": p50, "p20": p20, "p80": p80,
-               "p50_cpu": np.median(found[:, 1]), "share": None, "share_cpu": None,
-               "rounds": rounds}  # fmt: skip
-        line = f"{what:<8}{name:<30}{p50:>7.2f} ({p20:.2f}-{p80:.2f}) {unit}/s"
-        if against:
-            shares = np.median(found / rates[against], axis=0)  # (2,)
-            row |= dict(zip(("share", "share_cpu"), shares.tolist(), strict=True))
-            line += f"   {shares[0]:.2f} of {against} ({shares[1]:.2f} by processor time)"
-        else:
-            line += f"   {row['p50_cpu']:.2f} by processor time"
-        table.add(row, line)
+    done = {name: [] for name in sides}  # of each round: (amount, seconds of work)
+
+    def counted(name: str) -> None:
+        before = cpu_seconds()
+        amount = sides[name]()
+        done[name].append((amount, max(cpu_seconds() - before, TICK)))
+
+    calls, base = [[partial(counted, name)] for name in sides], None
+    times = milliseconds(calls, torch.device("cpu"), rounds, warmup=0)
+    for name, clock in zip(sides, times, strict=True):
+        amount, work = np.array(done[name]).T  # (rounds,) each
+        rates = np.stack([1000 * amount / clock[:, 0], amount / work])  # (2, rounds)
+        base = rates if base is None else base
+        share, share_cpu = np.median(rates / base, axis=1).tolist()
+        yield {"what": what, "side": name, "unit": f"{unit}/s", **Spread.of(rates[0])._asdict(),
+               "p50_cpu": np.median(rates[1]), "share": share, "share_cpu": share_cpu}  # fmt: skip
 
 
 def cpu_seconds() -> float:
-    """Seconds that processors worked for this process, its threads, and its children that ended.
-
-    Other programs on the machine make a call slow, and leave this as it is.
-    """
+    """Seconds of work for this process, its threads, and its children that ended."""
     return sum(os.times()[:4])
 
 
-# the parser
+def bench_parse(place: Path, given: Settings) -> Iterator[dict]:
+    """All that data.pubmed does with a file before it writes."""
+    files = [place / f"{i}.xml" for i in range(len(given.inputs))]
+    for file, path in zip(files, given.inputs, strict=True):
+        file.write_bytes(b"".join(unpacked(path)))
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
 
+    def bare() -> float:
+        for file in files:
+            for _, element in ElementTree.iterparse(file):
+                element.clear()
+        return megabytes
 
-def bare(path: Path) -> float:
-    """The least that any parser of a file has to do; its megabytes."""
-    for _, element in ElementTree.iterparse(path):
-        element.clear()
-    return path.stat().st_size / 1e6
+    def ours() -> float:
+        for file in files:
+            for element in elements(file):
+                citation(element, Counter())
+        return megabytes
 
-
-def parse(path: Path) -> float:
-    """What data.pubmed does before it writes; the megabytes of the file."""
-    counts = Counter()
-    for element in elements(path):
-        citation(element, counts)
-    return path.stat().st_size / 1e6
-
-
-def bench_parse(args, table: Table, place: Path) -> None:
-    """The records of all files, over and over, as one uncompressed file."""
-    path, bodies = place / "all.xml", []
-    for file in args.xml:
-        text = b"".join(unpacked(file))
-        begin, end = text.find(b"<PubmedArticle>"), text.rfind(b"</PubmedArticle>")
-        if end < 0:
-            raise InputError(f"{file}: no PubmedArticle in it")
-        bodies.append(text[begin : end + len(b"</PubmedArticle>")])
-    body = b"\n".join(bodies)
-    with open(path, "wb") as out:
-        out.write(b"<?xml version='1.0' encoding='utf-8'?>\n<PubmedArticleSet>\n")
-        for _ in range(-(-args.megabytes * 10**6 // len(body))):
-            out.write(body)
-        out.write(b"</PubmedArticleSet>\n")
-    sides = {"bare iterparse": partial(bare, path), "data.pubmed": partial(parse, path)}
-    race(table, "parse", "MB", sides, args.rounds, "bare iterparse")
-
-
-# the shards
+    return race("parse", "MB", {"bare iterparse": bare, "data.pubmed": ours}, given.rounds)
 
 
 def unpack(path: Path, place: Path) -> tuple[Path, list[str]]:
@@ -137,182 +118,123 @@ def unpack(path: Path, place: Path) -> tuple[Path, list[str]]:
     return plain, texts
 
 
-def command(plain: Path, args, out: Path, *options) -> list[str]:
-    """data.shard as a user starts it."""
-    options = [*options, "--tokenizer", args.tokenizer, "--out", out, "--workers", args.workers]
-    options += ["--overwrite", "--keep-eval", "--held-out", 0.1]
-    words = [sys.executable, "-m", "data.shard", plain, *options]
-    return list(map(str, words))
+def command(plain: Path, given: Settings, *options) -> list[str]:
+    """data.shard as a user starts it, into a directory beside its input."""
+    options = [*options, "--tokenizer", given.tokenizer, "--workers", given.workers]
+    options += ["--out", plain.parent / "out", "--overwrite", "--keep-eval", "--held-out", 0.1]
+    return [sys.executable, "-m", "data.shard", *map(str, [plain, *options])]
 
 
-def bench_shard(args, table: Table, place: Path) -> None:
-    """Whole commands, from the file to the shards, on as many processes as there are cores."""
-    plain, texts = unpack(args.jsonl, place)
-    tokenizer = Tokenizer.from_dir(args.tokenizer)
+def bench_shard(place: Path, given: Settings) -> Iterator[dict]:
+    """Whole commands, from the file to the shards; rates are of all tokens, cut off ones too."""
+    plain, texts = unpack(given.inputs[0], place)
+    encoder = Tokenizer.from_dir(given.tokenizer)
     chunks = [texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK)]
-    # all tokens of the texts, also those that data.shard cuts off
-    millions = sum(len(ids) for chunk in chunks for ids in tokenizer.encode_words(chunk)) / 1e6
+    millions = sum(len(ids) for chunk in chunks for ids in encoder.encode_words(chunk)) / 1e6
 
-    def alone() -> float:
+    def encode() -> float:
         for chunk in chunks:
-            tokenizer.backend.encode_batch_fast(chunk, add_special_tokens=False)
+            encoder.backend.encode_batch_fast(chunk, add_special_tokens=False)
         return millions
 
     def run(*options) -> float:
-        words = command(plain, args, place / "out", *options)
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command(plain, given, *options), check=True, stdout=subprocess.DEVNULL)
         return millions
 
-    exact = ["--duplicates", "exact"]
-    sides = {
-        "encode_batch_fast": alone,
-        "data.shard": run,
-        f"--length {UNCUT}": partial(run, "--length", UNCUT),
-        "--split-long": partial(run, "--split-long"),
-        " ".join(exact): partial(run, *exact),
-    }
-    if args.exclude:
-        sides["--duplicates exact --exclude"] = partial(run, *exact, "--exclude", *args.exclude)
-    mean = 1e6 * millions / len(texts)
-    print(f"{len(texts):,} documents of {mean:.1f} tokens, {args.workers} processes")
-    race(table, "shard", "million tokens", sides, args.rounds, "encode_batch_fast")
+    several = [[], ["--length", UNCUT], ["--split-long"], ["--duplicates", "exact"]]
+    if given.exclude:
+        several.append(["--duplicates", "exact", "--exclude", *given.exclude])
+    names = [" ".join(map(str, options[:3])) or "data.shard" for options in several]
+    sides = {name: partial(run, *options) for name, options in zip(names, several, strict=True)}
+    return race("shard", "million tokens", {"encode_batch_fast": encode, **sides}, given.rounds)
 
 
-def bench_memory(args, table: Table, place: Path) -> None:
+def bench_memory(place: Path, given: Settings) -> Iterator[dict]:
     """The peak of all processes of data.shard together, on the input and on COPIES of it.
 
-    A copy has other PMIDs, and the words of each abstract in another order, so that no two texts
-    are equal.
+    A copy has other PMIDs, and the words of each abstract in another order: no two texts are equal.
     """
-    plain, _ = unpack(args.jsonl, place)
-    rows = plain.read_bytes().splitlines()
+    plain, _ = unpack(given.inputs[0], place)
     many = place / "many.jsonl"
-    with open(many, "w", encoding="utf-8") as out:
-        for copy in range(COPIES):
-            rng = np.random.Generator(np.random.Philox(key=[copy, 0]))
-            for i, row in enumerate(rows):
-                record = json.loads(row)
-                words = record["abstract"].split()
+    rng = np.random.Generator(np.random.Philox(key=[0, 0]))
+    with open(plain, encoding="utf-8") as file, open(many, "w", encoding="utf-8") as out:
+        for i, line in enumerate(file):
+            record = json.loads(line)
+            words = (record.get("abstract") or "").split()
+            for copy in range(COPIES):
                 rng.shuffle(words)
-                record = {"title": record["title"], "abstract": " ".join(words)}
-                record["pmid"] = str(copy * 10**7 + i)
+                record |= {"abstract": " ".join(words), "pmid": str(copy * 10**7 + i)}
                 out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    del rows
     for name, path in (("once", plain), (f"{COPIES} copies", many)):
-        began, peak, largest = time.perf_counter(), 0, 0
-        words = command(path, args, place / "out", "--duplicates", "exact")
+        began, peaks = time.perf_counter(), np.zeros(2)  # of all together, of one
+        words = command(path, given, "--duplicates", "exact")
         with subprocess.Popen(words, stdout=subprocess.DEVNULL) as run:
             while run.poll() is None:
-                each = [resident(pid) for pid in family(run.pid)]
-                peak, largest = max(peak, sum(each)), max(largest, *each)
+                each = resident(run.pid) or [0]
+                peaks = np.maximum(peaks, (sum(each), max(each)))
                 time.sleep(EVERY)
-        seconds, size = time.perf_counter() - began, path.stat().st_size
-        row = {
-            "what": "memory", "side": name, "bytes": size, "workers": args.workers,
-            "all_mib": peak / 2**20, "one_mib": largest / 2**20, "seconds": seconds,
-        }  # fmt: skip
-        table.add(
-            row,
-            f"memory  {name:<12}{size / 1e6:>9,.0f} MB in {seconds:,.0f} s: all {args.workers + 1} "
-            f"processes {peak / 2**20:,.0f} MiB, the largest {largest / 2**20:,.0f} MiB",
-        )
+        all_mib, one_mib = (peaks / 2**20).tolist()
+        yield {"what": "memory", "side": name, "bytes": path.stat().st_size, "all_mib": all_mib,
+               "one_mib": one_mib, "seconds": time.perf_counter() - began}  # fmt: skip
 
 
-def family(pid: int) -> list[int]:
-    """A process, its children, theirs."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return [pid]
-    return [pid, *(each for child in children for each in family(int(child)))]
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process holds, mapped files included; 0 where it is gone."""
+def resident(pid: int) -> list[int]:
+    """Bytes of memory, mapped files included, of a process and of each of its descendants."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it ended
+        return []
+    own = pages * os.sysconf("SC_PAGE_SIZE")
+    return [own, *(size for child in children for size in resident(int(child)))]
 
 
-# the samples
-
-
-def bench_sample(args, table: Table, place: Path) -> None:
-    """Batches of `Corpus`, of documents as long as PubMed's, and of `--shards` where named."""
+def bench_sample(place: Path, given: Settings) -> Iterator[dict]:
+    """Batches of `Corpus`."""
     torch.set_num_threads(1)
-    for path in (synthetic(place / "shards"), *filter(None, [args.shards])):
-        corpus = Corpus(path, seed=0, length=LENGTH)
-        firsts = count(0, STEP)
+    for path in given.inputs:
+        corpus, firsts = Corpus(path, seed=0, length=LENGTH), count(0, STEP)
 
         def batches(corpus=corpus, firsts=firsts) -> float:
-            spans = [range(first, first + STEP) for first in islice(firsts, STEPS)]
-            return sum(corpus.take(span).N for span in spans) / 1e6
+            first = [next(firsts) for _ in range(STEPS)]
+            return sum(corpus.take(range(n, n + STEP)).N for n in first) / 1e6
 
         name = f"mean of {corpus.n_tokens / corpus.n_documents:.0f}"
-        race(table, "sample", "million tokens", {name: batches}, 10 * args.rounds)
+        yield from race("sample", "million tokens", {name: batches}, 10 * given.rounds)
 
 
-def synthetic(path: Path, n: int = 30_000, V: int = 28_996) -> Path:
-    """Shards of random tokens in documents as long as PubMed's, a third of them bare titles."""
-    rng = np.random.Generator(np.random.Philox(key=[0, 0]))
-    lengths = np.array(ragged_lengths(n, LENGTH, 0))
-    path.mkdir()
-    vocab = [*SPECIAL, *(f"Piece{i}" for i in range(V - len(SPECIAL)))]
-    (path / "vocab.txt").write_text("\n".join(vocab) + "\n", "utf-8")
-    tokenizer = Tokenizer.from_dir(path)
-    ids = rng.integers(len(SPECIAL), V, lengths.sum(), np.uint16)
-    ends = np.cumsum(lengths)
-    ids[ends - lengths], ids[ends - 1] = tokenizer.cls_id, tokenizer.sep_id
-    writers = {split: ShardWriter(path, split, V) for split in SPLITS}
-    writers["train"].extend(ids, lengths)
-    write_json(path / "meta.json", {
-        "format": FORMAT, "V": V, "cased": True, "tokenizer": tokenizer.fingerprint,
-        "length": LENGTH, "held_out": 0,
-        "splits": {split: writer.close() for split, writer in writers.items()},
-    })  # fmt: skip
-    return path
-
-
-# the command
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("data.shard.bench", description=__doc__.split("\n")[0])
-    whats = p.add_subparsers(required=True, metavar="WHAT")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--rounds", type=int, default=5, help="timed calls of each kind")
-    shared.add_argument("--out", type=Path, metavar="CSV")
-    for name, bench in (("parse", bench_parse), ("shard", bench_shard), ("memory", bench_memory),
-                        ("sample", bench_sample)):  # fmt: skip
-        what = whats.add_parser(name, parents=[shared], help=bench.__doc__.split("\n")[0])
-        what.set_defaults(bench=bench)
-        if name == "parse":
-            what.add_argument("xml", nargs="+", type=Path, metavar="XML")
-            what.add_argument("--megabytes", type=int, default=50, help="of the file to parse")
-        elif name == "sample":
-            what.add_argument("--shards", type=Path, metavar="DIR", help="sample from these too")
-        else:
-            what.add_argument("jsonl", type=Path, metavar="JSONL")
-            what.add_argument("--tokenizer", type=Path, required=True, metavar="DIR")
-            what.add_argument("--workers", type=int, default=n_cores(), help="default: one a core")
-        if name == "shard":
-            what.add_argument("--exclude", nargs="+", type=Path, metavar="PATH",
-                              help="evaluation sets: a run that looks for them too")  # fmt: skip
-    return p
+BENCHES = {"parse": bench_parse, "shard": bench_shard, "memory": bench_memory,
+           "sample": bench_sample}  # fmt: skip
 
 
 def main(argv=None) -> None:
-    args = parser().parse_args(argv)
-    if args.rounds < 1:
-        raise InputError(f"--rounds is {args.rounds}, expected at least 1")
-    header = f"{describe(torch.device('cpu'))} | {n_cores()} cores"
-    with (
-        tempfile.TemporaryDirectory(prefix="minibio-") as place,
-        Table(None if args.out is None else check_writable(args.out), header) as table,
-    ):
-        args.bench(args, table, Path(place))
+    p = argparse.ArgumentParser(
+        "data.shard.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("what", choices=BENCHES)
+    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    p.add_argument("--tokenizer", type=Path, metavar="DIR")
+    p.add_argument(
+        "--exclude", nargs="+", default=[], metavar="PATH", help="shard: evaluation sets"
+    )
+    p.add_argument("--workers", type=int, default=n_cores(), help="default: one a core")
+    p.add_argument("--rounds", type=int, default=5, help="timed calls of each kind")
+    p.add_argument("--out", type=Path, metavar="CSV")
+    args = vars(p.parse_args(argv))
+    what, out = args.pop("what"), args.pop("out")
+    given = Settings(**args)
+    if min(given.rounds, given.workers) < 1:
+        raise InputError("--rounds and --workers: expected at least 1")
+    if what in ("shard", "memory") and (given.tokenizer is None or len(given.inputs) > 1):
+        raise InputError(f"{what} needs one INPUT and --tokenizer DIR")
+    header = f"{describe(torch.device('cpu'))} | {n_cores()} cores, {given.workers} workers"
+    out = None if out is None else check_writable(out)
+    with tempfile.TemporaryDirectory(prefix="minibio-") as place, Table(out, header) as table:
+        for row in BENCHES[what](Path(place), given):
+            line = (f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            table.add(row, "  ".join(line))
 
 
 if __name__ == "__main__":
