@@ -1,9 +1,12 @@
-"""What a measurement was made on, in one line: the header of every table of figures."""
+"""The machine and versions of a measurement, in one line: the header of every table of figures."""
 
+import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -12,12 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent  # of the repository
 
 
 def output_of(*command: str) -> str:
-    """The first line a command prints; "" where it is missing, fails or prints nothing."""
+    """The output of a command; "" where it is missing, fails or prints nothing."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip().split("\n")[0] if done.returncode == 0 else ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def version(package: str) -> str:
@@ -26,6 +29,23 @@ def version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "none"
+
+
+def ptxas_version() -> str:
+    """The release of the assembler that Triton calls: its own, or that of $TRITON_PTXAS_PATH."""
+    path = os.environ.get("TRITON_PTXAS_PATH")
+    if path is None:
+        found = find_spec("triton")
+        if found is None:
+            return "none"
+        path = str(Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas")
+    release = re.search(r"V(\d+\.\d+\.\d+)", output_of(path, "--version"))
+    return release[1] if release else "unknown"
+
+
+def is_cuda_fault(error: BaseException) -> bool:
+    """Whether a CUDA error stopped a kernel, so that this process can use its GPU no more."""
+    return bool(re.search(r"CUDA error:|Triton Error \[CUDA\]", str(error)))
 
 
 def commit() -> str:
@@ -57,13 +77,14 @@ def has_bf16_products(device: torch.device) -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """GPU | driver | CUDA | torch | triton | git | date, or the same for a CPU.
+    """GPU | driver | CUDA | torch | triton and its ptxas | git | date, or the same for a CPU.
 
     Args:
         device: where the measured tensors lie.
     """
     if device.type == "cuda":
         driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = driver.split("\n")[0]  # a line for each GPU
         where = [
             torch.cuda.get_device_name(device),
             f"driver {driver or 'unknown'}",
@@ -75,7 +96,7 @@ def describe(device: torch.device) -> str:
         [
             *where,
             f"torch {torch.__version__}",
-            f"triton {version('triton')}",
+            f"triton {version('triton')}" + f" (ptxas {ptxas_version()})" * (device.type == "cuda"),
             f"git {commit()}",
             datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         ]

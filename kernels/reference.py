@@ -219,20 +219,25 @@ def cross_entropy_rows(x: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_cross_entropy_rows(x_s: Tensor, x_t: Tensor, temperature: float = 1.0) -> Tensor:
-    """-T^2 sum_v p_t ln p_s, with p = softmax(x / T), nats.  (M, V) twice -> (M,)."""
+    """-T^2 sum_v p_t ln p_s, with p = softmax(x / T), nats.  (M, V) twice -> (M,).
+
+    A word with p_t = 0 adds nothing, as in `kl_rows`.
+    """
     p_t = (wide(x_t) / temperature).softmax(-1)  # (M, V)
     log_p_s = (wide(x_s) / temperature).log_softmax(-1)  # (M, V)
-    return -(p_t * log_p_s).sum(-1) * temperature**2
+    return -(p_t * log_p_s.where(p_t > 0, 0.0)).sum(-1) * temperature**2
 
 
 def kl_rows(x_s: Tensor, x_t: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 KL(p_t || p_s), with p = softmax(x / T), nats.  (M, V) twice -> (M,).
 
-    T^2 keeps the gradient's size whatever the temperature (Hinton et al., 2015).
+    T^2 keeps the gradient's size whatever the temperature (Hinton et al., 2015). Words with p_t = 0
+    add nothing (0 ln 0 = 0): a teacher's logit of -inf takes its word out of the sum.
     """
     log_p_t = (wide(x_t) / temperature).log_softmax(-1)  # (M, V)
     log_p_s = (wide(x_s) / temperature).log_softmax(-1)  # (M, V)
-    return (log_p_t.exp() * (log_p_t - log_p_s)).sum(-1) * temperature**2
+    p_t = log_p_t.exp()
+    return (p_t * (log_p_t - log_p_s).where(p_t > 0, 0.0)).sum(-1) * temperature**2
 
 
 ROW_DIVERGENCES = ("kl_ts", "soft_ce")  # of rows of logits: Eq. 2, Eq. 8

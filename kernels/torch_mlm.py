@@ -11,6 +11,7 @@ Read kernels/README.md first ("Rows of logits"); numbers in brackets are its lin
 """
 
 from collections.abc import Callable
+from math import inf
 
 import torch
 from torch import Tensor
@@ -78,7 +79,9 @@ def some_rows(
     if t is not None:
         centre(t, b_t)
         l_t = exponentials(t, T, out=e_t)  # (R, 1)
-        d = (t.sub_(s) if is_kl else torch.neg(s, out=t)).mul_(e_t).sum(1, keepdim=True)  # (R, 1)
+        apart = (t.sub_(s) if is_kl else torch.neg(s, out=t)).mul_(e_t)
+        # 0 ln 0 = 0; any other NaN is in l_t or l_T too
+        d = apart.nan_to_num_(0.0, inf, -inf).sum(1, keepdim=True)  # (R, 1)
     if labels is not None:
         is_counted = (labels != -100)[:, None]  # (R, 1)
         y = labels[:, None].where(is_counted, 0)  # (R, 1)

@@ -9,7 +9,8 @@
 The other end of the design space from triton_mlm.py: the least memory, and the tiles formed anew
 for every BLOCK_O columns of each gradient. Each result has one owner, so there are no atomics and
 results repeat bit for bit. Read kernels/README.md first; numbers in brackets are its lines. Names
-are those of triton_mlm.py.
+are those of triton_mlm.py. Arguments that change from batch to batch are not specialised, as in
+triton_attention.py.
 """
 
 import os
@@ -46,7 +47,8 @@ class Config(NamedTuple):
 def pick_config(kernel: str, dtype: torch.dtype) -> Config:
     """The configuration of `kernel` ("statistics", "dE" or "dh") for the student's type.
 
-    Chosen so that nothing spills on sm_90 (tests/kernels/test_triton_mlm_sm90.py); not yet timed.
+    Chosen so that nothing spills on sm_90, by Triton 3.6 and by 3.9
+    (tests/kernels/test_triton_mlm_sm90.py); not yet timed.
     """
     if dtype == torch.float64:
         return Config(16, 16, 16, 16, 4, 1)
@@ -107,7 +109,7 @@ def logits_tile(
 # ---- forward
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "n_shares"])
 def statistics_kernel(
     ptr_h_s, ptr_E_s, ptr_E2_s, ptr_b_s, s_h_s, s_v_s, s_d_s, s_v2_s, s_d2_s,
     ptr_h_t, ptr_E_t, ptr_E2_t, ptr_b_t, s_h_t, s_v_t, s_d_t, s_v2_t, s_d2_t,
@@ -155,7 +157,7 @@ def statistics_kernel(
             b_max_t = b_new
             b_t = b_t * b_shrink + tl.sum(b_e, 1)
             b_apart = b_x_t - b_s if IS_KL else -b_s
-            b_d = b_d * b_shrink + tl.sum(tl.where(m_v[None, :], b_e * b_apart, 0.0), 1)
+            b_d = b_d * b_shrink + tl.sum(tl.where(b_e > 0, b_e * b_apart, 0.0), 1)  # 0 ln 0 = 0
     if T == 1:
         b_1 = b_T
     ptr_out += i_share * 7 * M + o_m
@@ -214,7 +216,7 @@ def gradient_tile(
     return tl.where(m_m[:, None] & m_v[None, :], b_g, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def dE_kernel(
     ptr_h_s, ptr_E_s, ptr_E2_s, ptr_b_s, s_h_s, s_v_s, s_d_s, s_v2_s, s_d2_s,
     ptr_h_t, ptr_E_t, ptr_E2_t, ptr_b_t, s_h_t, s_v_t, s_d_t, s_v2_t, s_d2_t,
@@ -252,7 +254,7 @@ def dE_kernel(
             tl.store(ptr_db + o_v, b_db, mask=m_v)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "n_shares", "s_share"])
 def dh_kernel(
     ptr_h_s, ptr_E_s, ptr_E2_s, ptr_b_s, s_h_s, s_v_s, s_d_s, s_v2_s, s_d2_s,
     ptr_h_t, ptr_E_t, ptr_E2_t, ptr_b_t, s_h_t, s_v_t, s_d_t, s_v2_t, s_d2_t,

@@ -6,6 +6,8 @@ import signal
 import pytest
 import torch
 
+from kernels.machine import is_cuda_fault
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any @triton.jit runs
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks no server for a model it does not find
@@ -29,6 +31,15 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """After a CUDA error nothing in this process can use the GPU: the first one ends it."""
+    report = yield
+    if call.excinfo is not None and is_cuda_fault(call.excinfo.value):
+        item.session.shouldfail = f"stopped at the first CUDA error, in {item.nodeid}"
+    return report
 
 
 @pytest.fixture(autouse=True)

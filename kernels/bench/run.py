@@ -17,6 +17,7 @@ is another module with the same names, and a row of OPERATIONS.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from kernels.bench.timing import (
     ratio,
     rounded,
 )
-from kernels.machine import describe
+from kernels.machine import describe, is_cuda_fault
 
 OPERATIONS = {"attention-kl": bench_attention, "masked-mlm": bench_mlm}
 PASSES = ("forward", "backward", "both")
@@ -119,6 +120,7 @@ def fault(side: Contender, truth: Contender, limit: float) -> str:
     try:
         outputs, gradients = side.both()
     except Exception as error:  # any error at all: the rows of the other sides must not be lost
+        stop_at_fault(error, side.name)
         return f"failed: {first_line(error)}"
     true_outputs, true_gradients = truth.both()
     pairs = [("output", outputs, true_outputs[: len(outputs)])]
@@ -135,6 +137,17 @@ def first_line(error: Exception) -> str:
     """An exception in one short line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:160]}"
+
+
+def stop_at_fault(error: Exception, what: str) -> None:
+    """End the command at the first CUDA error: every later figure of this process would be wrong.
+
+    Raises:
+        SystemExit: status 3, with one line that names the side, or the kernel and its blocks.
+    """
+    if is_cuda_fault(error):
+        print(f"{what}: {first_line(error)}; this process can use its GPU no more", file=sys.stderr)
+        raise SystemExit(3)
 
 
 def check(operation, args, options: dict) -> dict[str, str]:
@@ -168,6 +181,7 @@ def memory(side: Contender, device: torch.device) -> dict[str, float] | str:
         torch.cuda.empty_cache()
         return "out of memory"
     except Exception as error:  # as in `fault`
+        stop_at_fault(error, side.name)
         return f"failed: {first_line(error)}"
     return {"forward": forward, "backward": both, "both": both}
 
@@ -265,6 +279,7 @@ def tune(operation, shape, args, options: dict, table: Table) -> None:
                 row |= found[config].columns() | {"note": ""}
                 shown = str(found[config])
             except Exception as error:  # too large for the device, or for the compiler
+                stop_at_fault(error, f"{kernel} {tuple(config)}")
                 shown = first_line(error)
                 row |= dict.fromkeys(f"ms_{p}" for p in Spread._fields) | {"note": shown}
             table.add(row, f"{shape} {kernel:<8}{tuple(config)!s:<20}{shown}")

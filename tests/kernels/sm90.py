@@ -1,6 +1,6 @@
-"""Compiles the kernels for a GPU that is not there, and tells what became of them.
+"""Compiles the kernels for a GPU that is not there, and prints what became of them.
 
-Triton makes machine code without a device; the `cuobjdump` that comes with it tells registers,
+Triton makes machine code without a device; the `cuobjdump` that comes with it prints registers,
 spills and instructions. Not a test itself: tests/kernels/test_triton_sm90.py runs it in a process
 of its own, where nothing is interpreted.
 
@@ -30,25 +30,30 @@ from kernels import triton_attention  # noqa: E402
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {
-    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64",
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64",
+    torch.int64: "*i64",
 }  # fmt: skip
 COUNTED = ("HGMMA", "HMMA", "IMAD", "MUFU")  # tensor cores, integer products, exponentials
 
 
 def compile_kernel(fn, arguments: dict, num_warps: int, num_stages: int) -> dict:
-    """What `fn` becomes on sm_90 -> registers, bytes on the stack, counts of instructions.
+    """`fn` compiled for sm_90 -> registers, bytes on the stack, counts of instructions, and the
+    integers it is compiled anew for where they become a multiple of 16 or stop being one.
 
     arguments: by name; str = the type of a pointer, None = no pointer, int = an argument of whose
     value Triton only asks whether it is 1 or divided by 16; those of constants are what they are.
     """
-    signature, constants, attributes = {}, {}, {}
+    signature, constants, attributes, special = {}, {}, {}, []
     for i, parameter in enumerate(fn.params):
         name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        is_special = type(value) is int and not parameter.do_not_specialize
+        if is_special and not parameter.is_constexpr:
+            special.append(name)
+        if parameter.is_constexpr or value is None or (is_special and value == 1):
             signature[name], constants[(i,)] = "constexpr", value
         else:
             signature[name] = value if isinstance(value, str) else "i32"
-            if isinstance(value, str) or value % 16 == 0:
+            if isinstance(value, str) or (is_special and value % 16 == 0):
                 attributes[(i,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attributes),
@@ -65,17 +70,20 @@ def compile_kernel(fn, arguments: dict, num_warps: int, num_stages: int) -> dict
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in COUNTED}
     counts["wide"] = code.count("LDG.E.128")
-    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, **counts}
+    counts["narrow"] = len(re.findall(r"\bLDG\.E\.U16", code))  # two bytes at a time
+    counts["instructions"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M))
+    sizes = {"registers": registers, "stack": stack, "shared": compiled.metadata.shared}
+    return {**sizes, **counts, "special": special}
 
 
 def attention(kernel, D, D_T, divergence, dropout, has_lse_t, dtype, config=None, H=12) -> dict:
     """One kernel of attention as kernels/triton_attention.py launches it."""
     is_taught = divergence != "none"
     D_T = D_T if is_taught else 1
-    x, row = POINTERS[dtype], "*fp32"
+    x, row = POINTERS[dtype], "*fp64" if dtype == torch.float64 else "*fp32"
     c = config or triton_attention.pick_config(kernel, D, D_T, divergence, dtype)
     arguments = {
-        "ptr_keep": "*u8" if dropout == "bits" else None,
+        "ptr_keep": ("*i64" if dtype == torch.float64 else "*u8") if dropout == "bits" else None,
         "ptr_seed": "*i64" if dropout == "seed" else None,
         "ptr_lse_t": row if is_taught and (has_lse_t or kernel != "forward") else None,
         "ptr_cu_seqlens": "*i32", "N": 12345, "H": H, "n_blocks": 4, "s_keep": 32,
@@ -105,6 +113,7 @@ def shipped() -> list[tuple]:
     for k in kernels:
         cases += [(k, 32, 64, "kl_st", x, True, bf16) for x in ("none", "bits")]
         cases += [(k, 64, 64, "mse_maps", "seed", True, torch.float16)]
+        cases += [(k, 8, 16, "kl_ts", x, True, torch.float64) for x in ("bits", "seed")]
         cases += [
             (k, *widths, divergence, "seed", True, torch.float32)
             for widths in heads[2:] for divergence in ("kl_st", "mse_maps")

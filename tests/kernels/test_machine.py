@@ -1,12 +1,19 @@
 """The header of tables: every field is there, and what is missing is said."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from helpers import DEVICE
+from helpers import DEVICE, ROOT
 from kernels import machine
+
+CUDA = torch.device("cuda")
 
 
 def test_the_header_has_its_fields():
@@ -21,6 +28,53 @@ def test_a_gpu_is_named_with_its_driver(monkeypatch):
     line = machine.describe(torch.device("cuda"))
     assert line.startswith(f"NVIDIA X | driver unknown | CUDA {torch.version.cuda} | torch ")
     assert "git unknown" in line
+
+
+def test_tables_of_a_gpu_name_the_assembler(monkeypatch, tmp_path):
+    """Triton's own, or the one that $TRITON_PTXAS_PATH puts in its place."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X")
+    monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
+    if find_spec("triton"):
+        assert re.search(r"triton \S+ \(ptxas \d+\.\d+\.\d+\)", machine.describe(CUDA))
+    other = tmp_path / "ptxas"
+    other.write_text("#!/bin/sh\necho ptxas: NVIDIA\necho Cuda compilation tools, V13.3.7\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("TRITON_PTXAS_PATH", str(other))
+    assert "(ptxas 13.3.7) | git" in machine.describe(CUDA)
+    monkeypatch.setenv("TRITON_PTXAS_PATH", str(tmp_path / "none"))
+    assert "(ptxas unknown) | git" in machine.describe(CUDA)
+    assert "ptxas" not in machine.describe(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("Triton Error [CUDA]: misaligned address"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (AssertionError("dq: error 2e-2 of max"), False),
+    ],
+)
+def test_which_errors_end_a_process(error, is_one):
+    assert machine.is_cuda_fault(error) is is_one
+
+
+def test_tests_stop_at_the_first_cuda_error(tmp_path):
+    """The summary names it, and nothing that it poisoned is run, let alone blamed."""
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    tmp_path.joinpath("test_x.py").write_text(
+        "import torch\n"
+        "def test_one(): assert False\n"
+        "def test_two(): raise RuntimeError('CUDA error: misaligned address')\n"
+        "def test_three(): raise RuntimeError('CUDA error: misaligned address')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "stopped at the first CUDA error, in test_x.py::test_two" in done.stdout
+    assert "2 failed" in done.stdout and "test_three" not in done.stdout
+    assert done.returncode
 
 
 def test_commands_that_fail_say_nothing():

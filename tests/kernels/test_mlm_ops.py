@@ -19,6 +19,7 @@ from mlm_cases import (
     rows_of,
 )
 
+import kernels
 from helpers import DEVICE, LIMIT, assert_near
 from kernels import mlm_ops
 
@@ -149,6 +150,54 @@ def test_equal_logits_cost_nothing_and_teach_nothing(impl):
     assert kd.abs().max() < 1e-13
     for g in gradients:
         assert g.abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("impl", ["reference", *IMPLS, "cuda"])
+@pytest.mark.parametrize("divergence", ["kl_ts", "soft_ce"])
+@pytest.mark.parametrize("is_shared", [False, True], ids=["teacher", "both"])
+def test_a_word_that_the_teacher_rules_out_adds_nothing(is_shared, divergence, impl, request):
+    """By a bias of -inf: as if the word's p_t were 0 in a sum over the other words, by hand."""
+    if impl == "cuda":
+        request.getfixturevalue("cuda_on_cpu")
+    case = case_of(SMALL, F32, losses="kd")
+    out = torch.tensor([2, 5], device=DEVICE)
+    with torch.no_grad():
+        case.b_t[out] = -torch.inf
+        if is_shared:
+            case.b_s[out] = -torch.inf
+    x_s, x_t = (
+        (sum(y.double() @ E.double().T for y, E in kernels.Decoder(h, E, b).pairs()) + b) / 2
+        for h, E, b in ((case.h_s, case.E_s, case.b_s), (case.h_t, case.E_t, case.b_t))
+    )
+    is_left = x_t[0] > -torch.inf
+    p_t, log_p_s = x_t.softmax(-1)[:, is_left], x_s.log_softmax(-1)[:, is_left]
+    target = p_t.log() if divergence == "kl_ts" else 0
+    soft = 4 * (p_t * (target - log_p_s)).sum(-1).mean()
+    dx = (2 * (x_s.softmax(-1) - x_t.softmax(-1)) / len(x_s)).detach()
+    got = compute(impl, case, temperature=2.0, divergence=divergence)
+    assert_near("soft", got.soft, soft, 1e-5)
+    _, *_, db = gradients(got, case)
+    assert_near("db", db, dx.sum(0), 1e-5)
+
+
+@impls
+def test_a_word_that_only_the_student_rules_out_costs_infinitely_much(impl):
+    """And its gradient is finite: that of p_s - p_t."""
+    case = case_of(SMALL, F32, losses="kd")
+    with torch.no_grad():
+        case.b_s[4] = -torch.inf
+    got = compute(impl, case)
+    assert got.soft == torch.inf
+    assert all(g.isfinite().all() for g in gradients(got, case))
+
+
+@impls
+@pytest.mark.parametrize("of", ["h_s", "h_t"])
+def test_a_number_that_is_none_is_not_hidden(of, impl):
+    case = case_of(SMALL, F32, losses="kd")
+    with torch.no_grad():
+        getattr(case, of)[1, 0] = torch.nan
+    assert compute(impl, case).soft.isnan()
 
 
 @impls

@@ -21,7 +21,7 @@ def compiled():
 
 def test_all_were_compiled(compiled):
     cases = {x["case"] for x in compiled}
-    assert len(cases) == len(compiled) == 84
+    assert len(cases) == len(compiled) == 78
     for kernel in ("forward", "dq", "dkdv"):
         assert sum(case.startswith(f"{kernel} ") for case in cases) >= 24
 
@@ -32,12 +32,24 @@ def test_nothing_spills(compiled):
 
 
 def test_products_run_on_tensor_cores(compiled):
-    """bfloat16 and float16: warp-group instructions alone; float32: tensor cores of some kind."""
+    """bfloat16 and float16: only warp-group instructions; float32: tensor cores of some kind."""
     for x in compiled:
+        if "float64" in x["case"]:
+            continue
         if "float32" in x["case"]:
             assert x["HGMMA"] + x["HMMA"], x
         else:
             assert x["HGMMA"] and not x["HMMA"], x
+
+
+def test_nothing_is_loaded_two_bytes_at_a_time(compiled):
+    """Heads of 26 neither, whose rows begin 52 bytes apart: strides are known when compiling."""
+    assert not [x["case"] for x in compiled if x["narrow"]]
+
+
+def test_a_batch_of_another_size_compiles_nothing(compiled):
+    """The number of heads is all that is specialised, and it is the model's."""
+    assert all(x["special"] == ["H"] for x in compiled)
 
 
 def test_two_blocks_fit_on_a_processor(compiled):

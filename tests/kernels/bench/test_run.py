@@ -143,6 +143,19 @@ def test_a_side_that_breaks_does_not_take_the_table_with_it(tmp_path, monkeypatc
     assert float(only(rows, "eager")["ms_p50"]) > 0
 
 
+def test_the_first_cuda_error_ends_the_command(monkeypatch, capsys):
+    """What would be measured after it in this process would be wrong."""
+    broken(monkeypatch, "stock", breaks(RuntimeError("CUDA error: misaligned address")))
+    with pytest.raises(SystemExit) as stopped:
+        bench.main([*SMALL, "--shapes", TOY[0]])
+    assert stopped.value.code == 3
+    told = capsys.readouterr().err
+    assert told == (
+        "stock: RuntimeError: CUDA error: misaligned address; "
+        "this process can use its GPU no more\n"
+    )
+
+
 def only_when_measured(error, size):
     """Breaks at the shape that is measured, not at those that are checked."""
 

@@ -7,7 +7,7 @@ from helpers import assert_near, random_batch, tiny_config
 from kernels.bench.timing import compiler_missing
 from minibio.batch import Batch
 from minibio.config import ModelConfig
-from minibio.model.attention import Match
+from minibio.model.attention import Match, use_kernels
 from minibio.model.heads import Model
 from minibio.model.transformer import ACTIVATIONS, Encoder, FeedForward, compile_layers, initialise
 
@@ -171,6 +171,24 @@ def test_compiled_layers_are_the_layers(family, backend):
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"], counters["graph_break"]
     assert counters["stats"]["unique_graphs"] <= 2, "compiled anew for every length"
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize("divergence", [None, "kl_ts"])
+def test_a_layer_is_one_graph(divergence, impl):
+    """Also where attention is a kernel of ours: the choice of one is nothing to be traced."""
+    if impl == "triton":
+        pytest.importorskip("triton")
+    torch._dynamo.reset()
+    model = Model(tiny_config("bert", dropout=0.0, attention_dropout=0.0), "encoder").eval()
+    use_kernels(model, impl)
+    batch, match = random_batch((7, 3)), {}
+    if divergence:
+        kept = model(batch, keep=(1,)).kept[1]
+        match = {1: Match(kept.q.detach(), kept.k.detach(), kept.lse, divergence)}
+    layer, x = model.encoder.layers[0], model.encoder.embeddings(batch)
+    found = torch._dynamo.explain(layer)(x, batch.row, match.get(1))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
