@@ -1,11 +1,11 @@
 """Scores of the tasks, counted as the official scorers count.
 
 *Entities.* A named entity counts as found when type, first word and last word are all right;
-nothing is given for a part. Tags are read as conlleval, the script of CoNLL-2000, and `seqeval` in
-its default mode read them: an I without a B before it, or after another type, opens an entity
-rather than being an error. Over words this is the score of the published tables of BioBERT; the
-paper's own code scores word pieces, where an entity of one word cut into three pieces counts three
-times (F45). The two must never be set side by side, so whoever prints one names it.
+nothing is given for a part. `seqeval` in its default mode reads the tags as conlleval does, the
+script of CoNLL-2000: an I without a B before it, or after another type, opens an entity. Over words
+this is the score of the published tables of BioBERT; the paper's own code scores word pieces, where
+an entity of one word cut into three pieces counts three times (F45). The two must never be set side
+by side, so whoever prints one names it.
 
 *Relations.* One label an example; precision, recall and F1 for each class, together (micro) and as
 the mean of the classes (macro, F57).
@@ -19,61 +19,55 @@ All figures are fractions of 1, and 0 where there is nothing to divide by.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from minibio.tasks import tags as schemes
-
 UNTYPED = "entity"  # the type of tags that carry none: B, I, O
 
 
-def entity_scores(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], scheme: str | None = None
-) -> dict:
-    """Precision, recall and F1 of entities, over all types and for each.
+def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict:
+    """Precision, recall and F1 of entities, over all types and for each, by `seqeval`.
 
         precision = right / predicted     recall = right / gold     f1 = 2 p r / (p + r)
 
     Args:
         gold, predicted: one list of tags a sentence, "O", "B-Disease", "I-Disease" or untyped "B",
             "I"; IOBES's "E" and "S" are understood.
-        scheme: None = every scheme is read, as conlleval does. "IOB1", "IOB2" or "IOBES" = only
-            entities that keep its rules count, seqeval's strict mode; lower, and seldom published.
     Returns:
         {"precision", "recall", "f1", "support": gold entities, "per_type": {type: the same four}},
         counted over all sentences together (micro).
     Raises:
-        ValueError: the two differ in sentences or in the tags of one, or `scheme` is no scheme.
+        ValueError: the two differ in sentences or in the tags of one.
     """
-    if scheme not in (None, *schemes.SCHEMES):
-        raise ValueError(
-            f"entity_scores: scheme is {scheme!r}, expected None or one of {schemes.SCHEMES}"
+    from seqeval.metrics import sequence_labeling as seqeval  # 2 s: it imports scikit-learn
+
+    def scores(average: str | None):
+        return seqeval.precision_recall_fscore_support(
+            gold, predicted, average=average, zero_division=0
         )
-    if len(gold) != len(predicted):
-        raise ValueError(
-            f"entity_scores: predicted has {len(predicted)} sentences, "
-            f"expected {len(gold)} (as gold)"
-        )
-    counts = {"gold": Counter(), "predicted": Counter(), "right": Counter()}
-    for i, (a, b) in enumerate(zip(gold, predicted, strict=True)):
-        if len(a) != len(b):
-            raise ValueError(
-                f"entity_scores: sentence {i} of predicted has {len(b)} tags, "
-                f"expected {len(a)} (as gold)"
-            )
-        a, b = (
-            set(schemes.strict_entities(tags, scheme) if scheme else schemes.entities(tags))
-            for tags in (a, b)
-        )
-        for name, found in (("gold", a), ("predicted", b), ("right", a & b)):
-            counts[name].update(entity.kind or UNTYPED for entity in found)
-    return {**precision_recall(**{k: x.total() for k, x in counts.items()}),
-            "per_type": per_kind(**counts)}  # fmt: skip
+
+    kinds = sorted({kind for tags in (gold, predicted) for kind, *_ in seqeval.get_entities(tags)})
+    named = (UNTYPED if kind == "_" else kind for kind in kinds)
+    return {
+        **figures(*scores("micro")),
+        "per_type": dict(zip(named, map(figures, *scores(None)), strict=True)),
+    }
+
+
+def figures(precision: float, recall: float, f1: float, support: int) -> dict:
+    """One row of a table."""
+    return {
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "support": int(support),
+    }
 
 
 def precision_recall(right: int, predicted: int, gold: int) -> dict:
-    """The four figures of one row of a table, from counts."""
+    """The same row from counts."""
     precision = right / predicted if predicted else 0.0
     recall = right / gold if gold else 0.0
-    f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, "support": gold}
+    return figures(
+        precision, recall, 2 * precision * recall / (precision + recall) if right else 0.0, gold
+    )
 
 
 def per_kind(right: Counter, predicted: Counter, gold: Counter) -> dict[str, dict]:
@@ -98,7 +92,7 @@ def relation_scores(
 
     Args:
         gold, predicted: one label an example.
-        negative: labels that state no relation; they count in the accuracy alone.
+        negative: labels that state no relation; they count in the accuracy only.
     Returns:
         {"accuracy", "micro": {"precision", "recall", "f1", "support"}, "macro": {"precision",
         "recall", "f1", "classes": how many}, "per_class": {label: the four, negative ones too}}.

@@ -5,14 +5,14 @@
     IOB1    I     I         O    I       I       B            B only between neighbours of one type
     IOBES   B     E         O    B       E       S            ends and single words are marked too
 
-A tag is "O", or one of these letters, alone or with a type: "B-Disease". `entities` reads all three
-schemes, and tags that break every one, as conlleval (CoNLL-2000) and seqeval's default mode do: an
-I without a B opens an entity. `strict_entities` is seqeval's strict mode, which wants one scheme.
+A tag is "O", or one of these letters, without a type or with one: "B-Disease". `entities` reads all
+three schemes, and tags that break every one, as conlleval (CoNLL-2000) and seqeval's default mode
+do: an I without a B opens an entity. The scores are seqeval's own (metrics.py); this reader serves
+to rewrite tags and to find names in text.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import product
 from typing import NamedTuple
 
 TAG = re.compile(r"O|[BIES](-\S+)?")
@@ -66,7 +66,7 @@ def write(found: Iterable[Entity], n: int, scheme: str) -> list[str]:
 
 
 def fault(tags: Sequence[str], scheme: str) -> tuple[int, str] | None:
-    """The first tag that the scheme writes otherwise, with what it writes; None if it has none."""
+    """The first tag that is not as the scheme writes it, and the right one; None if all are."""
     right = write(entities(tags), len(tags), scheme)
     return next(((i, b) for i, (a, b) in enumerate(zip(tags, right, strict=True)) if a != b), None)
 
@@ -85,59 +85,3 @@ def detect(sentences: Iterable[Sequence[str]]) -> tuple[str, int]:
                 kept[scheme] += fault(tags, scheme) is None
     scheme = max(SCHEMES, key=kept.get)
     return scheme, n - kept[scheme]
-
-
-# seqeval's strict mode
-
-
-def patterns(text: str) -> set[tuple[str, str, bool]]:
-    """ "BI=" -> {(letter before, letter, types are the same)}; ! = they differ, * = either.
-
-    A ? stands for any letter.
-    """
-    return {
-        (before, letter, same)
-        for pattern in text.split()
-        for before, letter, same in product(
-            "OBIES" if pattern[0] == "?" else pattern[0],
-            "OBIES" if pattern[1] == "?" else pattern[1],
-            {"=": [True], "!": [False], "*": [True, False]}[pattern[2]],
-        )
-    }
-
-
-# what opens an entity, what goes on with it, what must follow for it to count: seqeval/scheme.py
-STRICT = {
-    "IOB1": ("OI* II! BI* IB= BB=", "BI= II=", "II! IO* IB* BO* BI! BB="),
-    "IOB2": ("?B*", "BI= II=", "IO* II! IB* BO* BI! BB*"),
-    "IOBES": ("?B* ?S*", "BI= BE= II= IE=", "S?* E?*"),
-}
-STRICT = {scheme: tuple(map(patterns, texts)) for scheme, texts in STRICT.items()}
-LETTERS = {"IOB1": "OBI", "IOB2": "OBI", "IOBES": "OBIES"}
-
-
-def strict_entities(tags: Sequence[str], scheme: str) -> list[Entity]:
-    """The entities that keep the rules of a scheme; the others do not count.
-
-    Raises:
-        ValueError: a tag has a letter that the scheme lacks.
-    """
-    opens, goes_on, ends = STRICT[scheme]
-    parts = [(prefix, kind) for prefix, _, kind in (tag.partition("-") for tag in [*tags, "O"])]
-    for tag, (prefix, _) in zip(tags, parts, strict=False):
-        if prefix not in LETTERS[scheme]:
-            raise ValueError(f"strict_entities: tag is {tag!r}, expected one of {scheme}")
-
-    def fits(rules, a, b):
-        return (a[0], b[0], a[1] == b[1]) in rules
-
-    found, before, i = [], ("O", ""), 0
-    while i < len(tags):
-        end = i + 1
-        if fits(opens, before, parts[i]):
-            while fits(goes_on, parts[end - 1], parts[end]):
-                end += 1
-            if fits(ends, parts[end - 1], parts[end]):
-                found.append(Entity(parts[i][1], i, end - 1))
-        i, before = end, parts[end - 1]
-    return found

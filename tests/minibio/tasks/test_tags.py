@@ -27,7 +27,6 @@ def untyped(names):
 def test_one_sentence_in_each_scheme(scheme):
     assert tags.write(DISEASES, WORDS, scheme) == WRITTEN[scheme]
     assert tags.entities(WRITTEN[scheme]) == DISEASES
-    assert tags.strict_entities(WRITTEN[scheme], scheme) == DISEASES
     nameless = [entity._replace(kind="") for entity in DISEASES]
     assert tags.write(nameless, WORDS, scheme) == untyped(WRITTEN[scheme])
     assert tags.entities(untyped(WRITTEN[scheme])) == nameless
@@ -51,7 +50,6 @@ def test_what_is_written_is_read_back(marked, scheme):
     written = tags.write(found, n, scheme)
     assert len(written) == n
     assert tags.entities(written) == found
-    assert tags.strict_entities(written, scheme) == found
     assert tags.fault(written, scheme) is None
 
 
@@ -122,19 +120,3 @@ def test_equal_to_seqeval_on_tags_of_any_kind():
         warnings.simplefilter("error")
         for names in random_tags(random.Random(0), "BIES", 4000):
             assert tags.entities(names) == [Entity(*entity) for entity in get_entities(names)]
-
-
-@pytest.mark.parametrize("scheme", tags.SCHEMES)
-def test_equal_to_seqeval_where_one_scheme_is_asked_for(scheme):
-    from seqeval import scheme as oracle
-
-    letters = tags.LETTERS[scheme].replace("O", "")
-    for names in random_tags(random.Random(1), letters, 4000):
-        found = oracle.Tokens(names, getattr(oracle, scheme)).entities
-        want = [Entity(entity.tag, entity.start, entity.end - 1) for entity in found]
-        assert tags.strict_entities(names, scheme) == want, names
-
-
-def test_strict_reading_refuses_other_letters():
-    with pytest.raises(ValueError, match="tag is 'E-a', expected one of IOB2"):
-        tags.strict_entities(["B-a", "E-a"], "IOB2")
