@@ -79,7 +79,15 @@ MOBILEBERT = ModelConfig(
     dropout=0.0, tanh_pooler=False,  # both as the published configuration has them
 )  # fmt: skip
 IB_BERT = ModelConfig(
-    family="ib-bert", L=24, C=512, H=4, F=4096, C_embed=128, C_intra=1024, trigram=True
+    family="ib-bert",
+    L=24,
+    C=512,
+    H=4,
+    F=4096,
+    C_embed=128,
+    C_intra=1024,
+    trigram=True,
+    activation="gelu_new",  # its source's gelu is the tanh form
 )  # MobileBERT's teacher: configuration uncased_L-24_H-1024_B-512_A-4 (F32e)
 SAMPLE_BERT = ModelConfig(V=2048, H=4, dropout=0.0, attention_dropout=0.0)
 
@@ -166,7 +174,7 @@ class RunConfig:
     fidelity: str = option(
         "paper", "paper: as printed; released: as the authors' code", choices=("paper", "released")
     )
-    alpha: tuple[float, ...] = option((), "weights of Eq. 4, 11 or 13: 2,5,1", least=0)
+    alpha: tuple[float, ...] = option((), "weights of Eq. 4, 9, 11 or 13: 2,5,1", least=0)
     temperature: float | None = option(  # None: 1 in the paper, F17 as released
         None, "of the soft labels", above=0, below=1e6
     )

@@ -185,7 +185,8 @@ CONFIGS = {
         dropout=0.0, tanh_pooler=False,
     ),
     "ib-bert": ModelConfig(
-        family="ib-bert", V=101, L=3, C=44, H=5, F=84, P=40, C_embed=22, C_intra=60, trigram=True
+        family="ib-bert", V=101, L=3, C=44, H=5, F=84, P=40, C_embed=22, C_intra=60, trigram=True,
+        activation="gelu_new",
     ),
 }  # fmt: skip
 FAMILIES = list(CONFIGS)

@@ -21,8 +21,8 @@ def dense(x, weights, name):
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
 
-def gelu(x):
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+def gelu(x):  # as in MobileBERT's modeling.py
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def ib_bert(weights, ids, types, mask, n_layers, n_heads, eps=1e-12):

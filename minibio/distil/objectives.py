@@ -62,15 +62,19 @@ class Objective(nn.Module):
     def __init__(self, student: Model, teacher: Model | None, run: RunConfig):
         super().__init__()
         self.student, self.run = student, run
-        if len(run.alpha) != self.n_alpha:
-            raise InputError(
-                f"--alpha has {len(run.alpha)} weights, expected {self.n_alpha} for {run.method}"
-            )
+        self.check_alpha((self.n_alpha,))
         if teacher is not None and teacher.config.V != student.config.V:
             raise InputError(
                 f"the teacher has {teacher.config.V} word pieces, expected {student.config.V} "
                 f"(as the student): soft labels need one vocabulary"
             )
+
+    def check_alpha(self, lengths: tuple[int, ...]) -> None:
+        """Refuse weights that the equation has no terms for."""
+        n = len(self.run.alpha)
+        if n not in lengths:
+            expected = " or ".join(map(str, lengths))
+            raise InputError(f"--alpha has {n} weights, expected {expected} for {self.run.method}")
 
     def forward(self, batch: Batch, taught: Output | None, counts: Counts) -> dict[str, Tensor]:
         """The terms of this micro-batch and their weighted sum, "loss".
@@ -239,11 +243,11 @@ class Distil(Objective):
 class Tiny(Objective):
     """Eq. 9: embeddings, every layer's hidden state and attention map, and predictions.
 
-    As printed, W_h is one matrix for all layers, W_e another, and Eq. 8 ranges over all N tokens;
-    the authors' code shares one projection with a bias and predicts only masked tokens (F24, F26).
+    As printed, W_h is one matrix for all layers, W_e another, both only where the widths differ,
+    and Eq. 8 ranges over all N tokens; the authors' code shares one projection with a bias, always,
+    and predicts only masked tokens (F24, F26). `alpha` holds the lambdas of Eq. 9: embeddings, each
+    layer, predictions; () = all 1.
     """
-
-    equation = "embed + layers + output"
 
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)
@@ -251,12 +255,26 @@ class Tiny(Objective):
         C_s, C_t = student.config.C, teacher.config.C
         paper = run.fidelity == "paper"
         self.needs = self.needs._replace(hidden=(0, *self.g), every_token=paper)
-        self.W_h = nn.Linear(C_s, C_t, bias=not paper)
-        self.W_e = nn.Linear(C_s, C_t, bias=False) if paper else self.W_h
-        initialise(self.W_h, student.config.init_std)
-        if self.W_e is not self.W_h:
-            initialise(self.W_e, student.config.init_std)
+        self.W_h = self.W_e = None
+        if not paper:
+            self.W_h = self.W_e = nn.Linear(C_s, C_t)
+        elif C_s != C_t:
+            self.W_h, self.W_e = (nn.Linear(C_s, C_t, bias=False) for _ in range(2))
+        for W in dict.fromkeys((self.W_h, self.W_e)):  # one that is shared is drawn once
+            if W is not None:
+                initialise(W, student.config.init_std)
         self.temperature = run.temperature or 1.0
+
+    def check_alpha(self, lengths):
+        super().check_alpha((0, self.student.config.L + 2))
+
+    @property
+    def equation(self):
+        if not self.run.alpha:
+            return "embed + layers + output"
+        first, *layers, last = self.run.alpha
+        each = " + ".join(f"{a:g} layer {l}" for l, a in enumerate(layers, start=1))
+        return f"{first:g} embed + {each} + {last:g} output"
 
     def forward(self, batch, taught, counts):
         batch_s = batch.without_targets() if self.needs.every_token else batch
@@ -276,7 +294,7 @@ class Tiny(Objective):
             ],
             "output": output,
         }
-        loss = losses.tiny(*terms.values())
+        loss = losses.tiny(*terms.values(), lambdas=self.run.alpha or None)
         return {**terms, "layers": sum(terms["layers"]), "loss": loss}
 
 
@@ -315,10 +333,16 @@ class Compact(Objective):
 class Mobile(Objective):
     """Eq. 13: masked LM and the mean over layers of Eq. 12; student and teacher equally deep.
 
-    The teacher's predictions are not asked for: it needs no masked-LM head.
+    The teacher's predictions are not asked for: it needs no masked-LM head. As in MobileBERT's code
+    the student has no dropout while it is distilled.
     """
 
     n_alpha = 1
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.student.eval()
+        return self
 
     def __init__(self, student, teacher, run):
         super().__init__(student, teacher, run)
@@ -355,7 +379,8 @@ class Staged(Mobile):
     is divided by the layers. The embeddings rest in both: they are the teacher's (students.py).
     Stage 2 is masked LM, alpha of it with the true labels and 1 - alpha with the teacher's.
 
-    Not imitated: a rate of its own for every layer in each phase (its optimiser's affair), and the
+    Not imitated: a warm-up, a decay and moments of its own for each stage (one schedule spans both
+    here), a rate of its own for every layer in each phase (its optimiser's affair), and the
     steps at which no gate is open, the first one and what division by the phases leaves over.
     """
 

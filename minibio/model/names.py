@@ -153,7 +153,7 @@ DEFAULTS = {
         "n_ffn": 4, "norm": "no_norm", "shared_qk": True, "trigram": True, "tanh_pooler": True,
         "activation": "relu", "dropout": 0.0,
     },
-    "ib-bert": {"trigram": True},
+    "ib-bert": {"trigram": True, "activation": "gelu_new"},
 }  # fmt: skip
 # options that would change the model and that we do not have: field -> the value we do have
 FIXED = {

@@ -128,9 +128,11 @@ class Taught(Labels):
             self.needs = self.needs._replace(hidden=(0, *self.g))
             self.hidden_s = self.layers_s(0)
             C_s, C_t = student.config.C, teacher.config.C
-            self.W_h, self.W_e = (nn.Linear(C_s, C_t, bias=False) for _ in range(2))
-            for W in (self.W_h, self.W_e):
-                initialise(W, student.config.init_std)
+            self.W_h = self.W_e = None
+            if C_s != C_t:
+                self.W_h, self.W_e = (nn.Linear(C_s, C_t, bias=False) for _ in range(2))
+                for W in (self.W_h, self.W_e):
+                    initialise(W, student.config.init_std)
 
     @property
     def equation(self):

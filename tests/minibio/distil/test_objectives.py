@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from helpers import assert_near
+from helpers import assert_near, random_batch, tiny_config
 from kernels import reference
 from minibio.batch import Batch, Counts
 from minibio.config import METHODS, STAGE_1, ModelConfig
@@ -650,3 +650,56 @@ def test_freezing_rests_the_teacher(monkeypatch):
         assert freeze(Model(TEACHER)).encoder.layers[0].ffn.up.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="expected one of fp32, bf16, auto"):
         freeze(Model(TEACHER), "fp16")
+
+
+# Eq. 6, 7 and 9 as printed
+
+
+def test_projections_are_matrices_and_only_where_widths_differ():
+    """A bias on W_e or W_h is the release's (F24); between equal widths the paper has neither."""
+    for width, fidelity in ((30, "paper"), (60, "paper"), (30, "released"), (60, "released")):
+        teacher = Model(tiny_config(L=4, dropout=0.0, attention_dropout=0.0)).eval()
+        student = Model(tiny_config(L=2, C=width, dropout=0.0, attention_dropout=0.0))
+        run = dataclasses.replace(METHODS["tiny"], fidelity=fidelity)
+        objective = OBJECTIVES["tiny"](student, teacher, run)
+        W_h, W_e = objective.W_h, objective.W_e
+        if fidelity == "released":
+            assert W_e is W_h and W_h.bias is not None
+        elif width == 60:  # as its teacher
+            assert W_h is None and W_e is None
+        else:
+            assert W_h is not W_e and W_h.bias is None and W_e.bias is None
+            assert not torch.equal(W_h.weight, W_e.weight)
+
+
+def test_the_lambdas_of_equation_9_weigh_its_terms():
+    teacher = Model(tiny_config(L=4, dropout=0.0, attention_dropout=0.0)).eval()
+    student = Model(tiny_config(L=2, dropout=0.0, attention_dropout=0.0))
+    b = random_batch((5, 9, 2), n_predicted=4)
+    losses_ = {}
+    for alpha in ((), (1.0,) * 4, (1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 1.0, 0), (0, 0, 0, 1.0),
+                  (2.0, 3.0, 5.0, 7.0)):  # fmt: skip
+        run = dataclasses.replace(METHODS["tiny"], alpha=alpha)
+        objective = OBJECTIVES["tiny"](student, teacher, run)
+        terms = objective(b, teach(teacher, b, objective.needs), Counts.of([b]))
+        losses_[alpha] = terms["loss"].item()
+    alone = [losses_[tuple(float(i == j) for j in range(4))] for i in range(4)]
+    assert losses_[()] == pytest.approx(sum(alone), rel=1e-6) == losses_[(1.0,) * 4]
+    weighed = sum(w * x for w, x in zip((2, 3, 5, 7), alone, strict=True))
+    assert losses_[2.0, 3.0, 5.0, 7.0] == pytest.approx(weighed, rel=1e-6)
+    with pytest.raises(InputError, match="--alpha has 3 weights, expected 0 or 4 for tiny"):
+        OBJECTIVES["tiny"](student, teacher, dataclasses.replace(run, alpha=(1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize("stages", [0.0, 0.5])
+def test_a_student_has_no_dropout_while_mobilebert_distils(stages):
+    teacher = Model(tiny_config("ib-bert", L=2)).eval()
+    student = Model(tiny_config("mobilebert", L=2, attention_dropout=0.5))
+    run = dataclasses.replace(METHODS["mobile"], stages=stages, steps=40)
+    objective = OBJECTIVES["mobile"](student, teacher, run).train()
+    b = random_batch((5, 9, 2), n_predicted=4)
+    for step in (0, 39):
+        objective.set_step(step)
+        taught = teach(teacher, b, objective.needs)
+        a, c = (objective(b, taught, Counts.of([b]))["loss"] for _ in range(2))
+        assert torch.equal(a, c)

@@ -100,11 +100,12 @@ def test_the_terms_with_a_teacher_by_hand(head, method):
         maps = attention_maps(student, batch), attention_maps(teacher, batch)
         want = 0.0
         if method == "tiny":
-            want = (objective.W_e(h_s[0]) - h_t[0]).square().mean()
+            assert objective.W_e is None  # equal widths: Eq. 6 and 7 need no projection
+            want = (h_s[0] - h_t[0]).square().mean()
         for l, g in ((1, 2), (2, 4)):
             pairs = list(zip(maps[0][l], maps[1][g], strict=True))
             if method == "tiny":
-                want = want + (objective.W_h(h_s[l]) - h_t[g]).square().mean()
+                want = want + (h_s[l] - h_t[g]).square().mean()
                 squares = sum((x - y).square().sum() for x, y in pairs)
                 want = want + squares / (student.config.H * counts.n_pairs)
             else:
@@ -169,8 +170,9 @@ def test_places_outside_a_sequence_are_no_answer():
 
 
 def test_gradients_reach_the_student_and_its_projections_alone():
-    student, teacher = model("token", L=2), model("token", seed=1, L=4).eval()
+    student, teacher = model("token", L=2, C=30), model("token", seed=1, L=4).eval()
     objective = Taught(student, teacher, Recipe(method="tiny")).double()
+    assert objective.W_h.bias is None and objective.W_e.bias is None  # Eq. 6 and 7: matrices
     batch = batch_for("token")
     objective(batch, teach(teacher, batch, objective.needs), Counts.of([batch]))["loss"].backward()
     missing = [name for name, p in objective.named_parameters() if p.grad is None]
