@@ -1,0 +1,183 @@
+"""The commands of the pages, run from top to bottom: on small data, small models, a few steps.
+
+What a page downloads is made up beforehand at the places where it would be; its options stay as
+printed, and those that make a run small come after them.
+"""
+
+import contextlib
+import glob
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+import eval as evaluation
+import train
+from data.fetch import fetch
+from data.pubmed import __main__ as pubmed
+from data.shard import __main__ as shard
+from helpers import ROOT
+from minibio import __main__ as library
+from minibio.config import MODELS
+from pubmed_files import article, pubmed_file
+from toy_tasks import (
+    DISEASES,
+    FILLERS,
+    make_encoder,
+    make_tokenizer,
+    write_chemprot,
+    write_gad,
+    write_ner,
+    write_qa,
+)
+
+SMALL_TRAINING = "--steps 2 --batch 4 --length 24 --device cpu"
+SMALL_TASK = "--epochs 1 --batch 8 --length 64 --device cpu --threads 1"
+SMALL = {  # options of each command that come after those of the page
+    "train.py": SMALL_TRAINING,
+    "data.shard": "--held-out 0.2 --workers 1",
+    "data.pubmed": "--workers 1",
+    "ner": SMALL_TASK, "relation": SMALL_TASK, "qa": SMALL_TASK,
+    "predict": "--device cpu --threads 1", "table": "",
+    "compare": "--repeats 1 --documents 4 --device cpu --threads 1",
+    "speed": "--batch 1 --length 8 --rounds 1 --seconds 0.01 --device cpu --threads 1",
+}  # fmt: skip
+
+
+def small(config):
+    """A row of MODELS with its layers and heads in place, and hardly any width."""
+    inner = {"mobilebert": 24, "ib-bert": 48}.get(config.family)
+    changes = {"C": 48, "F": 64, "V": 140, "P": 64}
+    if inner:
+        changes |= {"C_embed": 24, "C_intra": inner, "L": 4}
+    return replace(config, **changes)
+
+
+def blocks(page, language):
+    """The blocks of code of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+def commands(page):
+    """(words, file of the output or None) of every python command of a page."""
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or words[0] == "make" or "HOST:29500" in words:
+            continue
+        assert words[0] == "python", line
+        out = words[words.index(">") + 1] if ">" in words else None
+        words = words[1 : words.index(">") if out else None]
+        spread = [sorted(glob.glob(x)) if re.search(r"[*?]", x) else [x] for x in words]
+        yield [x for names in spread for x in names], out
+
+
+def run(words, *more):
+    """One command, in this process."""
+    script, *rest = words
+    if script == "-m":
+        script, *rest = rest
+    if script == "data.fetch":
+        fetch.parser().parse_args(rest)  # what it would fetch is there
+        return
+    name = rest[0] if script in ("eval.py", "minibio") else script
+    rest += [*SMALL.get(name, "").split(), *more]
+    mains = {"train.py": train.main, "eval.py": evaluation.main, "data.pubmed": pubmed.main,
+             "data.shard": shard.main, "minibio": library.main}  # fmt: skip
+    assert not mains[script](rest), words
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A directory in which everything that the pages fetch is made up; models are small."""
+    monkeypatch.chdir(tmp_path)
+    for name, config in MODELS.items():
+        monkeypatch.setitem(MODELS, name, small(config))
+    tokenizer = make_tokenizer()
+    make_encoder(tmp_path / "biobert-base-cased-v1.2", tokenizer, C=48, H=12, F=64, L=12, P=64)
+    for folder in ("pubmed", "ner", "relation/gad"):
+        (tmp_path / "downloads" / folder).mkdir(parents=True)
+    records = [
+        article(i + 1, f"{DISEASES[i % 4]} {i}.",
+                [("", " ".join([*FILLERS, DISEASES[(i + j) % 4]])) for j in range(2)])
+        for i in range(60)
+    ]  # fmt: skip
+    for i in range(2):
+        pubmed_file(tmp_path / f"downloads/pubmed/pubmed26n000{i}.xml.gz", *records[i::2])
+    write_ner(tmp_path / "downloads/ner/NCBI-disease", n=(24, 6, 8))
+    for fold in (1, 2):
+        write_gad(tmp_path / f"downloads/relation/gad/{fold}", n=(24, 8), seed=fold)
+    write_chemprot(tmp_path / "downloads/relation/chemprot13", n=(24, 6, 8))
+    made = write_qa(tmp_path / "qa")
+    for name, place in (("train", "BioASQ-train-factoid-7b"), ("golden", "7B1_golden"),
+                        ("test", "BioASQ-test-factoid-7b-1")):  # fmt: skip
+        (made / f"{name}.json").rename(tmp_path / f"{place}.json")
+    (tmp_path / "abstracts.txt").write_text("The patient had Gout disorder\n", "utf-8")
+    return tmp_path
+
+
+def test_the_front_page_from_top_to_bottom(workplace):
+    page = ROOT / "README.md"
+    outs = set()
+    for words, out in commands(page):
+        if "--out" in words and "data.fetch" not in words and "--dry-run" not in words:
+            place = words[words.index("--out") + 1]
+            assert place not in outs, f"two commands write {place}"
+            outs.add(place)
+        with open(out, "w") if out else contextlib.nullcontext() as file:
+            with contextlib.redirect_stdout(file) if file else contextlib.nullcontext():
+                run(words)
+    assert (workplace / "runs/tiny-biobert/model.safetensors").exists()
+    assert (workplace / "names.jsonl").read_text("utf-8").count("\n") == 1
+    text = (workplace / "runs/tables/tables.md").read_text("utf-8")
+    for name in ("TinyBioBERT, early-stopping 2", "CHEMPROT, 3 classes, anonymise", "GAD, folds",
+                 "GAD, split", "TinyBioBERT, teacher biobert-ncbi", "BioBERT-v1.2"):  # fmt: skip
+        assert name in text, name
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), {})
+    assert (workplace / "somewhere/config.json").exists()
+
+
+def test_the_page_of_the_methods(workplace):
+    """Its shards, and the teachers that it names, come from the front page."""
+    for words, _ in islice(commands(ROOT / "README.md"), 5):
+        run(words)
+    shutil.copytree("shards/cased", "shards/uncased")
+    for words, _ in commands(ROOT / "minibio/distil/README.md"):
+        run(words, "--steps", "13")  # the first stage has one for each of four layers
+    assert (workplace / "runs/staged/model.safetensors").exists()
+
+
+PAGES = [ROOT / "README.md", *(p for f in ("minibio", "kernels", "data")
+                               for p in sorted((ROOT / f).rglob("README.md")))]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8"))
+    for target, heading in links:
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        if heading:
+            text = other.read_text("utf-8")
+            titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in slugs, (target, heading)
+
+
+def test_every_difference_that_the_source_cites_is_in_a_table():
+    rows = set()
+    for page in ("distil", "tasks", "report", "bench"):
+        text = (ROOT / "minibio" / page / "README.md").read_text("utf-8")
+        for first in re.findall(r"^\| (F\d[^|]*) \|", text, re.MULTILINE):
+            if span := re.fullmatch(r"F(\d+)-F(\d+)", first):
+                rows |= {f"F{n}" for n in range(int(span[1]), int(span[2]) + 1)}
+            rows |= set(re.findall(r"F\d+[a-e]?", first))
+    sources = [p for f in ("minibio", "kernels", "data") for p in (ROOT / f).rglob("*.py")]
+    for path in [*sources, ROOT / "train.py", ROOT / "eval.py", *PAGES]:
+        text = path.read_text("utf-8")
+        cited = {f"F{x}" for x in re.findall(r"\bF(\d+[a-e]?)\b", text)} - {"F16", "F32", "F64"}
+        assert cited <= rows, (path, cited - rows)
