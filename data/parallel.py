@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 
 from minibio.run.errors import InputError
 
+MOST = 1024  # processes
 AHEAD = 2  # tasks begun beyond one a process, before the result that is waited for
 
 
@@ -136,6 +137,16 @@ def follow_parent() -> None:
 def end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of processes that cannot be meant.
+
+    Raises:
+        InputError: it is not 1 to MOST.
+    """
+    if not 1 <= workers <= MOST:
+        raise InputError(f"--workers is {workers}, expected 1 to {MOST}")
 
 
 def n_cores() -> int:

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from data.parallel import n_cores, ordered
+from data.parallel import check_workers, n_cores, ordered
 from data.pubmed.index import line_fates
 from data.pubmed.passes import Options, Source, parse, select
 from minibio.run.errors import InputError
@@ -55,8 +55,7 @@ def pubmed(
     Raises:
         InputError: an input that is not there, `out` in use for something else, a full disk.
     """
-    if workers < 1:
-        raise InputError(f"--workers is {workers}, expected at least 1")
+    check_workers(workers)
     out = Path(out)
     sources = in_order(inputs, out, ENDINGS[options.format])
     with claimed(out, options, sources, overwrite):

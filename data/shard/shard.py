@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from data.fingerprint import identity
-from data.parallel import n_cores
+from data.parallel import check_workers, n_cores
 from data.shard import leakage
 from data.shard.duplicates import EXACT, KEPT, LEAKED, OLDER, drop_exact, drop_older
 from data.shard.pieces import COUNTED, Piece, Recipe, key_hash
@@ -35,9 +35,10 @@ from data.shard.workplace import TooFew, all_pieces, prepare, tokenise, workplac
 from minibio.run.errors import InputError
 from minibio.run.files import beside, check_dir, locked, read_json, staged_dir, write_json
 from minibio.text.shards import FORMAT, ShardWriter, verify
-from minibio.text.tokenizer import Tokenizer
+from minibio.text.tokenizer import SPECIAL, Tokenizer
 
 DUPLICATES = ("keep", "exact")
+LARGEST = 1_000_000  # pieces of a learnt vocabulary
 
 
 def shard(
@@ -86,7 +87,7 @@ def shard(
         tokenizer = Tokenizer.from_dir(tokenizer)
     learnt = f"learnt, {train_tokenizer} pieces, {'cased' if cased else 'uncased'}"
     options = {
-        "tokenizer": learnt if train_tokenizer else tokenizer.fingerprint, "length": length,
+        "tokenizer": learnt if tokenizer is None else tokenizer.fingerprint, "length": length,
         "held_out": held_out, "split_long": split_long, "duplicates": duplicates,
         "keep_eval": keep_eval, "exclude": [str(path) for path in exclude],
         "sentences": sentences.fingerprint if sentences else None,
@@ -155,14 +156,17 @@ def check_options(length, held_out, tokenizer, train_tokenizer, workers, duplica
     Raises:
         InputError: an option outside its range, no tokenizer or two.
     """
-    if length < 3:
+    if not 3 <= length < 2**31:
         raise InputError(f"--length is {length}, expected at least 3: [CLS], a token, [SEP]")
     if not 0 <= held_out < 1:
         raise InputError(f"--held-out is {held_out}, expected a share from 0 to below 1")
     if (tokenizer is None) == (train_tokenizer is None):
         raise InputError("expected one of --tokenizer DIR and --train-tokenizer V")
-    if workers < 1:
-        raise InputError(f"--workers is {workers}, expected 1 or more")
+    check_workers(workers)
+    if train_tokenizer is not None and not 2 * len(SPECIAL) <= train_tokenizer <= LARGEST:
+        raise InputError(
+            f"--train-tokenizer is {train_tokenizer}, expected {2 * len(SPECIAL)} to {LARGEST:,}"
+        )
     if duplicates not in DUPLICATES:
         raise InputError(f"--duplicates is {duplicates}, expected one of {', '.join(DUPLICATES)}")
 

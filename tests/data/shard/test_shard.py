@@ -346,8 +346,20 @@ def test_options_are_checked_before_any_work(tmp_path, tokenizer):
     assert_refused("in.csv: expected a name that ends in .txt or", tmp_path,
                    [tmp_path / "in.csv"], tokenizer, out)  # fmt: skip
     assert_refused("no.txt: no such file", tmp_path, [path, tmp_path / "no.txt"], tokenizer, out)
-    assert_refused("--length is 2", tmp_path, [path], tokenizer, out, length=2)
-    assert_refused("--held-out is 1", tmp_path, [path], tokenizer, out, held_out=1)
+    for name, option, values in (
+        ("length", "length", (2, -1, 2**31)),
+        ("held-out", "held_out", (1, -0.1, float("nan"), float("inf"))),
+        ("workers", "workers", (0, -1, 1025)),
+        ("duplicates", "duplicates", ("near", "")),
+    ):
+        for value in values:
+            changes = {option: value}
+            assert_refused(
+                f"--{name} is {value}, expec", tmp_path, [path], tokenizer, out, **changes
+            )
+    for V in (9, 0, -3, 2**63):
+        message = f"--train-tokenizer is {V}, expected 10 to 1,000,000"
+        assert_refused(message, tmp_path, [path], None, out, train_tokenizer=V)
     assert_refused("one of --tokenizer", tmp_path, [path], None, out)
     assert_refused("one of --tokenizer", tmp_path, [path], tokenizer, out, train_tokenizer=99)
     assert_refused("no tokenizer.json or vocab.txt", tmp_path, [path], tmp_path, out)
