@@ -42,11 +42,18 @@ def workplace(out: Path):
             yield place
         except BaseException as error:
             if isinstance(error, TooFew) or not any(place.glob("*/*.npz")):
-                shutil.rmtree(place)
+                discard(place)
             elif isinstance(error, InputError):
                 raise InputError(f"{error} (the next run resumes from {place})") from None
             raise
-        shutil.rmtree(place)
+        discard(place)
+
+
+def discard(folder: Path) -> None:
+    """Remove pieces and all beside them, so that what a kill leaves is never taken for whole."""
+    for table in folder.rglob("*.npz"):
+        table.unlink()
+    shutil.rmtree(folder)
 
 
 def prepare(place: Path, inputs: list[Path], recipe: Recipe) -> list[Path]:
@@ -56,7 +63,7 @@ def prepare(place: Path, inputs: list[Path], recipe: Recipe) -> list[Path]:
     is_same = state.is_file() and state.read_bytes() == recipe.fingerprint.encode()
     for folder in place.iterdir():
         if folder.is_dir() and folder != recipe.tokenizer and not (is_same and folder in folders):
-            shutil.rmtree(folder)
+            discard(folder)
     state.write_text(recipe.fingerprint)
     for folder in folders:
         folder.mkdir(exist_ok=True)
