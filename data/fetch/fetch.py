@@ -90,20 +90,17 @@ class Record:
         self.files[place] = entry
         write_json(self.file, {**FORMAT, "files": dict(sorted(self.files.items()))})
 
-    def wrong(self, is_read: bool) -> dict[str, str]:
+    def faults(self, is_read: bool) -> dict[str, str]:
         """{place: what is wrong} of the recorded files, by their bytes or only by their size."""
         found = {}
         for place, entry in self.files.items():
             path = self.at(place)
-            if "absent" in entry:
-                continue
-            if not path.is_file():
-                if is_read:
-                    found[place] = "not there; fetch it again"
-            elif (size := path.stat().st_size) != entry["size"]:
+            if self.holds(place) and (size := path.stat().st_size) != entry["size"]:
                 found[place] = f"{size:,} bytes, {entry['size']:,} were fetched; remove it"
-            elif is_read and digests(path)["sha256"] != entry["sha256"]:
+            elif self.holds(place) and is_read and digests(path)["sha256"] != entry["sha256"]:
                 found[place] = "not the bytes that were fetched; remove it and fetch it again"
+            elif is_read and not self.holds(place) and "absent" not in entry:
+                found[place] = "not there; fetch it again"
         return found
 
 
@@ -249,7 +246,7 @@ def fetch(
     except Failed as error:
         return {what: str(error)}
     check_year(items, record)
-    failed, notes = record.wrong(is_read=False), []
+    failed, notes = record.faults(is_read=False), []
     todo = [item for item in items if not record.has(item)]
     check_space(todo, record)
     for name in dict.fromkeys(item.set for item in todo):
@@ -325,11 +322,8 @@ def print_items(what: str, names: tuple[str, ...], record: Record) -> None:
 def print_recipe(folder: Path) -> None:
     from minibio.model.convert import PICKLE_TO_SAFETENSORS
 
-    print(
-        f"{folder} has its weights only as pytorch_model.bin, a pickle, which can run code when it "
-        "is read; this project reads none. To convert it:\n"
-        f"  cd {shlex.quote(str(folder))} && {PICKLE_TO_SAFETENSORS}"
-    )
+    print(f"{folder} has its weights as a pickle, which this project does not read. To convert it:")
+    print(f"  cd {shlex.quote(str(folder))} && {PICKLE_TO_SAFETENSORS}")
 
 
 # ---- the command
@@ -351,22 +345,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def numbers_of(text: str | None) -> range | None:
-    """1-5 or 7, as PubMed numbers its files."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if first > last:
-        raise InputError(f"--files is {text!r}, expected a number or two, like 1-5")
-    return range(first, last + 1)
-
-
 def chosen(what: str, only: list[str], registered: bool) -> tuple[str, ...]:
     """The sets that are asked for; BioASQ's only by registered users."""
     names = SETS[what]
     if other := [name for name in only if name not in names]:
         raise InputError(f"--only {other[0]}: {what} has {', '.join(names)}")
+    if registered and what != "qa":
+        raise InputError("--registered goes only with qa")
     if what == "qa" and not registered:
         if "bioasq" in only:
             raise InputError(
@@ -377,28 +362,40 @@ def chosen(what: str, only: list[str], registered: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(only)) or names
 
 
+def numbers_of(what: str, text: str | None) -> range | None:
+    """1-5 or 7, as PubMed numbers its files; None = all."""
+    if text is None:
+        return None
+    if what != "pubmed":
+        raise InputError("--files goes only with pubmed")
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text)
+    if not match or int(match[1]) > int(match[2] or match[1]):
+        raise InputError(f"--files is {text!r}, expected a number or two, like 1-5")
+    return range(int(match[1]), int(match[2] or match[1]) + 1)
+
+
 def main(argv=None) -> int:
     args = parser().parse_args(argv)
-    for option, value, what in (
-        ("--files", args.files is not None, "pubmed"), ("--registered", args.registered, "qa"),
-    ):  # fmt: skip
-        if value and args.what != what:
-            raise InputError(f"{option} goes only with {what}")
-    names = chosen(args.what, args.only, args.registered)
-    numbers, web = numbers_of(args.files), Web(args.mirror)
-    folder = args.out or Path("downloads", args.what)
+    names, numbers = (
+        chosen(args.what, args.only, args.registered),
+        numbers_of(args.what, args.files),
+    )
+    web, folder = Web(args.mirror), args.out or Path("downloads", args.what)
     if args.list:
         print_items(args.what, names, Record(folder))
         return 0
     if args.verify:
         record = Record(folder)
-        failed = record.wrong(is_read=True)
-        print(f"{folder}: {len(record.files)} files read, {len(failed)} of them wrong")
-    else:
-        check_writable(folder / "fetched.json")
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / ".lock"):
-            failed = fetch(args.what, names, Record(folder), web, numbers)
+        failed = record.faults(is_read=True)
+        for place, fault in failed.items():
+            print(" ".join(f"{place}: {fault}".split()))
+        end = f"{folder}: {len(record.files)} files read, {len(failed)} of them wrong"
+        print(end, file=sys.stderr if failed else sys.stdout)
+        return 1 if failed else 0
+    check_writable(folder / "fetched.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):
+        failed = fetch(args.what, names, Record(folder), web, numbers)
     for place, line in sorted(failed.items()):
-        print(f"data.fetch: {place}: {' '.join(line.split())}", file=sys.stderr)
+        print(" ".join(f"data.fetch: {place}: {line}".split()), file=sys.stderr)
     return 1 if failed else 0

@@ -11,9 +11,12 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
+from zipfile import is_zipfile
 
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
@@ -33,7 +36,7 @@ def inside(folder: Path, place: str) -> Path:
 
 
 def is_archive(path: Path) -> bool:
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    return is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def unpack(
@@ -48,36 +51,47 @@ def unpack(
     Raises:
         InputError: the archive is damaged, or larger than LIMIT or MEMBERS when unpacked.
     """
-    try:
-        check(archive)
-    except DAMAGE as error:
-        raise InputError(f"{archive}: {error}; it is damaged or not ours: remove it") from None
-    places = []
-    for name, file in members(archive):
-        place = choose(name)
-        if place is not None and place not in places:
-            with staged_file(at(place)) as staged, file() as source, open(staged, "wb") as out:
-                shutil.copyfileobj(source, out)
-            places.append(place)
+    with ExitStack() as stack:
+        try:
+            files = read_zip(archive, stack) if is_zipfile(archive) else read_tar(archive, stack)
+        except DAMAGE as error:
+            raise InputError(f"{archive}: {error}; it is damaged or not ours: remove it") from None
+        places = []
+        for name, file in files:
+            place = choose(name)
+            if place is not None and place not in places:
+                with staged_file(at(place)) as staged, file() as source, open(staged, "wb") as out:
+                    shutil.copyfileobj(source, out)
+                places.append(place)
     return sorted(places)
 
 
-def check(archive: Path) -> None:
-    """Read all of an archive before a file of it is written; raises one of DAMAGE.
+Files = list[tuple[str, Callable[[], IO[bytes]]]]  # the name of each, and how to open it
 
-    The checksum of a .tar.gz comes last, and stopping at the last member never reads it. As a bare
-    stream first: nothing that a tar says of itself can take time or memory beyond LIMIT.
-    """
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z:
-            add_up(entry.file_size for entry in z.infolist())
-            if bad := z.testzip():
-                raise zipfile.BadZipFile(f"{bad} has another checksum")
-        return
-    with open_tar(archive) as stream:
-        add_up(map(len, iter(lambda: stream.read(1 << 20), b"")))
-    with open_tar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as t:
-        add_up(entry.size for entry in t)  # a sparse file is longer than its bytes
+
+def read_zip(archive: Path, stack: ExitStack) -> Files:
+    """The files of an archive, of which every byte was read; raises one of DAMAGE."""
+    z = stack.enter_context(zipfile.ZipFile(archive))
+    add_up(entry.file_size for entry in z.infolist())
+    if bad := z.testzip():
+        raise zipfile.BadZipFile(f"{bad} has another checksum")
+    return [
+        (entry.filename, partial(z.open, entry)) for entry in z.infolist() if not entry.is_dir()
+    ]
+
+
+def read_tar(archive: Path, stack: ExitStack) -> Files:
+    """As `read_zip`. First as a bare stream: nothing that a tar says of itself takes time or memory
+    beyond LIMIT, and the checksum of a .tar.gz comes after its last member."""
+    stream = stack.enter_context(open(archive, "rb"))
+    if stream.read(2) == b"\x1f\x8b":
+        stream = stack.enter_context(gzip.open(archive))
+    stream.seek(0)
+    add_up(map(len, iter(partial(stream.read, 1 << 20), b"")))
+    stream.seek(0)
+    t = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
+    add_up(entry.size for entry in t)  # a sparse file is longer than its bytes
+    return [(entry.name, partial(t.extractfile, entry)) for entry in t if entry.isreg()]
 
 
 def add_up(sizes: Iterable[int]) -> None:
@@ -87,23 +101,3 @@ def add_up(sizes: Iterable[int]) -> None:
         total += size
         if size < 0 or total > LIMIT or n > MEMBERS:
             raise ValueError(f"more than the limit of {LIMIT:,} bytes or {MEMBERS:,} members")
-
-
-def open_tar(archive: Path) -> IO[bytes]:
-    with open(archive, "rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"
-    return gzip.open(archive) if is_gzip else open(archive, "rb")
-
-
-def members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
-    """(name, how to open it) of each regular file of an archive."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z:
-            for entry in z.infolist():
-                if not entry.is_dir():
-                    yield entry.filename, lambda e=entry: z.open(e)
-    else:
-        with open_tar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as t:
-            for entry in t:
-                if entry.isreg():
-                    yield entry.name, lambda e=entry: t.extractfile(e)

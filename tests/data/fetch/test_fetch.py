@@ -212,9 +212,9 @@ def test_verify(server, tmp_path, capsys):
     (tmp_path / "pubmed26n0002.xml.gz").unlink()
     assert run(server, tmp_path, "pubmed", "--verify") == 1
     said = capsys.readouterr()
-    assert "3 files read, 2 of them wrong" in said.out
-    assert "n0001.xml.gz: not the bytes that were fetched" in said.err
-    assert "n0002.xml.gz: not there" in said.err
+    assert said.err == f"{tmp_path}: 3 files read, 2 of them wrong\n"
+    assert "n0001.xml.gz: not the bytes that were fetched" in said.out
+    assert "n0002.xml.gz: not there" in said.out
 
 
 # ---- models
