@@ -72,6 +72,12 @@ class Batch:
         """sum_b T_b^2: (query, key) pairs of one head, the denominator of Eq. 6."""
         return sum(T * T for T in self.lengths)
 
+    @cached_property
+    def own_lengths(self) -> Tensor:
+        """(N,) int64: tokens of each token's own sequence; made on the device, without a wait."""
+        T = self.cu_seqlens.diff().long()  # (B,)
+        return T.repeat_interleave(T, output_size=self.N)
+
     @property
     def device(self) -> torch.device:
         return self.tokens.device

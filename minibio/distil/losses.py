@@ -26,7 +26,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -282,7 +281,7 @@ def compact_layer(
     h_t: Tensor,
     rows: Tensor,
     *,
-    lengths: Sequence[int] | None = None,
+    T: Tensor | None = None,
     N: float | None = None,
     fidelity: str = "paper",
 ) -> Tensor:
@@ -293,7 +292,7 @@ def compact_layer(
     Args:
         h_s, h_t: (N, C).
         rows:     (N, H) divergence of each row, summed over keys: DIVERGENCE["compact", fidelity].
-        lengths:  B host integers, the sequences' lengths; read as released only.
+        T:        (N,) tokens of each token's own sequence; read as released only.
         N:        the denominator.
     Returns:
         (): cosine distance plus nats per attention row.
@@ -304,13 +303,13 @@ def compact_layer(
     check_rows("compact_layer", rows, h_s)
     rows = wide(rows)
     if is_released("compact_layer", fidelity):
-        if lengths is None or sum(lengths) != len(rows):
+        if T is None or T.shape != rows.shape[:1]:
             raise ValueError(
-                f"compact_layer: lengths is {lengths}, expected the lengths of the sequences that "
-                f"make up {len(rows)} tokens; the released form divides by them"
+                f"compact_layer: T is {None if T is None else tuple(T.shape)}, expected "
+                f"({len(rows)},), the length of each token's own sequence; the released form "
+                f"divides by it"
             )
-        T = torch.tensor(lengths, dtype=torch.int64, device=rows.device)  # (B,)
-        rows = rows / T.repeat_interleave(T, output_size=len(rows))[:, None]  # (N, H)
+        rows = rows / T[:, None]  # (N, H)
     return ratio(cosine_distance(h_s, h_t), N) + ratio(rows.mean(1), N)
 
 

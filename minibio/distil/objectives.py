@@ -320,7 +320,7 @@ class Compact(Objective):
         layers = [
             losses.compact_layer(
                 s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
-                lengths=batch.lengths, N=counts.N, fidelity=self.run.fidelity,
+                T=batch.own_lengths, N=counts.N, fidelity=self.run.fidelity,
             )
             for l, g_l in enumerate(self.g, start=1)
         ]  # fmt: skip

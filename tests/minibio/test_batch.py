@@ -29,6 +29,7 @@ def test_padded_to_row_and_back(lengths):
     assert torch.equal(batch.pad(batch.segments), segments)
     assert batch.cu_seqlens.tolist() == [sum(lengths[:b]) for b in range(len(lengths) + 1)]
     assert batch.n_pairs == sum(T * T for T in lengths)
+    assert batch.own_lengths.tolist() == [T for T in lengths for _ in range(T)]
 
 
 @settings(derandomize=True, deadline=None)

@@ -119,18 +119,23 @@ def test_equation_9():
     near(losses.tiny(*terms, lambdas=(0, 0, 0, 0)), 0)
 
 
+def own_lengths(lengths):
+    """Tokens of each token's own sequence."""
+    return torch.tensor([T for T in lengths for _ in range(T)])
+
+
 def test_equation_10():
     h_s, h_t = tensor([[1, 0], [0, 2]]), tensor([[3, 0], [4, 0]])  # distances 0 and 1
     near(losses.compact_layer(h_s, h_t, ROWS), 1 / 2 + 21 / (3 * 2))
     near(losses.compact_layer(h_s, h_t, ROWS, N=10), 1 / 10 + 21 / (3 * 10))
     released = {"fidelity": "released"}
     # one sequence of 2: each row also / 2; two of 1: / 1
-    near(losses.compact_layer(h_s, h_t, ROWS, lengths=(2,), **released), 1 / 2 + 21 / 2 / 6)
-    near(losses.compact_layer(h_s, h_t, ROWS, lengths=(1, 0, 1), **released), 1 / 2 + 21 / 6)
+    near(losses.compact_layer(h_s, h_t, ROWS, T=own_lengths([2]), **released), 1 / 2 + 21 / 2 / 6)
+    near(losses.compact_layer(h_s, h_t, ROWS, T=own_lengths([1, 0, 1]), **released), 1 / 2 + 21 / 6)
     h_s, h_t, rows = (torch.cat([x, x[:1]]) for x in (h_s, h_t, ROWS))
     # two sequences, of 1 and 2: rows 6 / 1, then (15 + 6) / 2; H N = 9
     expected = 1 / 3 + (6 + 21 / 2) / 9
-    near(losses.compact_layer(h_s, h_t, rows, lengths=(1, 2), **released), expected)
+    near(losses.compact_layer(h_s, h_t, rows, T=own_lengths([1, 2]), **released), expected)
 
 
 def test_equation_11():
@@ -232,7 +237,7 @@ def terms(x, n):
         "9": losses.tiny(embed, [layer, layer], output),
         "10": compact_layer,
         "10 released": losses.compact_layer(
-            x.h_s, x.h_t, x.rows, lengths=x.lengths, N=n.N, fidelity="released"
+            x.h_s, x.h_t, x.rows, T=own_lengths(x.lengths), N=n.N, fidelity="released"
         ),
         "11": losses.compact(mlm, soft, [compact_layer, compact_layer]),
         "12": mobile_layer,
@@ -460,7 +465,7 @@ def test_released_compact():
     attention = nn.KLDivLoss(reduction="mean")(x.a_s.log(), x.a_t)
     cosine = nn.CosineEmbeddingLoss()(flat_s, flat_t, torch.ones(B * T))
     rows = row_losses(x, DIVERGENCE["compact", "released"])
-    layer = losses.compact_layer(flat_s, flat_t, rows, lengths=(T, T), fidelity="released")
+    layer = losses.compact_layer(flat_s, flat_t, rows, T=own_lengths((T, T)), fidelity="released")
     assert_near("Eq. 10", layer, attention + cosine, 1e-10)
 
 
@@ -510,9 +515,9 @@ X = Step()
         (lambda: losses.compact_layer(X.h_s, X.h_t[:, :1], X.rows), "compact_layer: .*10, 1"),
         (lambda: losses.compact_layer(X.h_s, X.h_t, X.rows.mean(1)), r"rows is \(10,\), expected"),
         (lambda: losses.compact_layer(X.h_s, X.h_t, X.rows, fidelity="released"),
-         "lengths is None"),
-        (lambda: losses.compact_layer(X.h_s, X.h_t, X.rows, lengths=(4, 5), fidelity="released"),
-         r"lengths is \(4, 5\), expected .* 10 tokens"),
+         r"T is None, expected \(10,\)"),
+        (lambda: losses.compact_layer(X.h_s, X.h_t, X.rows, T=X.rows[:9, 0], fidelity="released"),
+         r"T is \(9,\), expected \(10,\)"),
         (lambda: losses.compact_layer(X.h_s, X.h_t, X.rows, fidelity="Paper"),
          "compact_layer: fidelity is 'Paper', expected paper or released"),
         (lambda: losses.mobile_layer(X.h_s, X.h_t, X.rows, fidelity="code"), "fidelity is 'code'"),
