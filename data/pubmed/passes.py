@@ -138,7 +138,7 @@ def parse(options: Options, source: Source) -> str | None:
 
 
 def why_skipped(tag: str, record: Record | None, options: Options) -> str | None:
-    """Why a record is not written; None where it is."""
+    """The reason to leave a record out; None where it is written."""
     if tag not in RECORDS:
         return "neither article nor book"
     if record is None:
