@@ -253,20 +253,25 @@ def labels_of(
 ) -> Sequence[str] | int:
     """The classes of a classifier, in the order of their ids: the caller's names, or config.json's.
 
+    Of config.json id2label is read, or, where there is none, label2id.
+
     Raises:
         InputError: neither names them, names are not distinct, or the caller has those of the file
             in another order, which would exchange the classes.
     """
-    stored = raw.get("id2label") or {}
+    stored, name = raw.get("id2label"), "id2label"
     try:
+        if not stored:
+            stored, name = raw.get("label2id") or {}, "label2id"
+            stored = {str(i): label for label, i in stored.items()}
         order = [str(stored[str(i)]) for i in range(len(stored))]
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         order = None
     has_classifier = "classifier.weight" in tensors
     if isinstance(given, int):
         return given
     if given is None and order is None:
-        raise InputError(f"{where}: id2label does not number its labels 0, 1, ...")
+        raise InputError(f"{where}: {name} does not number its labels 0, 1, ...")
     if given is None and not order and has_classifier:
         return len(tensors["classifier.weight"])
     if given is None and not order:

@@ -11,7 +11,9 @@
      "start": 17, "end": 24}]}
 
 Offsets are characters of the text as it was given, end one behind the last. An "id" of a JSON line
-is handed on. Lines are read a few at a time, so that a file's size costs no memory.
+is handed on. A model whose config.json says multi_label_classification has a sigmoid for each
+label: "label" is the likeliest, and "probabilities" has them all. Lines are read a few at a time,
+so that a file's size costs no memory.
 """
 
 import json
@@ -26,7 +28,7 @@ from minibio.model.names import head_of
 from minibio.run.dist import autocast
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
-from minibio.tasks import ner, qa, relation
+from minibio.tasks import ner, qa, relation, tags
 from minibio.tasks.lines import HALF, json_object, name_of, read_lines
 from minibio.tasks.metrics import UNTYPED
 
@@ -42,7 +44,7 @@ class Predictor:
               with such a head.
         B:    texts a batch; the answers do not depend on it, but for rounding.
     Raises:
-        InputError: it has another head, or no tokenizer.
+        InputError: it has another head, a regression's, no tokenizer, or labels that are no tags.
     """
 
     def __init__(self, path: Path, B: int = 32, device="cpu", precision: str = "fp32"):
@@ -56,6 +58,14 @@ class Predictor:
         self.model, self.tokenizer = load(path, head=self.head)
         if self.tokenizer is None:
             raise InputError(f"{path} has no tokenizer; put the model's vocab.txt there")
+        if self.head == "token":
+            self.tags = tags.of_labels(self.model.labels, str(where))
+        self.multi_label = False
+        if self.head == "sequence":
+            kind = raw.get("problem_type")
+            self.multi_label = kind == "multi_label_classification"
+            if kind == "regression" or (len(self.model.labels) == 1 and not self.multi_label):
+                raise InputError(f"{where} is of a regression, expected a classifier of 2 labels")
         self.device, self.B = torch.device(device), B
         self.model.to(self.device)
         self.context = partial(autocast, precision, self.device)
@@ -79,10 +89,8 @@ class Predictor:
         """Names in each text."""
         cut = [ner.sentence_of(item["text"], self.tokenizer) for item in items]
         windows = ner.make_windows([s for s, _ in cut], self.tokenizer, self.length)
-        tags = ner.predict(
-            self.model, windows, self.model.labels, self.B, self.device, self.context
-        )
-        words, _ = ner.rejoin(windows, tags)
+        found = ner.predict(self.model, windows, self.tags, self.B, self.device, self.context)
+        words, _ = ner.rejoin(windows, found)
         return [
             {"text": text, "entities": [
                 {"type": m.kind or UNTYPED, "start": m.start, "end": m.end,
@@ -95,13 +103,20 @@ class Predictor:
         read = [item["example"] for item in items]
         read = [relation.anonymise(x) for x in read] if self.anonymise else read
         features = relation.make_features(read, self.tokenizer, self.length)
-        p = relation.predict(self.model, features, self.B, self.device, self.context)  # (n, K)
+        p = relation.predict(
+            self.model, features, self.B, self.device, self.context, self.multi_label
+        )  # (n, K)
         best = zip(p.argmax(1).tolist(), p.amax(1).tolist(), strict=True)
-        return [
+        answers = [
             {"text": item["text"], "label": self.model.labels[k], "probability": round(q, 6),
              "first": list(item["spans"][0]), "second": list(item["spans"][1])}
             for item, (k, q) in zip(items, best, strict=True)
         ]  # fmt: skip
+        for answer, row in zip(answers, p.tolist(), strict=self.multi_label):
+            if self.multi_label:
+                named = zip(self.model.labels, row, strict=True)
+                answer["probabilities"] = {label: round(q, 6) for label, q in named}
+        return answers
 
     def answers(self, items: list[dict]) -> list[dict]:
         """The five best answers to each question."""

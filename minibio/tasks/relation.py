@@ -12,6 +12,7 @@ training file, since a test file may lack one (CHEMPROT's does, F56).
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -336,17 +337,19 @@ def collate(features: Sequence[Feature], labels: Sequence[str] | None = None) ->
 
 
 def predict(
-    model: nn.Module, features: Sequence[Feature], B: int, device, autocast
+    model: nn.Module, features: Sequence[Feature], B: int, device, autocast, multi_label=False
 ) -> torch.Tensor:
     """(n, K) float32: the probabilities of each feature's classes, in the features' order.
 
     Args:
-        B:        features a batch.
-        autocast: makes the context the model runs in.
+        B:           features a batch.
+        autocast:    makes the context the model runs in.
+        multi_label: False = softmax, one class a feature; True = sigmoid, each class by itself.
     """
+    activation = torch.sigmoid if multi_label else partial(torch.softmax, dim=1)
     found = [None] * len(features)
     for chosen, _, logits in forward(model, features, collate, B, device, autocast):  # (B, K)
-        for i, row in zip(chosen, logits.float().softmax(1).cpu(), strict=True):
+        for i, row in zip(chosen, activation(logits.float()).cpu(), strict=True):
             found[i] = row
     return torch.stack(found) if found else torch.zeros(0, 0)
 

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from minibio.run.errors import InputError
+
 TAG = re.compile(r"O|[BIES](-\S+)?")
 SCHEMES = ("IOB2", "IOB1", "IOBES")
 
@@ -85,3 +87,56 @@ def detect(sentences: Iterable[Sequence[str]]) -> tuple[str, int]:
                 kept[scheme] += fault(tags, scheme) is None
     scheme = max(SCHEMES, key=kept.get)
     return scheme, n - kept[scheme]
+
+
+# the labels of any tagger
+
+# labels of no entity: O, zero for O, and those that other code gives to pieces and special tokens
+OUTSIDE = re.compile(
+    r"[O0X]|OUT|OUTSIDE|PAD|CLS|SEP|\[(PAD|CLS|SEP|UNK|MASK)\]|<(pad|s|/s|unk)>", re.I
+)
+FORMS = (  # tried in this order; one must fit every label but those outside
+    re.compile(r"(?P<letter>[BIESLUMWbieslumw])-(?P<kind>.+)"),
+    re.compile(r"(?P<letter>[BIESLUMW])_(?P<kind>.+)"),
+    re.compile(r"(?P<kind>.+)[-_](?P<letter>[BIESLUMW])"),
+    re.compile(r"(?P<letter>[BIESLUMW])(?P<kind>)"),
+)
+LETTER_SETS = ("BI", "BIES", "BILU", "BMES", "BMEW")  # and O: BIO, IOBES, BILOU, BMES, BMEWO
+OURS = {"L": "E", "U": "S", "M": "I", "W": "S"}  # letters of BILOU and BMES in IOBES
+
+
+def of_labels(labels: Sequence[str], where: str) -> list[str]:
+    """The tag that each label of a tagger means, so that `entities` reads its predictions.
+
+        B-Disease  b-Disease  B_Disease  Disease-B  Disease_B     B-Disease
+        L-Disease, U-Disease (BILOU)   M-Disease, W-Disease       E-, S-, I-, S-Disease
+        O  0  X  [PAD]  [CLS]  [SEP]                              O
+        Disease, among labels that are all plain                  I-Disease, as transformers has it
+
+    Args:
+        where: the file that names the labels, for the message.
+    Raises:
+        InputError: labels are numbers or LABEL_0, LABEL_1, ...; two forms or schemes are mixed; no
+            label, or every one, is outside.
+    """
+    inside = [label for label in labels if not OUTSIDE.fullmatch(label)]
+    named = f"{where}: the labels are {', '.join(labels)[:80]}"
+    if any(re.fullmatch(r"LABEL_\d+|\d+", label) for label in inside):
+        raise InputError(f"{named}, which are no tags; name them in id2label: O, B-Disease, ...")
+    if not inside or len(inside) == len(labels):
+        share = "no" if len(inside) == len(labels) else "every"
+        raise InputError(f"{named}: {share} label is outside of entities, expected O and B-Disease")
+    matches = [[form.fullmatch(label) for label in inside] for form in FORMS]
+    found = next((row for row in matches if all(row)), None)
+    if found is None and any(map(any, matches)):
+        raise InputError(f"{named}, in more than one form; write all like B-Disease in id2label")
+    if found is None:
+        return ["O" if OUTSIDE.fullmatch(label) else f"I-{label}" for label in labels]
+    letters = {match["letter"].upper() for match in found}
+    if not letters & set("BI") or not any(letters <= set(known) for known in LETTER_SETS):
+        raise InputError(f"{named}, in no known scheme; write BIO, IOBES, BILOU or BMES there")
+    tags = {}
+    for label, match in zip(inside, found, strict=True):
+        letter = match["letter"].upper()
+        tags[label] = "-".join(filter(None, (OURS.get(letter, letter), match["kind"])))
+    return [tags.get(label, "O") for label in labels]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -62,6 +63,50 @@ def test_names_stand_where_the_offsets_say(directories, tmp_path):
     assert [(m.start, m.end) for m in ner.mentions(words[0], spans)] == [
         (e["start"], e["end"]) for e in got[2]["entities"]
     ]
+
+
+def edited(directory, tmp_path, **fields):
+    """A copy of a model whose config.json has other fields; None takes one away."""
+    copy = shutil.copytree(directory, tmp_path / "edited", dirs_exist_ok=True)
+    config = json.loads((copy / "config.json").read_text()) | fields
+    config = {name: value for name, value in config.items() if value is not None}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize("labels", ["0 B_d I_d", "[PAD] d-B d-I", "X b-d i-d"])
+def test_names_do_not_depend_on_how_labels_are_written(directories, tmp_path, labels):
+    want = run(directories / "token", "\n".join(LINES), tmp_path)
+    label2id = {label: i for i, label in enumerate(labels.split())}
+    for fields in ({"id2label": None}, {"id2label": {i: x for x, i in label2id.items()}}):
+        path = edited(directories / "token", tmp_path, label2id=label2id, **fields)
+        assert run(path, "\n".join(LINES), tmp_path) == want
+
+
+def test_labels_without_names_are_refused(directories, tmp_path):
+    """transformers leaves LABEL_0, LABEL_1, ... out of config.json, or writes them."""
+    for id2label in (None, {i: f"LABEL_{i}" for i in range(3)}):
+        path = edited(directories / "token", tmp_path, id2label=id2label, label2id=None)
+        with pytest.raises(InputError, match="config.json: the labels are LABEL_0, LABEL_1"):
+            Predictor(path)
+
+
+def test_problem_types_of_transformers(directories, tmp_path):
+    """Several labels at once get sigmoids, as transformers' pipeline gives; no regression."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    text = "The << Gout >> causes [[ Colic ]] then"
+    path = edited(directories / "sequence", tmp_path, problem_type="multi_label_classification")
+    (got,) = run(path, text, tmp_path)
+    parts = AutoModelForSequenceClassification, AutoTokenizer
+    model, tokenizer = (x.from_pretrained(path) for x in parts)
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+    (theirs,) = classify([text])
+    want = {x["label"]: pytest.approx(x["score"], abs=2e-6) for x in theirs}
+    assert got["probabilities"] == want and got["probability"] == want[got["label"]]
+    assert sum(got["probabilities"].values()) != pytest.approx(1, abs=1e-3)
+    with pytest.raises(InputError, match="config.json is of a regression"):
+        Predictor(edited(directories / "sequence", tmp_path, problem_type="regression"))
 
 
 def test_order_and_answers_do_not_depend_on_the_batch(directories, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minibio.run.errors import InputError
 from minibio.tasks import tags
 from minibio.tasks.tags import Entity
 
@@ -120,3 +121,100 @@ def test_equal_to_seqeval_on_tags_of_any_kind():
         warnings.simplefilter("error")
         for names in random_tags(random.Random(0), "BIES", 4000):
             assert tags.entities(names) == [Entity(*entity) for entity in get_entities(names)]
+
+
+# the labels of any tagger
+
+
+@pytest.mark.parametrize(
+    ("labels", "want"),
+    [
+        ("O B-D I-D", "O B-D I-D"),
+        ("O B I", "O B I"),
+        ("o b-D i-D", "O B-D I-D"),
+        ("0 B-D I-D", "O B-D I-D"),
+        ("[PAD] B I O X [CLS] [SEP]", "O B I O O O O"),
+        ("<pad> <s> </s> O B-D I-D", "O O O O B-D I-D"),
+        ("O B_cell-type I_cell-type", "O B-cell-type I-cell-type"),
+        ("O D-B D-I", "O B-D I-D"),
+        ("O cell_line_B cell_line_I", "O B-cell_line I-cell_line"),
+        ("O B-cell_line I-cell_line", "O B-cell_line I-cell_line"),
+        ("O B-D I-D L-D U-D", "O B-D I-D E-D S-D"),
+        ("O B-D M-D E-D S-D", "O B-D I-D E-D S-D"),
+        ("O B-D M-D E-D W-D", "O B-D I-D E-D S-D"),
+        ("B M E S O", "B I E S O"),
+        ("O Disease cell_line", "O I-Disease I-cell_line"),
+        ("O B-Cell Type I-Cell Type".replace("Cell Type", "Cell\u00a0Type"),
+         "O B-Cell\u00a0Type I-Cell\u00a0Type"),
+    ],
+)  # fmt: skip
+def test_labels_of_other_taggers(labels, want):
+    assert tags.of_labels(labels.split(" "), "config.json") == want.split(" ")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("LABEL_0 LABEL_1 LABEL_2", "are no tags; name them in id2label"),
+        ("O LABEL_1", "are no tags"),
+        ("0 1 2", "are no tags"),
+        ("O X", "every label is outside"),
+        ("B-D I-D", "no label is outside"),
+        ("Disease Gene", "no label is outside"),
+        ("O B-D I-D Gene", "more than one form"),
+        ("O B-D I_D", "more than one form"),
+        ("O B-D I", "more than one form"),
+        ("O B-cell T-cell", "more than one form"),
+        ("O B-D I-D L-D W-D", "no known scheme"),
+        ("O E-D S-D", "no known scheme"),
+    ],
+)
+def test_labels_that_are_no_tags(labels, message):
+    with pytest.raises(InputError, match=f"config.json: the labels are .*{message}"):
+        tags.of_labels(labels.split(), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("labels", "want"),
+    [
+        ("O B-D I-D", "O B-D I-D"), ("O D-B D-I", "O B-D I-D"), ("O B I", "O B I"),
+        ("O D G", "O I-D I-G"), ("O B-D I-D B-G I-G", "O B-D I-D B-G I-G"),
+    ],
+)  # fmt: skip
+def test_entities_of_labels_are_those_of_seqeval_and_transformers(labels, want):
+    """Both on random sequences of labels: suffixes by seqeval, plain types by transformers."""
+    from seqeval.metrics.sequence_labeling import get_entities
+    from transformers.pipelines.token_classification import TokenClassificationPipeline as Pipeline
+
+    labels, want = labels.split(), want.split()
+    meaning = dict(zip(labels, tags.of_labels(labels, ""), strict=True))
+    assert list(meaning.values()) == want
+    rng = random.Random(0)
+    for _ in range(200):
+        row = rng.choices(labels, k=9)
+        found = tags.entities([meaning[label] for label in row])
+        if "G" in labels:  # transformers' rule: a label without a prefix is inside
+            theirs = ["O" if x == "O" else "-".join(Pipeline.get_tag(None, x)) for x in row]
+            expected = get_entities(theirs)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                expected = get_entities(row, suffix="D-B" in labels)
+        assert [(kind or "_", a, b) for kind, a, b in found] == expected
+
+
+def test_bilou_labels_are_read_as_seqeval_reads_them():
+    from seqeval.scheme import BILOU, Entities
+
+    labels = ["O", "B-D", "I-D", "L-D", "U-D", "B-G", "I-G", "L-G", "U-G"]
+    meaning = dict(zip(labels, tags.of_labels(labels, ""), strict=True))
+    rng = random.Random(0)
+    for _ in range(200):
+        row = []  # a valid sequence
+        while len(row) < 12:
+            kind, n = rng.choice("DG"), rng.randint(0, 3)
+            middle = [f"I-{kind}"] * (n - 2)
+            row += [["O"], [f"U-{kind}"]][n] if n < 2 else [f"B-{kind}", *middle, f"L-{kind}"]
+        (theirs,) = Entities([row], BILOU).entities
+        want = [(e.tag, e.start, e.end - 1) for e in theirs]
+        assert [tuple(e) for e in tags.entities([meaning[label] for label in row])] == want
