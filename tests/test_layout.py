@@ -9,6 +9,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import tomllib
 from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -182,6 +183,13 @@ def test_each_folder_has_its_tests_and_its_page(folder):
     tests = ROOT.joinpath("tests", *filter(None, folder.split(".")))
     assert list(tests.glob("test_*.py")), f"no test in {tests.relative_to(ROOT)}"
     assert ROOT.joinpath(*filter(None, folder.split(".")), "README.md").exists()
+
+
+def test_the_package_is_the_library_only():
+    """`pip install .` puts nothing named data, train or eval into a user's site-packages."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    library = [f for f in FOLDERS if f.split(".")[0] in ("kernels", "minibio") and "__" not in f]
+    assert sorted(named["packages"]) == sorted(library) and "py-modules" not in named
 
 
 def test_the_test_folders_are_no_packages():
