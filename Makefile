@@ -1,4 +1,4 @@
-# One command each; `make` alone lists them. What a command needs is set up once, in .venv, from the
+# One command each; plain `make` lists them. Everything a command needs is set up once, in .venv, from the
 # package index: nothing but Python 3.11+ has to be there.
 #
 #   PYTHON  the Python to start from         make test PYTHON=python3.12

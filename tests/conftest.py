@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread, a fixed seed, Triton interpreted on a CPU."""
+"""Common to every test: no network, one thread, a fixed seed, Triton interpreted on a CPU."""
 
 import os
 import signal

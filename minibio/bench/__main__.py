@@ -49,23 +49,34 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
 
     g = commands.add_parser("step", help="one training step, the authors' and ours")
-    g.add_argument("--methods", nargs="+", choices=OBJECTIVES,
-                   default=["compact", "tiny", "distil", "mlm"])  # fmt: skip
+    g.add_argument(
+        "--methods", nargs="+", choices=OBJECTIVES, default=["compact", "tiny", "distil", "mlm"]
+    )
     g.add_argument("--by", nargs="+", choices=WAYS, help="ways to make a step")
     g.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["pubmed"])
     g.add_argument("--fidelity", nargs="+", choices=("released", "paper"), default=["released"])
     g.add_argument("--student", choices=MODELS, metavar="NAME", help="(default: the method's own)")
     g.add_argument("--teacher", choices=MODELS, metavar="NAME", default="biobert")
-    g.add_argument("--teacher-precision", nargs="+", choices=TEACHER_PRECISIONS,
-                   default=["fp32", "auto"], help="under a student in fp32")  # fmt: skip
-    g.add_argument("--teacher-dropout", action=argparse.BooleanOptionalAction, default=True,
-                   help="of the authors' teacher, as in their code (default: yes)")  # fmt: skip
+    g.add_argument(
+        "--teacher-precision",
+        nargs="+",
+        choices=TEACHER_PRECISIONS,
+        default=["fp32", "auto"],
+        help="under a student in fp32",
+    )
+    g.add_argument(
+        "--teacher-dropout",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of the authors' teacher, as in their code (default: yes)",
+    )
     g.add_argument("--warmup", type=int, help="calls of each kind before those that are timed")
 
     for g in commands.choices.values():
         g.add_argument("--batch", type=int, help="sequences")
-        g.add_argument("--length", type=int, default=256,
-                       help="tokens of the longest (default: 256)")  # fmt: skip
+        g.add_argument(
+            "--length", type=int, default=256, help="tokens of the longest (default: 256)"
+        )
         g.add_argument("--repeats", type=int, help="timed calls of each kind")
         g.add_argument("--seed", type=int, default=0)
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
@@ -93,8 +104,16 @@ def main(argv=None) -> None:
     out = None if args.out is None else check_writable(args.out)
     with Table(out, describe(device)) as table:
         if args.what == "encoder":
-            encoder(args.models, args.precision, args.batch, args.length, args.repeats, args.seed,
-                    device, table)  # fmt: skip
+            encoder(
+                args.models,
+                args.precision,
+                args.batch,
+                args.length,
+                args.repeats,
+                args.seed,
+                device,
+                table,
+            )
         else:
             settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
             steps(settings, device, table)

@@ -12,7 +12,7 @@ list of differences between paper and code (README); those of this file are
     F20    the layer map is uniform; hidden states of `tiny` begin with the embeddings' (F25)
     F23    `tiny` compares padding as well
     F24    with one projection for everything, which has a bias
-    F26    and scores the predicted tokens alone
+    F26    and scores only the predicted tokens
     F29-31 `compact` takes the mean of KL(t || s) over the entries of the maps, 1e-12 added to both
     F44    AdamW, gradients clipped to a norm of 1
 

@@ -81,9 +81,15 @@ def difference(ours, theirs) -> float:
 
 @torch.inference_mode()
 def encoder(
-    models: Sequence[str], precisions: Sequence[str], batch: int, length: int, repeats: int,
-    seed: int, device: torch.device, table: Table,
-) -> None:  # fmt: skip
+    models: Sequence[str],
+    precisions: Sequence[str],
+    batch: int,
+    length: int,
+    repeats: int,
+    seed: int,
+    device: torch.device,
+    table: Table,
+) -> None:
     """Forward passes of rows of MODELS, ours and transformers', in each precision.
 
     Args:

@@ -196,9 +196,13 @@ def subjects(grid: Grid, device: torch.device) -> list[Subject]:
 
 
 def measure(
-    models: list[Subject], shapes: list[tuple[int, int]], rounds: int, seconds: float,
-    device: torch.device, table: Table,
-) -> list[dict]:  # fmt: skip
+    models: list[Subject],
+    shapes: list[tuple[int, int]],
+    rounds: int,
+    seconds: float,
+    device: torch.device,
+    table: Table,
+) -> list[dict]:
     """A row for each model, precision, B and T; each is printed and written as it is known."""
     rows = []
     bar = log.progress(len(shapes), "speed", Ranks(0, 0, 1, device), unit="shape")
@@ -233,9 +237,14 @@ def line(row: dict) -> str:
 
 @torch.inference_mode()
 def speed(
-    grid: Grid, out: Path, *, rounds: int = 50, seconds: float = 20.0, pictures: bool = True,
+    grid: Grid,
+    out: Path,
+    *,
+    rounds: int = 50,
+    seconds: float = 20.0,
+    pictures: bool = True,
     device: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure all, into speed.csv, and draw a picture for each precision.
 
     Args:
@@ -268,21 +277,40 @@ def speed(
 def run_speed(args: argparse.Namespace) -> None:
     """`eval.py speed`."""
     grid = Grid(args.models, args.precision, args.batch, args.length)
-    speed(grid, args.out, rounds=args.rounds, seconds=args.seconds, pictures=not args.no_picture,
-          device=args.device)  # fmt: skip
+    speed(
+        grid,
+        args.out,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        pictures=not args.no_picture,
+        device=args.device,
+    )
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `eval.py speed`, except --device and --threads, which all commands have."""
     p.set_defaults(run=run_speed)
-    p.add_argument("models", nargs="*", default=FIGURE_2, metavar="MODEL",
-                   help="Hugging Face directory or row of MODELS (default: Figure 2)")  # fmt: skip
+    p.add_argument(
+        "models",
+        nargs="*",
+        default=FIGURE_2,
+        metavar="MODEL",
+        help="Hugging Face directory or row of MODELS (default: Figure 2)",
+    )
     p.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["fp32"])
     p.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="texts of one call")
     p.add_argument("--length", nargs="+", type=int, default=[128, 256, 512], help="tokens of each")
     p.add_argument("--rounds", type=int, default=50, help="timed calls, at most (%(default)s)")
-    p.add_argument("--seconds", type=float, default=20.0,
-                   help="for all models at one batch and length (%(default)s)")  # fmt: skip
+    p.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="for all models at one batch and length (%(default)s)",
+    )
     p.add_argument("--no-picture", action="store_true", help="only the table")
-    p.add_argument("--out", type=Path, default=Path("runs/speed"),
-                   help="directory of speed.csv, speed-PRECISION.png (%(default)s)")  # fmt: skip
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/speed"),
+        help="directory of speed.csv, speed-PRECISION.png (%(default)s)",
+    )

@@ -45,7 +45,7 @@ CEILING = {"cuda": 8192, "cpu": 1024}  # rows of the product that is taken for t
 
 
 class Settings(NamedTuple):
-    """What is measured: every method by every way, on every kind of lengths."""
+    """The scope of a measurement: every method by every way, on every kind of lengths."""
 
     methods: list[str]
     by: list[str]  # rows of WAYS
@@ -300,9 +300,13 @@ def steps(args: Settings, device: torch.device, table: Table) -> None:
 
 
 def add_rows(
-    table: Table, what: dict, batch: Batch, sides: list[Side], times: list[np.ndarray],
+    table: Table,
+    what: dict,
+    batch: Batch,
+    sides: list[Side],
+    times: list[np.ndarray],
     ceiling: dict[str, float],
-) -> None:  # fmt: skip
+) -> None:
     """One row for each side, with its share of each baseline's time and memory."""
     baselines = {}
     for side, laps in zip(sides, times, strict=True):

@@ -85,9 +85,13 @@ class Turns(NoDirectory):
 
 
 def train_on(
-    batch: Batch, objective: Objective, teacher: Model | None, steps: int, precision: str,
+    batch: Batch,
+    objective: Objective,
+    teacher: Model | None,
+    steps: int,
+    precision: str,
     run_dir: NoDirectory,
-) -> None:  # fmt: skip
+) -> None:
     """Train for some steps, all on `batch`, with the loop of train.py.
 
     Raises:
@@ -99,6 +103,15 @@ def train_on(
         raise InputError(
             "the loop that is timed is train.py's; run this in the repository"
         ) from None
-    run = replace(objective.run, steps=steps, lr=LR, warmup=0, schedule="wsd", precision=precision,
-                  log_every=1, eval_every=steps, save_every=steps)  # fmt: skip
+    run = replace(
+        objective.run,
+        steps=steps,
+        lr=LR,
+        warmup=0,
+        schedule="wsd",
+        precision=precision,
+        log_every=1,
+        eval_every=steps,
+        save_every=steps,
+    )
     train.train(objective, teacher, SameBatch(batch), [], run, run_dir, run_dir.ranks)

@@ -45,9 +45,16 @@ def read_ner(directory: Path, run: Path) -> dict:
 
 
 def compare(
-    runs: Sequence[Path], out: Path, *, ner: Sequence[Path] = (), corpus: Path | None = None,
-    documents: int = 1024, length: int | None = None, repeats: int = 5, device: str | None = None,
-) -> None:  # fmt: skip
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    ner: Sequence[Path] = (),
+    corpus: Path | None = None,
+    documents: int = 1024,
+    length: int | None = None,
+    repeats: int = 5,
+    device: str | None = None,
+) -> None:
     """Write compare.json and compare.md, and print the table.
 
     Args:
@@ -156,22 +163,41 @@ def write_comparison(out: Path, rows: list[dict], facts: dict) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     """`eval.py compare`."""
-    compare(args.runs, args.out, ner=args.ner, corpus=args.corpus, documents=args.documents,
-            length=args.length, repeats=args.repeats, device=args.device)  # fmt: skip
+    compare(
+        args.runs,
+        args.out,
+        ner=args.ner,
+        corpus=args.corpus,
+        documents=args.documents,
+        length=args.length,
+        repeats=args.repeats,
+        device=args.device,
+    )
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `eval.py compare`, except --device, which all commands have."""
     p.set_defaults(run=run_compare)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of train.py")
-    p.add_argument("--ner", nargs="+", type=Path, default=[], metavar="DIR",
-                   help="directories of `eval.py ner`, in the order of the runs")  # fmt: skip
+    p.add_argument(
+        "--ner",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="directories of `eval.py ner`, in the order of the runs",
+    )
     p.add_argument("--corpus", type=Path, help="token shards (default: those of the first run)")
-    p.add_argument("--documents", type=int, default=1024,
-                   help="held-out documents to measure on (%(default)s)")  # fmt: skip
-    p.add_argument("--length", type=int,
-                   help="tokens of the longest document (default: the runs')")  # fmt: skip
-    p.add_argument("--repeats", type=int, default=5,
-                   help="timed passes of each model (%(default)s)")  # fmt: skip
-    p.add_argument("--out", type=Path, default=Path("runs/compare"),
-                   help="directory for compare.json and compare.md (%(default)s)")  # fmt: skip
+    p.add_argument(
+        "--documents", type=int, default=1024, help="held-out documents to measure on (%(default)s)"
+    )
+    p.add_argument("--length", type=int, help="tokens of the longest document (default: the runs')")
+    p.add_argument(
+        "--repeats", type=int, default=5, help="timed passes of each model (%(default)s)"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/compare"),
+        help="directory for compare.json and compare.md (%(default)s)",
+    )

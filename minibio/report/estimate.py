@@ -1,16 +1,16 @@
-"""What a run will cost, before it starts: operations, time and memory (`train.py --dry-run`).
+"""Cost of a run, before it starts: operations, time and memory (`train.py --dry-run`).
 
 Operations are counted, two for each multiplication with its addition:
 
     linear maps     2 N (weights)            on each of the N tokens
     attention       4 width sum_b T_b^2      q k^T and a v, all heads together
-    masked-LM head  2 M (C^2 + C V)          on the M predicted tokens alone
+    masked-LM head  2 M (C^2 + C V)          on the M predicted tokens
 
 A backward pass costs twice its forward; the teacher has none, and of it only those layers count
 that the method runs, and the head where it is run. Where steps differ (MobileBERT's stages) theirs
 is the mean over the run. Time is operations over half the
 speed of a large matrix product measured on this device; memory is counted tensor by tensor and is
-right to a factor of two. Real figures stand in log.jsonl after a hundred steps.
+right to a factor of two. The measured figures are in log.jsonl after a hundred steps.
 """
 
 import time
@@ -58,9 +58,9 @@ def step_flops(
 
 
 def activation_bytes(c: ModelConfig, N: float, M: float) -> float:
-    """What a forward pass keeps for its backward.
+    """Bytes that a forward pass keeps for its backward.
 
-    Attention maps are formed anew and logits are used up at once: neither is ever kept.
+    Attention maps are computed again and logits are used at once: neither is kept.
     """
     per_layer = 4 * c.width + 8 * c.C + 2 * c.n_ffn * c.F  # q k v, sums and norms, ffn
     return BYTES * (N * c.L * per_layer + 4 * M * c.C)  # the head: sums, activation, norm

@@ -1,4 +1,4 @@
-"""What the paper itself reports: every figure of its Tables 1 to 6, in per cent.
+"""The figures of the paper: every one of its Tables 1 to 6, in per cent.
 
 Entities (Tables 1 and 2): precision, recall and F1 by word pieces (F45), never to be set beside
 scores by words without saying so. Relations (3 and 4): GAD binary, CHEMPROT macro-averaged. Answers
@@ -154,7 +154,7 @@ QA = tuple(TABLES[5].rows)
 
 
 def figure(model: str, task: str, metric: str) -> float | None:
-    """What the paper reports, or None where it does not: figure("TinyBioBERT", "GAD", "F")."""
+    """The paper's figure, or None where it has none: figure("TinyBioBERT", "GAD", "F")."""
     for table in TABLES.values():
         if model in table.models and metric in table.rows.get(task, {}):
             return table.rows[task][metric][table.models.index(model)]

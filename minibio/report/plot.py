@@ -86,9 +86,14 @@ def draw_held_out(ax, curve: Curve, colour: str, label: str) -> None:
     """One run's held-out loss, a dot for each evaluation, its last value in the legend."""
     steps, values = zip(*curve, strict=True)
     ax.plot(
-        steps, values, color=colour, linewidth=1.6, marker="o", markersize=3.5,
+        steps,
+        values,
+        color=colour,
+        linewidth=1.6,
+        marker="o",
+        markersize=3.5,
         label=f"{label}: {values[-1]:.3f}",
-    )  # fmt: skip
+    )
 
 
 def new_figure(out: Path, width: float, height: float):
@@ -178,13 +183,15 @@ def draw_bars(ax, panel: Panel) -> None:
         places = [g + (i - (len(series) - 1) / 2) * width for g in range(len(groups))]
         there = [j for j, y in enumerate(values) if y is not None]
         colour = COLOURS[i % len(COLOURS)]
-        ax.bar([places[j] for j in there], [values[j] for j in there], width, color=colour,
-               label=name)  # fmt: skip
+        ax.bar(
+            [places[j] for j in there], [values[j] for j in there], width, color=colour, label=name
+        )
         for j in there:
             if whiskers.get(name) and whiskers[name][j]:
                 up, down = whiskers[name][j]
-                ax.errorbar(places[j], values[j], [[down], [up]], color="black", linewidth=0.8,
-                            capsize=2)  # fmt: skip
+                ax.errorbar(
+                    places[j], values[j], [[down], [up]], color="black", linewidth=0.8, capsize=2
+                )
             if marks.get(name) and marks[name][j] is not None:
                 ax.plot(places[j], marks[name][j], **DIAMOND)
     ax.set_title(panel.title, fontsize=10)
@@ -199,8 +206,9 @@ def time_and_memory(rows: Sequence[dict], out: Path) -> None:
     Args:
         rows: of bench/speed.py, all of one precision.
     """
-    models, batches, lengths = (list(dict.fromkeys(row[k] for row in rows))
-                                for k in ("model", "batch", "length"))  # fmt: skip
+    models, batches, lengths = (
+        list(dict.fromkeys(row[k] for row in rows)) for k in ("model", "batch", "length")
+    )
     known = {(row["model"], row["batch"], row["length"]): row for row in rows}
     figure = new_figure(out, max(4.5, 3.6 * len(batches)), 6)
     axes = figure.subplots(2, len(batches), squeeze=False)
@@ -237,8 +245,14 @@ def scores(panels: Sequence[Panel], out: Path) -> None:
     handles = {}
     for ax in axes:
         handles.update(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", frameon=False,
-                  ncols=min(4, len(handles)), fontsize=8)  # fmt: skip
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside upper center",
+        frameon=False,
+        ncols=min(4, len(handles)),
+        fontsize=8,
+    )
     save_figure(figure, out)
 
 

@@ -183,9 +183,17 @@ def read_run(path: Path, columns: Mapping[str, str]) -> Run:
         if kind not in METRICS or not Path(record["model"]).name or type(seed) is not int:
             raise ValueError
         model, _ = column_of(record["model"], columns)
-        return Run(path, kind, model, row_of(kind, record), seed, fold,
-                   scores_of(kind, record["test"]), Path(record["model"]),
-                   **settings(record, path, columns))  # fmt: skip
+        return Run(
+            path,
+            kind,
+            model,
+            row_of(kind, record),
+            seed,
+            fold,
+            scores_of(kind, record["test"]),
+            Path(record["model"]),
+            **settings(record, path, columns),
+        )
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(
             f"{path} holds no scores of `eval.py {path.stem}`; run it again, or leave it out"
@@ -202,10 +210,11 @@ def record_paths(places: Sequence[Path]) -> list[Path]:
     paths = []
     for place in places:
         found = sorted(
-            p for p in place.rglob("*.json")
+            p
+            for p in place.rglob("*.json")
             if p.name in names
             and not (p.parent.name == "first" and (p.parent.parent / p.name).exists())
-        )  # fmt: skip
+        )
         if not found:
             raise InputError(
                 f"{place} holds no {', '.join(sorted(names))}; name directories of runs"

@@ -139,10 +139,8 @@ def cells(runs: Sequence[Run], teacher: str) -> list[Cell]:
                 for model in columns:
                     seeds = ours.get((row, metric, model), {})
                     x, paper_share = paper_cell(row, metric, model)
-                    found.append(
-                        Cell(number, row, metric, model, score(seeds), x,
-                             score(share(seeds, base)), paper_share)
-                    )  # fmt: skip
+                    shares = score(share(seeds, base)), paper_share
+                    found.append(Cell(number, row, metric, model, score(seeds), x, *shares))
     return found
 
 
@@ -159,8 +157,9 @@ def overall(runs: Sequence[Run], teacher: str) -> list[Cell]:
     """
     ours, found = by_seed(runs), []
     for name, metrics in GROUPS.items():
-        rows = list(dict.fromkeys((run.row, metrics[run.kind]) for run in runs
-                                  if run.kind in metrics))  # fmt: skip
+        rows = list(
+            dict.fromkeys((run.row, metrics[run.kind]) for run in runs if run.kind in metrics)
+        )
         for model in dict.fromkeys(run.model for run in runs):
             parts = {
                 (row, metric): share(ours.get((row, metric, model), {}),
@@ -171,10 +170,8 @@ def overall(runs: Sequence[Run], teacher: str) -> list[Cell]:
             theirs = [paper_cell(row, metric, model)[1] for row, metric in parts]
             mean = statistics.fmean(theirs) if theirs and None not in theirs else None
             sets = f"{name}: {', '.join(row for row, _ in parts) or 'no set'}"
-            found.append(
-                Cell(0, sets, "share", model, None, None, score(together(list(parts.values()))),
-                     mean)
-            )  # fmt: skip
+            shares = score(together(list(parts.values()))), mean
+            found.append(Cell(0, sets, "share", model, None, None, *shares))
     return found
 
 
@@ -204,8 +201,8 @@ def markdown(found: Sequence[Cell], totals: Sequence[Cell], teacher: str) -> str
             line = [grid[row, metric, model] for model in columns]
             body.append([row, metric, *(both(cell.ours, cell.paper) for cell in line)])
             if metric in ("F", "F words", "M"):
-                shares.append([row, f"{metric}, share",
-                               *(both(cell.share, cell.paper_share) for cell in line)])  # fmt: skip
+                parts_of = (both(cell.share, cell.paper_share) for cell in line)
+                shares.append([row, f"{metric}, share", *parts_of])
         parts.append(f"## Table {number}\n\n{table(['set', 'metric', *columns], body + shares)}\n")
     body = [
         [cell.model, cell.row, both(cell.share, cell.paper_share)]
@@ -226,8 +223,8 @@ def write_csv(path: Path, found: Sequence[Cell]) -> None:
     def columns(x: Score | None) -> list:
         if x is None:
             return ["", "", ""]
-        return [f"{x.mean:.6f}", "" if x.half_width is None else f"{x.half_width:.6f}",
-                " ".join(map(str, x.seeds))]  # fmt: skip
+        half = "" if x.half_width is None else f"{x.half_width:.6f}"
+        return [f"{x.mean:.6f}", half, " ".join(map(str, x.seeds))]
 
     def number(x: float | None) -> str:
         return "" if x is None else f"{x:.6f}"
@@ -236,19 +233,20 @@ def write_csv(path: Path, found: Sequence[Cell]) -> None:
         writer = csv.writer(file)
         writer.writerow(head)
         for c in found:
-            writer.writerow(
-                [c.table or "overall", c.row, c.metric, c.model, *columns(c.ours), number(c.paper),
-                 *columns(c.share), number(c.paper_share)]
-            )  # fmt: skip
+            place = [c.table or "overall", c.row, c.metric, c.model]
+            ours = [*columns(c.ours), number(c.paper)]
+            writer.writerow([*place, *ours, *columns(c.share), number(c.paper_share)])
 
 
 def panels(found: Sequence[Cell]) -> list[plot.Panel]:
     """One panel a kind: the main figure of every model of ours on every set of ours, in per cent,
     and the paper's as marks (of entities by pieces, since the paper has no other)."""
     result = []
-    for kind, metric, title in (("ner", "F", "entities: F1 by word pieces (%)"),
-                                ("relation", "F", "relations: F1 (%)"),
-                                ("qa", "M", "answers: MRR (%)")):  # fmt: skip
+    for kind, metric, title in (
+        ("ner", "F", "entities: F1 by word pieces (%)"),
+        ("relation", "F", "relations: F1 (%)"),
+        ("qa", "M", "answers: MRR (%)"),
+    ):
         own = {
             (c.row, c.model): c
             for c in found
@@ -264,18 +262,24 @@ def panels(found: Sequence[Cell]) -> list[plot.Panel]:
                 for model in models
             }
 
-        result.append(plot.Panel(
-            title, rows, values(lambda c: 100 * c.ours.mean),
-            values(lambda c: c.ours.half_width and (100 * c.ours.half_width,) * 2),
-            values(lambda c: c.paper and 100 * c.paper),
-        ))  # fmt: skip
+        result.append(
+            plot.Panel(
+                title,
+                rows,
+                values(lambda c: 100 * c.ours.mean),
+                values(lambda c: c.ours.half_width and (100 * c.ours.half_width,) * 2),
+                values(lambda c: c.paper and 100 * c.paper),
+            )
+        )
     return result
 
 
 def tables(
-    places: Sequence[Path], out: Path, columns: Mapping[str, str] | None = None,
+    places: Sequence[Path],
+    out: Path,
+    columns: Mapping[str, str] | None = None,
     teacher: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Write tables.md, tables.csv and tables.png.
 
     Args:
@@ -324,11 +328,27 @@ def pair(text: str) -> tuple[str, str]:
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `eval.py table`."""
     p.set_defaults(run=run_table)
-    p.add_argument("runs", nargs="+", type=Path, metavar="DIR",
-                   help="directories of ner, relation or qa, or above them")  # fmt: skip
-    p.add_argument("--as", nargs="+", default=[], dest="columns", metavar="NAME=COLUMN",
-                   help="the column of a model, by the end of its directory's path")  # fmt: skip
-    p.add_argument("--teacher", metavar="COLUMN",
-                   help=f"whose score is the whole (default: {paper.TEACHER})")  # fmt: skip
-    p.add_argument("--out", type=Path, default=Path("runs/tables"),
-                   help="directory of tables.md, .csv and .png (%(default)s)")  # fmt: skip
+    p.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="directories of ner, relation or qa, or above them",
+    )
+    p.add_argument(
+        "--as",
+        nargs="+",
+        default=[],
+        dest="columns",
+        metavar="NAME=COLUMN",
+        help="the column of a model, by the end of its directory's path",
+    )
+    p.add_argument(
+        "--teacher", metavar="COLUMN", help=f"whose score is the whole (default: {paper.TEACHER})"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/tables"),
+        help="directory of tables.md, .csv and .png (%(default)s)",
+    )
