@@ -1,9 +1,9 @@
 """The operations on attention maps as PyTorch sees them: custom operators with their gradients.
 
-An operator is opaque to `torch.compile`, which needs to know its results' shapes alone (the fake
+An operator is opaque to `torch.compile`, which needs only the shapes of its results (the fake
 implementation), and to autograd, which is given its backward. Both directions are pure functions of
-their arguments: dropout's mask follows from a seed that is one of them. What is computed, and how,
-stands in torch_attention.py and triton_attention.py; each has a `forward` and a `backward`.
+their arguments: dropout's mask follows from a seed that is one of them. The computation itself:
+`forward` and `backward` of torch_attention.py and triton_attention.py.
 """
 
 import torch
@@ -24,7 +24,7 @@ def implementation(impl: str):
 
 
 def call(q, k, v, q_t, k_t, *rest) -> Call:
-    """The arguments as an implementation wants them: along a head's width they lie together."""
+    """The arguments as an implementation takes them: contiguous along a head's width."""
     tensors = (q, k, v, q_t, k_t)
     return Call(*(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors), *rest)
 
@@ -48,7 +48,7 @@ attention = torch.library.custom_op("minibio::attention", compute, mutates_args=
 
 
 def pick(*inputs: Tensor):
-    """The operator or, where nobody would see it, the function within: a call costs less.
+    """The operator or, where neither autograd nor a compiler looks, the cheaper function within.
 
     Args:
         inputs: what may require a gradient.
@@ -89,7 +89,7 @@ def _(dout, g, out, lse, lse_t, stat, q, k, v, *rest):
 
 
 def remember(ctx, inputs, output):
-    """Rows of numbers, never a map: what backward starts from."""
+    """Save what backward starts from: rows of numbers, never a map."""
     q, k, v, q_t, k_t, lse_t, keep, seed, cu_seqlens, *ctx.options = inputs
     y = Forward(*output)
     divergence = ctx.options[1]
@@ -100,6 +100,7 @@ def remember(ctx, inputs, output):
 
 
 def differentiate(ctx, dout, g, *_):
+    """Gradients of all arguments of `compute`."""
     q, k, v, q_t, k_t, lse_t, keep, seed, cu_seqlens, out, lse, stat = ctx.saved_tensors
     grads = attention_backward(
         dout, g if q_t is not None else None, out, lse, lse_t, stat,

@@ -1,4 +1,4 @@
-"""What the public functions refuse: one line with what is wrong, what was expected and why.
+"""Refusals of the public functions: one line with what is wrong, what was expected and why.
 
 Values of tensors are read only where that waits for no device, and not while compiling.
 """
@@ -63,7 +63,7 @@ def check_boundaries(op: str, x: Tensor, cu_seqlens: Tensor, max_len: int) -> No
 
 
 def check_dropout(op: str, x: Tensor, max_len: int, dropout: float, keep: Tensor | None) -> None:
-    """Refuse a share that cannot be made good by scaling what is left, and bits that do not fit."""
+    """Refuse a share that scaling the rest cannot make up for, and bits that do not fit."""
     if not 0 <= dropout < 1:
         raise ValueError(f"{op}: dropout is {dropout}, expected at least 0 and below 1")
     if keep is None:
@@ -83,7 +83,7 @@ def check_dropout(op: str, x: Tensor, max_len: int, dropout: float, keep: Tensor
 def check_teacher_heads(
     op: str, x: Tensor, teacher: dict[str, Tensor], lse_t: Tensor | None
 ) -> None:
-    """Refuse a teacher whose maps are not the student's in shape, or that is not frozen."""
+    """Refuse a teacher whose maps differ in shape from the student's, or that is not frozen."""
     check_heads(op, teacher)
     q_t = teacher["q_t"]
     if q_t.device != x.device:

@@ -5,9 +5,9 @@ function takes pointers and strides, ctypes calls it, and `torch.library` makes 
 call, so that `torch.compile` goes through it. So nothing here depends on the version of PyTorch,
 and compiling takes seconds.
 
-The library lies in $MINIBIO_CACHE, or ~/.cache/minibio, under a name that holds a hash of source,
-flags, architecture and compiler: any other of these is another file. Beside it is the compiler's
-log, with the registers of every kernel.
+The library is in $MINIBIO_CACHE, or ~/.cache/minibio, under a name with a hash of source, flags,
+architecture and compiler: a change of any of these is another file. The compiler's log, with the
+registers of every kernel, is beside it.
 """
 
 import ctypes
@@ -58,12 +58,12 @@ def find_nvcc() -> Path | None:
 
 @cache
 def nvcc_version(nvcc: Path) -> str:
-    """What `nvcc --version` prints."""
+    """The output of `nvcc --version`."""
     return subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why the kernel cannot run on tensors of this device; None: it can."""
+    """The reason why the kernel cannot run on tensors of this device; None: it can."""
     if device.type != "cuda":
         return f"tensors on {device.type}, and the kernel needs a CUDA device"
     if torch.version.hip is not None:
@@ -74,12 +74,12 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def cache_dir() -> Path:
-    """Where libraries are kept."""
+    """The directory in which libraries are kept."""
     return Path(os.environ.get("MINIBIO_CACHE") or Path.home() / ".cache" / "minibio")
 
 
 def architecture(device: torch.device) -> str:
-    """The name nvcc has for a device: sm_80, sm_90a."""
+    """nvcc's name for a device: sm_80, sm_90a."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
 
@@ -90,8 +90,8 @@ def build(arch: str) -> Path:
     Several processes may build at once: each writes a directory of its own, and renames.
 
     Raises:
-        RuntimeError: there is no nvcc, it failed (its last words, and where its log is), or the
-            cache cannot be written.
+        RuntimeError: nvcc is missing or failed (with its last lines and the place of its log), or
+            the cache cannot be written.
     """
     nvcc = find_nvcc()
     if nvcc is None:
@@ -171,7 +171,7 @@ def launch(
     version: str = "fast",
     threads: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`logit_rows` without its checks, by a version and a number of threads of one's own."""
+    """`logit_rows` without its checks, by any version and number of threads."""
     R, V = x_s.shape
     # copies, where made, live until the launch; then the stream keeps their memory
     small = [None if x is None else x.contiguous() for x in (b_s, b_t, labels, g_ce, g_kd)]
@@ -228,7 +228,7 @@ def check(
     temperature: float,
     divergence: str,
 ) -> None:
-    """Refuse tensors that are no rows of one size, type and device, and settings without sense."""
+    """Refuse tensors that are not rows of one size, type and device, and meaningless settings."""
     op = "logit_rows"
     if x_s.dim() != 2 or x_s.shape[1] == 0:
         raise ValueError(f"{op}: x_s is {tuple(x_s.shape)}, expected (R, V) with V > 0")
@@ -293,7 +293,7 @@ def logit_rows(
         RuntimeError: nvcc or the launch failed.
     """
     op = "logit_rows"
-    # traced by torch.compile, nothing is looked for on disk: the operator says what is missing
+    # while torch.compile traces, nothing is looked up on disk: the operator reports what is missing
     reason = None if torch.compiler.is_compiling() else unavailable(x_s.device)
     if reason is not None:
         raise ValueError(f"{op}: {reason}")

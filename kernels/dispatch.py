@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs, and why."""
+"""The choice of the implementation that runs, and its reason."""
 
 import os
 from collections.abc import Mapping

@@ -80,6 +80,7 @@ def _(h_s, E_s, b_s, labels, h_t, E_t, b_t, temperature, divergence, impl, g_ce,
 
 
 def remember_gradients(ctx, inputs, output):
+    """Save the finished gradients."""
     _, E_s, b_s, _, _, E_t, *rest = inputs
     ctx.wants, ctx.n_blocks, ctx.n_blocks_t, ctx.n_rest = inputs[-1], len(E_s), len(E_t), len(rest)
     ctx.b_dtype = None if b_s is None else b_s.dtype
@@ -89,6 +90,7 @@ def remember_gradients(ctx, inputs, output):
 
 
 def scale_gradients(ctx, g, *_):
+    """Gradients of all arguments of `masked_mlm`: the finished ones times g."""
     if torch.is_grad_enabled():
         raise ValueError(
             "masked_mlm: a second derivative is asked for (create_graph=True), expected a first; "

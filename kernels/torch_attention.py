@@ -1,4 +1,4 @@
-"""Attention over the row in plain PyTorch, forward and backward: what a CPU runs.
+"""Attention over the row in plain PyTorch, forward and backward: the implementation for CPUs.
 
 Plain attention without dropout is PyTorch's own fused kernel, one call for each run of neighbours
 with equal length: n of T tokens each are a view (n, H, T, D) of the row, with nothing padded and
@@ -63,12 +63,12 @@ def rectangle(x: Tensor, T: int) -> Tensor:
 
 
 def row(x: Tensor, T: int, h: int) -> Tensor:
-    """The way back: (n h, T, ...) -> (n T, h, ...)."""
+    """Inverse of `rectangle`: (n h, T, ...) -> (n T, h, ...)."""
     return x.unflatten(0, (-1, h)).transpose(1, 2).flatten(0, 1)
 
 
 class Buffers:
-    """Some maps of one block, used again by the next."""
+    """Memory for the maps of one block, reused by the next."""
 
     def __init__(self, x: Call, parts: list[tuple[slice, int, slice]], n: int):
         sizes = ((t.stop - t.start) * T * (h.stop - h.start) for t, T, h in parts)
@@ -92,7 +92,7 @@ def lengths_of(x: Call) -> list[int]:
 
 
 def needs_a_t(x: Call, lse_t: Tensor | None = None) -> bool:
-    """Whether the teacher's maps themselves are wanted, not its scores alone."""
+    """Whether the teacher's maps are needed, rather than only its scores."""
     return x.has_teacher and (lse_t is None or x.divergence != "kl_st")
 
 
@@ -111,7 +111,7 @@ def kept(x: Call, tokens: slice, T: int, heads: slice) -> Tensor | None:
 
 
 def log_sum_exp(z: Tensor, a: Tensor) -> Tensor:
-    """ln sum_j exp(z_j) of rows whose softmax `a` is known already: no exponential again."""
+    """ln sum_j exp(z_j) of rows whose softmax `a` is known: no second exponential."""
     return z.amax(-1) - a.amax(-1).log()
 
 
@@ -121,7 +121,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def forward(x: Call, lse_t: Tensor | None) -> Forward:
-    """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = worked out on the way."""
+    """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = computed here."""
     if is_plain(x):
         return plain_forward(x)
     y = Forward.blank(x, lse_t)

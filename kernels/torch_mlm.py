@@ -1,11 +1,11 @@
 """Cross-entropy and distillation of the masked-LM head in plain PyTorch, some rows at a time.
 
-The logits of a few hundred rows are formed, used up and overwritten by their own gradient, which
-meets the hidden states and the table at once: no (M, V) tensor is ever there. This is the way on
-CPUs; with another step for the rows in its place (`row_step`) it is the way on GPUs too:
+The logits of a few hundred rows are formed, used and overwritten by their own gradient, which is
+multiplied with the hidden states and the table at once: no (M, V) tensor ever exists. This is the
+implementation for CPUs; with another step for the rows (`row_step`) it is that for GPUs too:
 
-    logit_rows   one chunk of logits -> what each row costs, and the logits' gradient in their place
-    chunked      the loop around it: the products before and after
+    logit_rows   one chunk of logits -> losses of its rows, and the logits' gradient in their place
+    chunked      the loop around it, with the products before and after
 
 Read kernels/README.md first ("Rows of logits"); numbers in brackets are its lines.
 """
@@ -40,15 +40,15 @@ def logit_rows(
     temperature: float,
     divergence: str,
 ) -> tuple[Tensor, Tensor]:
-    """(17)-(21): what R rows of logits cost, and their gradient in their place.
+    """(17)-(21): the losses of R rows of logits, and the logits' gradient in their place.
 
     Args:
         x_s:        (R, V) float32 or float64, before the bias. Overwritten: by the gradient of
-                    sum(g_ce ce + g_kd kd) where g_ce or g_kd is there, by nothing of use otherwise.
+                    sum(g_ce ce + g_kd kd) where there is g_ce or g_kd, else by scratch values.
         x_t:        (R, V) of the teacher, in x_s's type, or None. Overwritten as well.
         b_s, b_t:   (V,) or None.
-        labels:     (R,) int64 or None; -100 = the row costs nothing and its gradient is 0.
-        g_ce, g_kd: (R,) what arrives at ce and kd, or None.
+        labels:     (R,) int64 or None; -100 = losses and gradient of the row are 0.
+        g_ce, g_kd: (R,) the gradients that arrive at ce and kd, or None.
     Returns:
         ce, kd: (R,) nats, kd times T^2; 0 without labels, without a teacher.
     """
@@ -145,8 +145,8 @@ def chunked(
 
     Args:
         labels, g_ce, g_kd: (M,), contiguous, or None.
-        wants:    which of dh, dE and db; none of them without g_ce and g_kd.
-        row_step: what is done with a chunk of logits; `logit_rows`, or a kernel of its form.
+        wants:    whether dh, dE and db are asked for; none of them without g_ce and g_kd.
+        row_step: the step for a chunk of logits: `logit_rows`, or a kernel of its form.
     """
     (M, d), V, x = s.h.shape, s.E[0].shape[0], s.h
     acc = wide_dtype(x)
@@ -191,7 +191,7 @@ def widened(
 
 
 def rows_at_a_time(M: int, bytes_of_a_row: int, device: str) -> int:
-    """Rows of a chunk: as many as its bytes allow, and all chunks about the same."""
+    """Rows of a chunk: as many as its bytes allow, all chunks about equally many."""
     limit = CHUNK_BYTES_GPU if device == "cuda" else CHUNK_BYTES
     most = max(1, limit // max(bytes_of_a_row, 1))
     unit = 128 if device == "cuda" and most >= 128 else 1  # what tiles of products come in
@@ -209,7 +209,7 @@ def logits(x: Decoder, rows: slice, out: Tensor) -> Tensor:
 
 
 def add_product(out: Tensor, x: Tensor, y: Tensor, *, is_first: bool) -> None:
-    """out + x y into out, or x y alone; a narrow x and y are summed in the type of out."""
+    """out + x y into out, or only x y; a narrow x and y are summed in the type of out."""
     beta = 0 if is_first else 1
     if x.dtype == out.dtype:
         torch.addmm(out, x, y, beta=beta, out=out)

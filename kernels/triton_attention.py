@@ -28,8 +28,8 @@ IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# Minus infinity for scores of keys that are not there: finite, so that no inf - inf gives NaN, and
-# so large that adding any score leaves it as it is.
+# Minus infinity for scores of keys beyond the end: finite, so that no inf - inf gives NaN, and so
+# large that adding any score leaves it as it is.
 NEVER = tl.constexpr(-1.0e30)
 # Arguments that change from batch to batch: without this Triton compiles a second time where one of
 # them happens to be a multiple of 16. Strides, the same in all batches, are constants: rows of 26
@@ -92,11 +92,11 @@ def is_kept(
     ptr_keep, ptr_seed, o_row, m_row, o_j, m_j, s_keep,
     THRESHOLD: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """Which probabilities dropout leaves alone, rows of the maps against keys j.
+    """Mask of the probabilities that dropout keeps, rows of the maps against keys j.
 
     From bits, or from a hash of (seed, row, key): two words a row and two multiplies an entry, the
     same whatever the blocks, so that backward finds the mask of forward again. The rows' offsets
-    and mask stand along one axis of the tile, the keys' along the other.
+    and mask are along one axis of the tile, the keys' along the other.
     """
     if DROPOUT == "bits":
         b_bits = tl.load(ptr_keep + o_row * s_keep + o_j // 8, mask=m_row & m_j, other=0)
@@ -394,7 +394,7 @@ def dkdv_kernel(
         o_row = o_q * H + i_h
         b_q = load_rows(ptr_q + i_h * s_q_h, o_q, m_q, s_q, D, BLOCK_D, 0)
         b_dout = load_rows(ptr_dout, o_row, m_q, D, D, BLOCK_D, 0)
-        # a query that is not there has lse = infinity, so probability 0
+        # a query beyond the end has lse = infinity, so probability 0
         b_lse = tl.load(ptr_lse + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
         b_delta = tl.load(ptr_delta + o_row, mask=m_q, other=0.0)
         # the tile lies on its side, keys down: the products below then take it as it is
@@ -435,7 +435,7 @@ WIDEST = 64  # of a teacher's head, in one product; a wider one is summed in pie
 
 
 class Config(NamedTuple):
-    """How one kernel is cut and launched."""
+    """Block sizes and launch options of one kernel."""
 
     BLOCK_Q: int
     BLOCK_K: int
@@ -470,7 +470,7 @@ def constants(
     D: int, D_T: int, divergence: str, dropout: str, p: float, scale: float, scale_t: float,
     dtype: torch.dtype,
 ) -> dict:  # fmt: skip
-    """What the kernels are compiled for, beside their blocks.
+    """The constants that the kernels are compiled for, beside their blocks.
 
     dropout: "none", "bits" or "seed"; p: its share.
     """
@@ -517,7 +517,7 @@ def launch(kernel, name: str, x: Call, own: dict[str, Tensor | None]) -> None:
 
 
 def forward(x: Call, lse_t: Tensor | None) -> Forward:
-    """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = worked out on the way."""
+    """(1)-(9). lse_t: (N, H) log-sum-exp of the teacher's rows; None = computed here."""
     result = Forward.blank(x, lse_t)
     own = {"out": result.out, "row": result.row_loss, "lse": result.lse, "stat": result.stat}
     launch(forward_kernel, "forward", x, {**own, "lse_t": lse_t, "lse_t_out": result.lse_t})

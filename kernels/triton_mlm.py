@@ -1,6 +1,6 @@
 """One kernel between the products of the masked-LM losses: a row of logits in, its gradient out.
 
-A program owns one row. It walks over the words once for what the row costs, and once more to
+A program owns one row. It walks over the words once for the row's losses, and once more to
 overwrite the student's logits by their gradient; the second walk finds them in the L2 cache, where
 the products left them (`torch_mlm.chunked` is the loop around). Nothing is shared between programs:
 no atomics, and results repeat bit for bit.
@@ -20,13 +20,13 @@ from torch import Tensor
 from kernels.reference import wide_dtype
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Minus infinity for logits of words that are not there: finite, so that no inf - inf gives NaN.
+# Minus infinity for logits beyond the vocabulary: finite, so that no inf - inf gives NaN.
 NEVER = tl.constexpr(-1.0e30)
 IGNORED = tl.constexpr(-100)
 
 
 class Config(NamedTuple):
-    """How the kernel is cut and launched."""
+    """Block size and launch option of the kernel."""
 
     BLOCK_V: int
     num_warps: int
@@ -46,7 +46,7 @@ def pick_config(V: int, dtype: torch.dtype) -> Config:
 
 @triton.jit
 def load_words(ptr, ptr_b, o_v, V, IS_WHOLE: tl.constexpr, ACC: tl.constexpr):
-    """(16) Logits with their bias; NEVER where there is no word, as in no whole block."""
+    """(16) Logits with their bias; NEVER beyond the vocabulary, where no whole block reaches."""
     if IS_WHOLE:
         b_x = tl.load(ptr + o_v).to(ACC)
         if ptr_b is not None:
@@ -65,7 +65,7 @@ def see_words(
     HAS_CE: tl.constexpr, TWO_SUMS: tl.constexpr, T: tl.constexpr, IS_KL: tl.constexpr,
     IS_WHOLE: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """What a row knows of its words (below), with one block of them more."""
+    """A row's maxima and sums (below), with one more block of words."""
     o_v = i_v + tl.arange(0, BLOCK_V)
     b_s = load_words(ptr_x_s, ptr_b_s, o_v, V, IS_WHOLE, ACC)
     b_new = tl.maximum(b_max, tl.max(b_s, 0))
@@ -168,7 +168,7 @@ def rows_kernel(
     l_t = tl.full((), 1.0, ACC)
     ce = tl.zeros((), ACC)
     kd = tl.zeros((), ACC)
-    is_wrong = False  # a label that is no word shows as NaN
+    is_wrong = False  # a label outside the vocabulary shows as NaN
     if HAS_CE:
         is_wrong = (y < 0) | (y >= V)
         ce = tl.log(l_1) + (b_max - tl.sum(b_y, 0))  # (17), nothing large added
@@ -216,7 +216,7 @@ def logit_rows(
     temperature: float,
     divergence: str,
 ) -> tuple[Tensor, Tensor]:
-    """As `torch_mlm.logit_rows`, with logits of any floating-point type, the two of different ones.
+    """As `torch_mlm.logit_rows`, with logits of any two floating-point types.
 
     A label that is neither a word nor -100 makes the row's ce, and its gradient, NaN. x_t stays as
     it is, and so does x_s without g_ce and g_kd.

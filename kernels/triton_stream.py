@@ -1,4 +1,4 @@
-"""The masked-LM losses without any logits in memory: tiles of them live in registers alone.
+"""The masked-LM losses without any logits in memory: tiles of them live only in registers.
 
     statistics   a program owns BLOCK_M rows and a share of the words: each row's maxima and sums,
                  combined afterwards in a fixed order
@@ -6,7 +6,7 @@
     dh           a program owns BLOCK_M rows, BLOCK_O columns and a share of the words; the shares'
                  results are summed in a fixed order
 
-The other end of the design space from triton_mlm.py: the least memory, and the tiles formed anew
+The other end of the design space from triton_mlm.py: the least memory, and the tiles formed again
 for every BLOCK_O columns of each gradient. Each result has one owner, so there are no atomics and
 results repeat bit for bit. Read kernels/README.md first; numbers in brackets are its lines. Names
 are those of triton_mlm.py. Arguments that change from batch to batch are not specialised, as in
@@ -27,14 +27,14 @@ from kernels.reference import Decoder, Result, wide_dtype
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Minus infinity for logits of words that are not there: finite, so that no inf - inf gives NaN.
+# Minus infinity for logits beyond the vocabulary: finite, so that no inf - inf gives NaN.
 NEVER = tl.constexpr(-1.0e30)
 
 N_STATISTICS = 7  # of a row and a share of the words
 
 
 class Config(NamedTuple):
-    """How one kernel is cut and launched."""
+    """Block sizes and launch options of one kernel."""
 
     BLOCK_M: int
     BLOCK_V: int
@@ -88,7 +88,7 @@ def logits_tile(
     D: tl.constexpr, D2: tl.constexpr, BLOCK_D: tl.constexpr,
     ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(16) of rows o_m and words o_v, from one block or two; NEVER where there is no word."""
+    """(16) of rows o_m and words o_v, from one block or two; NEVER beyond the vocabulary."""
     b_x = tl.zeros((o_m.shape[0], o_v.shape[0]), ACC)
     for i_d in range(0, D, BLOCK_D):
         o_d = i_d + tl.arange(0, BLOCK_D)
@@ -118,7 +118,7 @@ def statistics_kernel(
     T: tl.constexpr, IS_KL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr, ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What (17)-(19) need of BLOCK_M rows and `share` words, -> (shares, N_STATISTICS, M)."""
+    """Maxima and sums for (17)-(19): BLOCK_M rows, `share` words -> (shares, N_STATISTICS, M)."""
     i = tl.program_id(0).to(tl.int64)
     i_share = i % n_shares
     o_m = (i // n_shares) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -190,7 +190,7 @@ def gradient_tile(
     ptr_rows += o_m
     g_1 = tl.load(ptr_rows, mask=m_m, other=0.0)[:, None]
     g_T = tl.load(ptr_rows + M, mask=m_m, other=0.0)[:, None]
-    # a row that is not there has a sum that makes all its probabilities 0
+    # a row beyond the end has a log-sum-exp that makes all its probabilities 0
     lse_1 = tl.load(ptr_rows + 2 * M, mask=m_m, other=-NEVER)[:, None]
     b_s = logits_tile(
         ptr_h_s, ptr_E_s, ptr_E2_s, ptr_b_s, o_m, m_m, o_v, m_v, s_h_s, s_v_s, s_d_s, s_v2_s,
@@ -265,7 +265,7 @@ def dh_kernel(
     BLOCK_D: tl.constexpr, BLOCK_O: tl.constexpr,
     ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(22): BLOCK_M rows, BLOCK_O of the D_O columns of one block, what `share` words add."""
+    """(22): BLOCK_M rows, BLOCK_O of the D_O columns of one block, the part of `share` words."""
     i = tl.program_id(0).to(tl.int64)
     i_share = (i // n_pieces) % n_shares
     o_m = (i // n_pieces // n_shares) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -305,7 +305,7 @@ def side_arguments(of: str, x: Decoder | None) -> dict:
 
 
 def side_constants(s: Decoder, t: Decoder | None, temperature: float) -> dict:
-    """What the kernels are compiled for, beside their blocks."""
+    """The constants that the kernels are compiled for, beside their blocks."""
     widths = [[E.shape[1] for E in (x.E if x else [])] + [0, 0] for x in (s, t)]
     is_double = torch.float64 in (s.h.dtype, t.h.dtype if t else None)
     return {
@@ -361,7 +361,7 @@ def streamed(
     g_1, g_T = zero if g_ce is None else g_ce, zero if g_kd is None else T * g_kd
     if labels is not None:
         g_1, g_T = (x.where(labels != -100, 0.0) for x in (g_1, g_T))
-        g_1 = g_1 + 0.0 * ce  # NaN where the label is no word
+        g_1 = g_1 + 0.0 * ce  # NaN where the label is outside the vocabulary
     sides["ptr_rows"] = torch.stack([g_1, g_T, *lses])  # (5, M)
     wants_h, wants_E, wants_b = wants
     dh = stream_dh(s, sides, constants) if wants_h else None
@@ -414,7 +414,7 @@ def stream_dE(s: Decoder, sides: dict, constants: dict) -> tuple[list[Tensor], T
 
 
 def stream_dh(s: Decoder, sides: dict, constants: dict) -> Tensor:
-    """(22): what each share of the words adds, and their sum."""
+    """(22): the parts of all shares of the words, and their sum."""
     c, (M, d), V = pick_config("dh", s.h.dtype), s.h.shape, s.E[0].shape[0]
     n_m = triton.cdiv(M, c.BLOCK_M)
     share, n_shares = shares_of(V, n_m * triton.cdiv(d, c.BLOCK_O), c.BLOCK_V)

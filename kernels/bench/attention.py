@@ -4,9 +4,9 @@
                softmax, dropout and product as transformers writes them, the divergence as its
                formula reads
     compile    the same under torch.compile
-    stock      the same results by PyTorch's fused attention alone, which shows no map (below)
-    floor      less than what is asked for: the student's fused attention, and one forward pass of
-               the teacher's; no divergence
+    stock      the same results by only PyTorch's fused attention, which shows no map (below)
+    floor      less than the operation: the student's fused attention, and one forward pass of the
+               teacher's; no divergence
     others     `kernels.attention_kl`, by the implementation's name; the teacher's log-sum-exp is
                given, as in training, where its own attention has computed it
 
@@ -14,7 +14,7 @@ The rivals up to `floor` take rectangles (B, T, H, D), padded beforehand at no c
 where lengths differ a mask; ours take the row. Fused attention has no dropout on a CPU, where
 PyTorch forms the maps for it: there `floor` is without dropout, and `stock` pays.
 
-How fused attention alone gives each divergence, exactly (z scaled scores, a = softmax(z),
+Each divergence by fused attention only, exactly (z scaled scores, a = softmax(z),
 A(x; y) = sum_j a_x y_j, which is what a call of attention gives for values y):
 
     kl_st       sum_j a_s (z_s - z_t) - lse_s + lse_t, and a_s times a score is q_s . A(s; k_s) or
@@ -64,7 +64,7 @@ class Shape(NamedTuple):
         """The shape called `name`.
 
         Raises:
-            ValueError: it is no such name, or a number in it is 0.
+            ValueError: it is not such a name, or a number in it is 0.
         """
         found = re.fullmatch(r"B(\d+)-([TR])(\d+)-H(\d+)-D(\d+)-D(\d+)", name)
         numbers = [int(x) for x in found.groups() if x.isdigit()] if found else [0]
@@ -183,7 +183,7 @@ def dot(x, y):
 
 
 def stock(q_s, k_s, v_s, q_t, k_t, is_key, *, divergence, dropout):
-    """As `eager`, arguments and results, by fused attention alone: see the top of this file."""
+    """Arguments and results of `eager`, by fused attention only: see the top of this file."""
     q_s, k_s, v_s, q_t, k_t = (x.transpose(1, 2) for x in (q_s, k_s, v_s, q_t, k_t))
     scale_s, scale_t = q_s.shape[-1] ** -0.5, q_t.shape[-1] ** -0.5
     lse = partial(log_sum_exp, is_key=is_key)
@@ -345,7 +345,7 @@ def work(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, 
 
 
 def add_options(p: ArgumentParser) -> None:
-    """What can be asked of this operation alone."""
+    """Options of this operation only."""
     p.add_argument("--divergence", choices=kernels.DIVERGENCES, default="kl_st")
     p.add_argument("--dropout", type=float, default=0.1, help="share (default: 0.1, as BERT's)")
 
@@ -354,7 +354,7 @@ def options(args) -> dict:
     """The arguments of `sides`.
 
     Raises:
-        ValueError: there is no such dropout.
+        ValueError: --dropout is not a share.
     """
     if not 0 <= args.dropout < 1:
         raise ValueError(f"--dropout is {args.dropout}, expected at least 0 and below 1")
@@ -369,7 +369,7 @@ BLOCKS = ((32, 32), (32, 64), (64, 32), (64, 64), (64, 128), (128, 32), (128, 64
 
 
 def candidates() -> list:
-    """What is tried for each kernel, as `pick_config` gives it."""
+    """The configurations tried for each kernel, as `pick_config` gives them."""
     from kernels.triton_attention import Config
 
     return [
@@ -382,7 +382,7 @@ def candidates() -> list:
 
 @contextmanager
 def using(kernel: str, config):
-    """While this lasts `pick_config` gives `config` for `kernel`, and its own choice for others."""
+    """A context in which `pick_config` gives `config` for `kernel`, its own choice for others."""
     from kernels import triton_attention
 
     own = triton_attention.pick_config
@@ -396,7 +396,7 @@ def using(kernel: str, config):
 
 
 def chosen(kernel: str, shape: Shape, divergence: str, dtype: torch.dtype):
-    """The configuration that is used now."""
+    """The configuration in use."""
     from kernels.triton_attention import pick_config
 
     return pick_config(kernel, shape.D_s, shape.D_t, divergence, dtype)

@@ -3,11 +3,11 @@
     eager      PyTorch with stored logits, gradients by autograd: two linear layers, cross-entropy,
                and the divergence by log-softmax and softmax at the temperature
     compile    the same under torch.compile
-    linear-ce  torch.nn.functional.linear_cross_entropy, where this PyTorch has it: cross-entropy
-               alone, so it is compared with --loss ce
+    linear-ce  torch.nn.functional.linear_cross_entropy, where this PyTorch has it: only
+               cross-entropy, so it is compared with --loss ce
     liger      Liger-Kernel's fused linear cross-entropy (CUDA, --loss ce), if it is installed
     cce        Apple's cut cross-entropy (CUDA, --loss ce), if it is installed
-    floor      the matrix products alone: the logits of both models, and from a tensor in the place
+    floor      only the matrix products: the logits of both models, and from a tensor in the place
                of their gradient those of the hidden states and of the table; no loss
     others     `kernels.masked_mlm`, by the implementation's name
 
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
         """The shape called `name`.
 
         Raises:
-            ValueError: it is no such name, or a number in it is 0.
+            ValueError: it is not such a name, or a number in it is 0.
         """
         found = re.fullmatch(r"M(\d+)-V(\d+)-d(\d+)-d(\d+)", name)
         numbers = [int(x) for x in found.groups()] if found else [0]
@@ -98,19 +98,19 @@ def eager(h_s, E_s, b_s, labels, h_t, E_t, b_t, *, loss, divergence, temperature
 
 
 def linear_ce(h_s, E_s, b_s, labels, *_, **__):
-    """PyTorch's own, cross-entropy alone."""
+    """PyTorch's own, only cross-entropy."""
     return (F.linear_cross_entropy(h_s, E_s, labels, linear_bias=b_s.to(h_s.dtype)),)
 
 
 def liger(h_s, E_s, b_s, labels, *_, **__):
-    """Liger-Kernel's, cross-entropy alone."""
+    """Liger-Kernel's, only cross-entropy."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     return (LigerFusedLinearCrossEntropyLoss()(E_s, h_s, labels, b_s.to(h_s.dtype)),)
 
 
 def cce(h_s, E_s, b_s, labels, *_, **__):
-    """Apple's, cross-entropy alone."""
+    """Apple's, only cross-entropy."""
     from cut_cross_entropy import linear_cross_entropy
 
     return (linear_cross_entropy(h_s, E_s, labels, bias=b_s.to(h_s.dtype)),)
@@ -134,7 +134,7 @@ class Products(torch.autograd.Function):
 
 
 def floor(h_s, E_s, b_s, labels, h_t, E_t, b_t, *, loss, **_):
-    """Less than what is asked for: a number of no meaning."""
+    """Less than the operation: a number without a meaning."""
     teacher = (None, None) if loss == "ce" else (h_t, E_t)
     return (Products.apply(h_s, E_s, *teacher) + 0 * b_s.sum(),)
 
@@ -146,20 +146,20 @@ FUNCTIONS = {
 
 
 def missing(name: str, device: torch.device, loss: str) -> str:
-    """Why a rival cannot run here; "" where it can."""
+    """The reason why a rival cannot run here; "" where it can."""
     if name == "compile":
         return compiler_missing(device)
     if name in ("eager", "floor"):
         return ""
     if loss != "ce":
-        return "cross-entropy alone: --loss ce"
+        return "only cross-entropy: --loss ce"
     if name == "linear-ce":
         has_it = hasattr(F, "linear_cross_entropy")
         return "" if has_it else f"not in PyTorch {torch.__version__}"
     package = {"liger": "liger_kernel", "cce": "cut_cross_entropy"}[name]
     if find_spec(package) is None:
         return f"{package} is not installed"
-    return "" if device.type == "cuda" else "for CUDA alone"
+    return "" if device.type == "cuda" else "only for CUDA"
 
 
 # ---- all of them
@@ -249,7 +249,7 @@ def work(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, 
 
 
 def add_options(p: ArgumentParser) -> None:
-    """What can be asked of this operation alone."""
+    """Options of this operation only."""
     p.add_argument("--loss", choices=LOSSES, default="both", help="(default: both)")
     p.add_argument("--divergence", choices=ROW_DIVERGENCES, default="kl_ts")
     p.add_argument("--temperature", type=float, default=2.0, help="of kd (default: 2)")
@@ -259,7 +259,7 @@ def options(args) -> dict:
     """The arguments of `sides`.
 
     Raises:
-        ValueError: there is no such temperature.
+        ValueError: --temperature is not above 0 and finite.
     """
     if not 0 < args.temperature < float("inf"):
         raise ValueError(f"--temperature is {args.temperature}, expected above 0 and finite")
@@ -275,7 +275,7 @@ TUNED_SHAPES = ["M7373-V30522-d312-d768", "M922-V28996-d312-d768"]
 
 
 def candidates() -> list:
-    """What is tried, as `pick_config` gives it."""
+    """The configurations tried, as `pick_config` gives them."""
     from kernels.triton_mlm import Config
 
     return [Config(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (4, 8, 16)]
@@ -283,7 +283,7 @@ def candidates() -> list:
 
 @contextmanager
 def using(kernel: str, config):
-    """While this lasts `pick_config` gives `config`."""
+    """A context in which `pick_config` gives `config`."""
     from kernels import triton_mlm
 
     own = triton_mlm.pick_config
@@ -295,7 +295,7 @@ def using(kernel: str, config):
 
 
 def chosen(kernel: str, shape: Shape, divergence: str, dtype: torch.dtype):
-    """The configuration that is used now."""
+    """The configuration in use."""
     from kernels.triton_mlm import pick_config
 
     return pick_config(shape.V, dtype)

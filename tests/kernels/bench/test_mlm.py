@@ -37,7 +37,7 @@ def test_every_side_computes_the_same(loss, divergence):
 def test_rivals_for_cross_entropy_alone_say_so():
     sides = {s.name: s for s in sides_of("both")}
     for name in ("linear-ce", "liger", "cce"):
-        assert sides[name].missing == "cross-entropy alone: --loss ce"
+        assert sides[name].missing == "only cross-entropy: --loss ce"
     sides = {s.name: s for s in sides_of("ce")}
     assert "liger" in sides["liger"].missing or "CUDA" in sides["liger"].missing
 
