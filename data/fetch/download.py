@@ -1,7 +1,7 @@
 """One file over HTTP: resumed after a cut (Range), checked (SHA-256, MD5), whole or not there.
 
 Bytes go to a part beside the place. After a cut or a kill only the rest is asked for, and the
-checksum shows whether both halves are of one file: where it does not fit, or nobody tells one, the
+checksum shows whether both halves are of one file: where it does not fit, or there is none, the
 file is fetched from the start. A cut connection or a busy server is asked again as long as that
 gains something now and then; any other refusal is final: one line, `Failed`. The standard
 library's urllib follows redirects and the proxies of the environment.
@@ -15,8 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from minibio.run.errors import InputError
 
@@ -50,13 +50,6 @@ class Cut(Exception):
         self.wait = wait
 
 
-class Got(NamedTuple):
-    """A part that is whole and checked."""
-
-    sha256: str
-    revision: str | None  # the hub's
-
-
 class Web:
     """Servers, or a mirror M that is asked for M/HOST/PATH in place of https://HOST/PATH."""
 
@@ -87,13 +80,15 @@ class Web:
         md5: str | None = None,
         is_told: bool = False,
         advance: Callable[[int], None] = lambda n: None,
-    ) -> Got:
+    ) -> tuple[str, str | None]:
         """Fetch a file into `part`, or what is still missing of it.
 
         Args:
             sha256, md5: expected; None = not known.
-            is_told:     the server tells the SHA-256, as the hub does of large files.
+            is_told:     the server sends the SHA-256, as the hub does of large files.
             advance:     is called with the number of bytes that arrived.
+        Returns:
+            its SHA-256, and the hub's revision.
         Raises:
             Wrong: it has other bytes, twice; no part is left then.
             Failed: it cannot be had; the part stays for the next run.
@@ -102,23 +97,21 @@ class Web:
         resumes = bool(sha256 or md5 or is_told)
         for _ in range(2):  # once may be a file that changed in between, or a bad line
             told = {}
-            have = patiently(
-                address,
-                lambda told=told, resumes=resumes: self.transfer(
-                    address, part, resumes, told, advance
-                ),
-                lambda: length(part),
-            )
+            transfer = partial(self.transfer, address, part, resumes, told, advance)
+            first = patiently(address, transfer, lambda: length(part))
             found, tag = digests(part), told.get("X-Linked-Etag", "").strip('"')
             tag = tag if re.fullmatch("[0-9a-f]{64}", tag) else None
             expected = {k: v for k, v in (("sha256", sha256 or tag), ("md5", md5)) if v}
-            wrong = [name for name in expected if expected[name] != found[name]]
-            if not wrong and (expected or not have):
-                return Got(found["sha256"], told.get("X-Repo-Commit"))
+            wrong = [
+                f"{k} is {found[k]}, expected {v}" for k, v in expected.items() if v != found[k]
+            ]
+            if first and not expected:
+                wrong = ["no checksum shows that both halves are of one file"]
+            if not wrong:
+                return found["sha256"], told.get("X-Repo-Commit")
             part.unlink()
-            resumes = bool(expected)  # else nobody can tell whether both halves are of one file
-        name = wrong[0]
-        raise Wrong(f"{address}: {name} is {found[name]}, expected {expected[name]}; twice")
+            resumes = bool(expected)
+        raise Wrong(f"{address}: {wrong[0]}; twice")
 
     def transfer(self, address: str, part: Path, resumes: bool, told: dict, advance) -> int:
         """Append what is missing to the part, or begin it -> the byte where this began.
@@ -143,7 +136,7 @@ class Web:
                 end = int(match[1])  # a server may give less than it was asked for
             left = answer.length
             if left is None and not (answer.chunked or resumes):
-                raise Failed(f"{address}: the server tells neither length nor checksum")
+                raise Failed(f"{address}: the server sends neither length nor checksum")
             part.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "ab" if have else "wb") as file:
                 # not behind the told length: some servers leave the line open
@@ -191,7 +184,7 @@ class Web:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirects whose headers are kept: the hub tells checksum and revision, then sends us on."""
+    """Redirects whose headers are kept: the hub sends checksum and revision with its own."""
 
     def redirect_request(self, request, body, code, message, headers, url):
         if request.full_url.startswith("https:") and not url.startswith("https:"):

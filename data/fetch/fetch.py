@@ -154,6 +154,7 @@ def fetch_one(
 
 
 def download(item: Item, record: Record, web: Web, advance: Callable[[int], None]) -> None:
+    """One file to its place, or what is there into the record; raises `Failed`."""
     path, before = record.at(item.place), record.files.get(item.place, {})
     part, md5 = beside(path, "part"), None
     sha256, address = item.sha256 or before.get("sha256"), before.get("address", item.address)
@@ -171,19 +172,18 @@ def download(item: Item, record: Record, web: Web, advance: Callable[[int], None
         record.put(item.place, item, size=path.stat().st_size, sha256=found["sha256"])
         return
     try:
-        got = web.download(address, part, sha256, md5, item.is_weights, advance)
+        sha256, commit = web.download(address, part, sha256, md5, item.is_weights, advance)
         check_archive(item, part, path)
-        if path.exists() and digests(path)["sha256"] != got.sha256:
+        if path.exists() and digests(path)["sha256"] != sha256:
             raise Wrong(f"is there already, with other bytes than {address}; remove it")
     except Wrong as error:
         part.unlink(missing_ok=True)
         since = f"; as fetched on {before['date']}" if before else ""
         raise Failed(f"{error}{since}") from None
-    if got.revision:  # a branch moves: the commit that was met stays
-        address = address.replace("/resolve/main/", f"/resolve/{got.revision}/")
-    revision = got.revision or item.revision
-    size = part.stat().st_size
-    record.put(item.place, item, address=address, revision=revision, size=size, sha256=got.sha256)
+    found = {"revision": commit or item.revision, "size": part.stat().st_size, "sha256": sha256}
+    if commit:  # a branch moves: the commit that was met stays
+        address = address.replace("/resolve/main/", f"/resolve/{commit}/")
+    record.put(item.place, item, address=address, **found)
     with open(part, "rb") as file:
         os.fsync(file.fileno())  # the name must not come to the disk before the bytes
     os.replace(part, path)

@@ -1,7 +1,7 @@
 """The table of files to fetch: addresses, revisions, licences, sizes, and who must register.
 
 `items` lists the files of a command; only NLM is asked, whose names change every day. Checksums
-that are known are in pins.py; the hub tells those of large files, NLM those of all its files; any
+that are known are in pins.py; the hub sends those of large files, NLM those of all its files; any
 other is recorded on first use.
 """
 

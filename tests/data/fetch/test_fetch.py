@@ -1,4 +1,4 @@
-"""The command, whole, against a server that stands for NLM, the hub, GitHub and Google Drive."""
+"""The command, whole, against a server in place of NLM, the hub, GitHub and Google Drive."""
 
 import gzip
 import hashlib
@@ -625,7 +625,7 @@ def test_without_the_record_what_is_there_is_checked(server, tmp_path, capsys):
     assert "n0002.xml.gz: is there already, md5 " in capsys.readouterr().err
     assert list(record(tmp_path)) == ["pubmed26n0001.xml.gz"]
     assert not server.ranges(f"{NLM}/baseline/pubmed26n0001.xml.gz")
-    # where nobody tells a checksum, the bytes are compared
+    # where there is no checksum, the bytes are compared
     server.pages = hub_pages()
     out = tmp_path / "model"
     assert run(server, out, "biobert") == 0
