@@ -290,10 +290,10 @@ def test_every_wrong_file_is_one_line_and_status_2(base, tuned, tmp_path, capsys
         ("relation", "train.jsonl", b'{"text": "<< a >> [[ b ]]", "label": "x"}\n{}\n',
          "train.jsonl: line 2"),
         ("relation", "test.jsonl", b"no marks\tx\n", "test.jsonl: line 1"),
-        ("qa", "train.json", b'{"data":\n [{"paragraphs": 3}]}', "train.json: line 2"),
+        ("qa", "train.json", b'{"data":\n [{"paragraphs": 3}]}', "train.json: data[0]: "),
         ("qa", "test.json", b'{"data": [\n', "test.json: line 2"),
         ("qa", "golden.json", b'{"questions": [{"id": "a",\n "type": "factoid"}]}',
-         "golden.json: line 1"),
+         "golden.json: questions[0]: "),
     ]  # fmt: skip
     for task, name, text, place in damage:
         path = base / sets[task] / name

@@ -26,10 +26,8 @@ from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 from minibio.tasks import tags as schemes
 from minibio.tasks.finetune import Task, fingerprint
-from minibio.tasks.forward import forward
-from minibio.tasks.lines import read_lines
 from minibio.tasks.metrics import entity_scores
-from minibio.tasks.pieces import cut
+from minibio.tasks.reading import cut, forward, read_lines
 from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of token TAB tag"

@@ -29,8 +29,8 @@ from minibio.run.dist import autocast
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
 from minibio.tasks import ner, qa, relation, tags
-from minibio.tasks.lines import HALF, json_object, name_of, read_lines
 from minibio.tasks.metrics import UNTYPED
+from minibio.tasks.reading import HALF, json_object, name_of, read_lines
 
 CHUNK = 8  # batches that are read, sorted by length, and answered together
 RECORDS = {"token": "ner.json", "sequence": "relation.json", "span": "qa.json"}

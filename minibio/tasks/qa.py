@@ -33,10 +33,8 @@ from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import write_json
 from minibio.tasks.finetune import Task, fingerprint
-from minibio.tasks.forward import forward
-from minibio.tasks.lines import Node
 from minibio.tasks.metrics import bioasq_scores
-from minibio.tasks.pieces import cut
+from minibio.tasks.reading import Node, cut, forward
 from minibio.text.tokenizer import Tokenizer
 
 MAX_QUESTION = 64  # pieces, as in BERT's run_squad.py; the rest of a longer one is not read
@@ -96,7 +94,7 @@ def read_squad(path: str | Path) -> list[Passage]:
 
     Raises:
         InputError: the file is no JSON, lacks a part, an answer does not stand where the file says
-            (letter case aside), or there is no question. File and line are named.
+            (letter case aside), or there is no question. File and place are named.
     """
     passages = []
     for article in Node.read(path).children("data"):

@@ -26,10 +26,8 @@ from minibio.model.heads import Model
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 from minibio.tasks.finetune import Task, fingerprint
-from minibio.tasks.forward import forward
-from minibio.tasks.lines import HALF, json_object, read_lines
 from minibio.tasks.metrics import relation_scores
-from minibio.tasks.pieces import cut
+from minibio.tasks.reading import HALF, cut, forward, json_object, read_lines
 from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of sentence TAB label, or of JSON with text and label"

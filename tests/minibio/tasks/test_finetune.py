@@ -322,10 +322,14 @@ def test_bad_questions(tokenizer, tmp_path):
         (data / "broken.json").write_text(text.replace(old, new, 1), "utf-8")
         refused(message, QaTask, data / "broken.json", [test], [golden])
 
-    broken('"context"', '"contents"', r"broken\.json: line 5: data\[0\].*'context' is missing")
-    broken('"answer_start": ', '"answer_start": 9', r"broken\.json: line \d+: .*mend answer_start")
+    broken('"context"', '"contents"', r"broken\.json: data\[0\].*'context' is missing")
+    broken(
+        '"answer_start": ',
+        '"answer_start": 9',
+        r"broken\.json: data\[0\]\.paragraphs\[\d+\].*mend answer_start",
+    )
     broken('{\n "data"', "{", r"broken\.json: line 1, column 2: Expecting")
-    refused(r"golden\.json: line 1: 'data' is missing", QaTask, golden, [test], [golden])
+    refused(r"golden\.json: 'data' is missing", QaTask, golden, [test], [golden])
     refused(r"nothing\.json: No such file", QaTask, data / "nothing.json", [test], [golden])
 
 
