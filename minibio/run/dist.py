@@ -6,15 +6,23 @@ works. Collectives are called by all ranks or by none.
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as td
 from torch import Tensor
 
 from minibio.run.errors import InputError
+
+JOIN = timedelta(seconds=50)  # that ranks wait for each other at the start
+BEAT, SILENCE = 2.0, 30.0  # seconds between beats; without one, until a rank is missed
+LEFT = 2**40  # beats of a rank that has come to its end
+PULSE: list["Pulse"] = []  # this process's, while it is in a group
 
 
 @dataclass(frozen=True)
@@ -44,16 +52,97 @@ def start(device: str | None = None) -> Ranks:
         torch.cuda.set_device(where)
     if world > 1:
         # an attempt of torchrun must not find the addresses that the last one left in its store
-        store, _, _ = next(td.rendezvous("env://"))
+        try:
+            store, _, _ = next(td.rendezvous("env://", timeout=JOIN))
+        except RuntimeError as error:
+            raise InputError(alone(error)) from None
         is_alone = os.environ.get("LOCAL_WORLD_SIZE") == str(world)  # else attempts are not alike
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_alone else "0"
         is_gpu = where.type == "cuda"
-        td.init_process_group(
-            "cpu:gloo,cuda:nccl" if is_gpu else "gloo",  # what the host counts goes by gloo
-            store=td.PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=world,
-            device_id=where if is_gpu else None,
-        )  # fmt: skip
+        store = td.PrefixStore(f"attempt-{attempt}", store)
+        try:
+            store.add("joined", 1)
+            wait_for_all(store, world)
+            td.init_process_group(
+                "cpu:gloo,cuda:nccl" if is_gpu else "gloo",  # what the host counts goes by gloo
+                store=store, rank=rank, world_size=world, device_id=where if is_gpu else None,
+            )  # fmt: skip
+            PULSE.append(Pulse(f"attempt-{attempt}", rank, world))
+        except RuntimeError as error:
+            raise InputError(alone(error)) from None
+        PULSE[0].start()
     return Ranks(rank, local, world, where)
+
+
+def wait_for_all(store: td.Store, world: int) -> None:
+    """Wait until every rank has joined, at most `JOIN`.
+
+    Raises:
+        RuntimeError: they have not.
+    """
+    until = time.monotonic() + JOIN.total_seconds()
+    while (joined := store.add("joined", 0)) < world:
+        if time.monotonic() > until:
+            raise RuntimeError(f"{joined} of {world} ranks came")
+        time.sleep(0.05)
+
+
+def alone(error: RuntimeError) -> str:
+    """A message for a rank that waited for the others in vain."""
+    reason = str(error).split(". ")[0].split("\n")[0]
+    return (
+        f"the other ranks did not come within {JOIN.total_seconds():g} s ({reason}); see what they "
+        f"printed, then re-run the same command"
+    )
+
+
+class Pulse(threading.Thread):
+    """A beat that tells the other ranks that this one is alive, and ends it when another is gone.
+
+    A collective that waits for a rank that was killed may wait for half an hour. Each rank watches
+    the next one and rank 0, by counters in the store of the rendezvous, over a connection of its
+    own.
+    """
+
+    def __init__(self, attempt: str, rank: int, world: int):
+        super().__init__(name="pulse", daemon=True)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = td.TCPStore(address, port, None, False, JOIN, wait_for_workers=False)
+        self.store = td.PrefixStore(f"{attempt}/pulse", store)
+        self.rank, self.watched = rank, {(rank + 1) % world, 0} - {rank}
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        last = dict.fromkeys(self.watched, (0, time.monotonic()))  # rank -> beats, and since when
+        try:
+            while not self.is_over.wait(BEAT):
+                self.store.add(str(self.rank), 1)
+                for rank, (beats, since) in last.items():
+                    now = self.store.add(str(rank), 0)
+                    if now != beats or now >= LEFT:
+                        last[rank] = now, time.monotonic()
+                    elif time.monotonic() - since > SILENCE:
+                        self.end(rank)
+        except RuntimeError:  # the store went with the process that had it
+            if not self.is_over.wait(2 * BEAT):  # unless this one is leaving, too
+                self.end(0)
+
+    def end(self, rank: int) -> None:
+        text = (
+            f"error: rank {rank} of this run is gone; see what it printed, then re-run the same "
+            f"command to resume\n"
+        )
+        os.write(2, text.encode())
+        os._exit(2)
+
+    def stop(self) -> None:
+        """Leave: a rank that has come to its end is not missed."""
+        self.is_over.set()
+        self.join()
+        try:
+            self.store.add(str(self.rank), LEFT)
+        except RuntimeError:  # the store has left already
+            pass
 
 
 def pick_device(name: str | None, local: int | None = None) -> torch.device:
@@ -85,6 +174,8 @@ def autocast(precision: str, device: torch.device):
 
 def stop(ranks: Ranks) -> None:
     """Leave the group."""
+    while PULSE:
+        PULSE.pop().stop()
     if ranks.world > 1 and td.is_initialized():
         td.destroy_process_group()
 

@@ -88,3 +88,48 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
     assert dist.pick_device("cuda:0", local=1) == torch.device("cuda", 1)
     with pytest.raises(InputError, match="needs GPU 2, but torch sees 2"):
         dist.pick_device("cuda", local=2)
+
+
+GONE = """
+import os, signal, sys, time
+from datetime import timedelta
+from minibio.run import dist, errors
+dist.JOIN, dist.BEAT, dist.SILENCE = timedelta(seconds=8), 0.2, 1.0
+rank, who, when = int(os.environ["RANK"]), *sys.argv[1:]
+
+def die(moment):
+    if (str(rank), moment) == (who, when):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def main():
+    die("before it joins")
+    ranks = dist.start("cpu")
+    die("between two collectives")
+    dist.barrier(ranks)
+    def write():
+        die("while the others wait for it")
+        time.sleep(3)  # longer than the silence of a rank that is gone: this one is at work
+    dist.from_rank0(write, ranks)
+    dist.stop(ranks)
+
+errors.run(main, "x")
+"""
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+@pytest.mark.parametrize(
+    "when", ["before it joins", "between two collectives", "while the others wait for it", "never"]
+)
+def test_no_rank_waits_for_one_that_is_gone(who, when):
+    """And a rank that is long at work is not one that is gone."""
+    if when == "while the others wait for it" and who:
+        pytest.skip("the others wait for rank 0 only")
+    told = processes(3, ["-c", GONE, str(who), when], timeout=50)
+    for rank, (status, _, err) in enumerate(told):
+        if when == "never":
+            assert (status, err) == (0, "")
+        elif rank == who:
+            assert status == -9
+        else:
+            assert status == 2 and "re-run the same command" in err, (rank, err)
+            assert "Traceback" not in err
