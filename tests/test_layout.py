@@ -42,7 +42,12 @@ FOLDERS = {
 
 EVERYWHERE = {"torch", "numpy"}
 AT_TOP = {  # package -> files that cannot do without it
-    "safetensors": ("minibio.model.convert", "minibio.run.store", "minibio.bench.speed"),
+    "safetensors": (
+        "minibio.model.convert",
+        "minibio.model.weights",
+        "minibio.run.store",
+        "minibio.bench.speed",
+    ),
     "tokenizers": ("minibio.text.tokenizer",),
     "triton": ("kernels.triton_*",),
 }

@@ -145,6 +145,20 @@ def test_variants(family, changes, tmp_path):
     compare(ours, hf, head, LENGTHS[0], limit=1e-10)
 
 
+@pytest.mark.parametrize("family", ["bert", "mobilebert"])
+def test_one_token_type_is_every_token_s(family, tmp_path):
+    """A model with one token type reads a pair of texts as transformers does when given none."""
+    ours = randomised(tiny_config(family, n_segments=1), "span")
+    minibio.save(ours, None, tmp_path / "ours")
+    hf = theirs(tmp_path / "ours", "span", torch.float64)
+    ids, mask, types = padded(ours.config, LENGTHS[0], segments=True)
+    assert types.any()
+    with torch.no_grad():
+        logits = ours(Batch.from_padded(ids, mask, types)).logits
+        expected = logits_of(hf(input_ids=ids, attention_mask=mask.long()), "span", mask)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_mobilebert_at_full_depth(tmp_path):
     ours = randomised(tiny_config("mobilebert", L=24, n_ffn=4), "mlm", std=0.12)
     minibio.save(ours, None, tmp_path / "ours")

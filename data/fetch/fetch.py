@@ -320,7 +320,7 @@ def print_items(what: str, names: tuple[str, ...], record: Record) -> None:
 
 
 def print_recipe(folder: Path) -> None:
-    from minibio.model.convert import PICKLE_TO_SAFETENSORS
+    from minibio.model.weights import PICKLE_TO_SAFETENSORS
 
     print(f"{folder} has its weights as a pickle, which this project does not read. To convert it:")
     print(f"  cd {shlex.quote(str(folder))} && {PICKLE_TO_SAFETENSORS}")

@@ -1,22 +1,19 @@
-"""Weights in and out: Hugging Face directories to our modules and back, by safetensors only.
+"""Models in and out: Hugging Face directories to our modules and back, by safetensors only.
 
-names.py says which name of theirs is which of ours. `load` reads config.json, the weights
-(sharded or not) and the tokenizer; `save` writes what transformers loads without a word.
-Checkpoints met in the wild carry old names, wrappers' prefixes and heads that nobody asked for;
-`clean` brings them to today's names. What would go wrong silently is refused: a decoder that is not
-the embeddings, a file of which nothing fits, weights that are no numbers, classes in another order.
+names.py says which name of theirs is which of ours, weights.py reads the files. `load` reads
+config.json, the weights and the tokenizer; `save` writes what transformers loads without a word.
+What would go wrong silently is refused: a file of which nothing fits, a head that it lacks, classes
+in another order.
 
     python -m minibio convert SRC DST --head mlm
 """
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,25 +25,14 @@ from minibio.model.names import (
     HEADS,
     PREFIX,
     SUFFIXES,
-    TABLES,
     config_from_hf,
+    head_of,
     their_name,
 )
+from minibio.model.weights import check_numbers, clean, read_weights, tie
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, staged_dir, write_json
 from minibio.text.tokenizer import Tokenizer
-
-DECODER = {"distilbert": "vocab_projector"}  # where the tied decoder stands; others:
-DECODER_ELSE = "cls.predictions.decoder"
-# weights_only: a pickle can run code. clone: safetensors refuses memory shared by tied weights
-PICKLE_TO_SAFETENSORS = (
-    'python -c "import torch, safetensors.torch as s; '
-    "w = torch.load('pytorch_model.bin', map_location='cpu', weights_only=True); "
-    "s.save_file({n: x.clone().contiguous() for n, x in w.items()}, 'model.safetensors')\""
-)
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-WRAPPERS = ("module.", "student.", "_orig_mod.")  # DDP, the authors' own class, torch.compile
-OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 
 
 # ---- reading
@@ -69,123 +55,6 @@ class Report:
             if names:
                 rows.append(f"{name:<11} {len(names)}: {', '.join(names)}")
         return "\n".join(rows)
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a directory, one or many.
-
-    Raises:
-        InputError: none; a shard that the index names is missing.
-    """
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        mapping = read_json(index).get("weight_map")
-        is_map = isinstance(mapping, dict) and all(isinstance(f, str) for f in mapping.values())
-        if not mapping or not is_map:
-            raise InputError(f"{index}: no weight_map; the file is damaged")
-        files = [path / name for name in sorted(set(mapping.values()))]
-        for file in files:
-            if not file.is_file():
-                raise InputError(f"{file}: no such file, though {index.name} names it")
-        return files
-    if (path / "pytorch_model.bin").is_file():
-        raise InputError(
-            f"{path}: only pytorch_model.bin, expected model.safetensors; convert it there: "
-            f"{PICKLE_TO_SAFETENSORS}"
-        )
-    raise InputError(f"{path}: no model.safetensors; expected a Hugging Face directory")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a directory, by the names in its files.
-
-    Raises:
-        InputError: truncated or damaged files.
-    """
-    tensors = {}
-    for file in weight_files(path):
-        try:
-            with safe_open(file, framework="pt") as f:
-                tensors |= {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"{file}: {error}: truncated or damaged; fetch it again") from None
-    return tensors
-
-
-def clean(tensors: dict[str, Tensor], family: str, where: Path) -> dict[str, Tensor]:
-    """Today's names for what is met in the wild: wrappers, gamma and beta, a missing prefix.
-
-    Raises:
-        InputError: two names become one, and their weights differ.
-    """
-    prefix, result = PREFIX[family] + ".", {}
-    own = [theirs for theirs in TABLES[family] if theirs.startswith(prefix)]
-    inner = tuple({theirs.split(".")[1] + "." for theirs in own})
-    for found, x in tensors.items():
-        name = found
-        while name.startswith(WRAPPERS):
-            name = name.split(".", 1)[1]
-        for old, new in OLD_NAMES:
-            name = re.sub(old, new, name)
-        name = prefix + name if name.startswith(inner) else name
-        if name in result and not is_equal(result[name], x):
-            raise InputError(
-                f"{where}: {found} is there under another name too, with other weights; keep one"
-            )
-        result[name] = x
-    return result
-
-
-def is_equal(a: Tensor, b: Tensor) -> bool:
-    """Same shape, same values, whatever their precision."""
-    return a.shape == b.shape and torch.equal(a.double(), b.double())
-
-
-def drop_decoder(tensors: dict[str, Tensor], family: str, where: Path) -> None:
-    """Take the tied decoder out, in place.
-
-    Raises:
-        InputError: it differs from the embeddings it should be tied to.
-    """
-    stem = DECODER.get(family, DECODER_ELSE)
-    table = f"{PREFIX[family]}.embeddings.word_embeddings.weight"
-    pairs = {f"{stem}.weight": table}
-    if stem == DECODER_ELSE:  # DistilBERT's bias has no second name
-        pairs[f"{stem}.bias"] = "cls.predictions.bias"
-        if f"{stem}.bias" in tensors:  # some files lack the other
-            tensors.setdefault("cls.predictions.bias", tensors[f"{stem}.bias"])
-    for name, tied in pairs.items():
-        x, y = tensors.pop(name, None), tensors.get(tied)
-        if x is None or y is None or is_equal(x, y):
-            continue
-        check_numbers(name, x, where)
-        check_numbers(tied, y, where)
-        by = (
-            f"by up to {(x.double() - y.double()).abs().max():.3g}"
-            if x.shape == y.shape
-            else f"in shape, {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-        raise InputError(
-            f"{where}: {name} differs from {tied} {by}: an untied decoder, which no model here "
-            f"has; tie it before"
-        )
-
-
-def check_numbers(name: str, x: Tensor, where: Path) -> None:
-    """Refuse weights that are of no floating-point type, NaN or infinite.
-
-    Raises:
-        InputError: they are.
-    """
-    if x.dtype not in DTYPES:
-        raise InputError(
-            f"{where}: {name} is {str(x.dtype).removeprefix('torch.')}, expected float32 "
-            f"(or float64, float16, bfloat16)"
-        )
-    if not torch.isfinite(x).all():
-        raise InputError(f"{where}: {name} has NaN or infinite weights; fetch it again")
 
 
 def match(
@@ -289,21 +158,27 @@ def labels_of(
 
 def load_with_report(
     path: str | Path,
-    head: str = "mlm",
+    head: str | None = None,
     labels: Sequence[str] | int | None = None,
     new_head: bool = False,
 ) -> tuple[Model, Tokenizer | None, Report]:
     """As `load`, and what became of every name."""
     path = Path(path)
+    raw, where = read_config(path)
+    head = head_of(raw, where) or "mlm" if head is None else head
     if head not in HEADS:
         raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
-    raw, where = read_config(path)
     config = config_from_hf(raw, where)
     tokenizer = Tokenizer.find(path)
     if tokenizer is not None:
         tokenizer.check_vocab(config.V, str(path))
     tensors = clean(read_weights(path), config.family, path)
-    drop_decoder(tensors, config.family, path)
+    tie(tensors, config.family, path)
+    if config.L * config.n_ffn > max(len(tensors), 100):  # even an outline of them takes hours
+        raise InputError(
+            f"{where}: {config.L:,} layers of {config.n_ffn:,} feed-forward networks, and "
+            f"{len(tensors)} tensors beside it; the file is damaged"
+        )
     if head in ("token", "sequence"):
         labels = labels_of(raw, tensors, where, labels)
     has_pooler = f"{PREFIX[config.family]}.pooler.dense.weight" in tensors
@@ -321,7 +196,7 @@ def load_with_report(
 
 def load(
     path: str | Path,
-    head: str = "mlm",
+    head: str | None = None,
     labels: Sequence[str] | int | None = None,
     new_head: bool = False,
 ) -> tuple[Model, Tokenizer | None]:
@@ -329,7 +204,8 @@ def load(
 
     Args:
         path:     a directory with config.json and model.safetensors (or its shards).
-        head:     "mlm" | "encoder" | "token" | "sequence" | "span".
+        head:     "mlm" | "encoder" | "token" | "sequence" | "span"; None = the one that config.json
+                  names under `architectures`, "mlm" where it names none of these.
         labels:   names (or the number) of a classifier's labels; None = config.json's.
         new_head: start the head afresh where the file lacks it (torch's generator draws it).
     Returns:
@@ -398,7 +274,7 @@ def main(argv=None) -> None:
     p = argparse.ArgumentParser("minibio convert", description=__doc__.split("\n")[0])
     p.add_argument("src", type=Path, metavar="SRC", help="Hugging Face directory")
     p.add_argument("dst", type=Path, metavar="DST", help="new directory")
-    p.add_argument("--head", choices=HEADS, default="mlm")
+    p.add_argument("--head", choices=HEADS, help="default: the one that SRC's config.json names")
     p.add_argument("--labels", nargs="+", help="names of a classifier's labels")
     p.add_argument("--new-head", action="store_true", help="start a head that SRC lacks afresh")
     p.add_argument("--overwrite", action="store_true", help="replace what is at DST")
@@ -408,6 +284,6 @@ def main(argv=None) -> None:
     config = model.config
     print(
         f"{args.src} -> {args.dst}: {config.family}, {config.L} layers of {config.C}, "
-        f"{model.n_parameters:,} parameters, {args.head} head, "
+        f"{model.n_parameters:,} parameters, {model.head_name} head, "
         f"{'no tokenizer' if tokenizer is None else f'{tokenizer.V:,} word pieces'}\n{report}"
     )

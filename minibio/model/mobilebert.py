@@ -25,7 +25,7 @@ from torch import Tensor
 from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 from minibio.model.attention import AttentionOutput, Match, SelfAttention
-from minibio.model.transformer import Encoder, FeedForward
+from minibio.model.transformer import Encoder, FeedForward, of_segments
 
 
 class NoNorm(nn.Module):
@@ -81,7 +81,7 @@ class TrigramEmbeddings(nn.Module):
             x = torch.cat([following, x, previous], dim=1)  # (N, 3 E)
         elif self.is_trigram:
             x = x.repeat(1, 3)  # an empty row
-        x = self.project(x) + self.position(batch.positions) + self.segment(batch.segments)
+        x = self.project(x) + self.position(batch.positions) + of_segments(self.segment, batch)
         return self.dropout(self.norm(x))  # (N, C)
 
 

@@ -249,7 +249,16 @@ def config_from_hf(raw: dict, where: Path) -> ModelConfig:
         raise InputError(f"{where}: {error}") from None
 
 
-def head_of(raw: dict) -> str | None:
-    """Our head for the class that a config.json names; None where it names another or none."""
-    named = " ".join(map(str, raw.get("architectures") or []))
-    return next((head for head in HEADS if named.endswith(SUFFIXES[head])), None)
+def head_of(raw: dict, where: Path | str = "config.json") -> str | None:
+    """Our head for the class that a config.json names; None where it names another or none.
+
+    Raises:
+        InputError: `architectures` is not a list of names.
+    """
+    named = raw.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise InputError(
+            f"{where}: architectures is {named!r:.60}, expected a list of names such as "
+            f'["BertForMaskedLM"]'
+        )
+    return next((h for name in named for h in HEADS if name.endswith(SUFFIXES[h])), None)

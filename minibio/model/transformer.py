@@ -57,8 +57,14 @@ class Embeddings(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         x = self.token(batch.tokens) + self.position(batch.positions)  # (N, C)
         if self.segment is not None:
-            x = x + self.segment(batch.segments)
+            x = x + of_segments(self.segment, batch)
         return self.dropout(self.norm(x))
+
+
+def of_segments(table: nn.Embedding, batch: Batch) -> Tensor:
+    """(N, C): the embedding of each token's type. Where a model has only one, all tokens have it."""
+    is_single = table.num_embeddings == 1
+    return table(torch.zeros_like(batch.segments) if is_single else batch.segments)
 
 
 class FeedForward(nn.Module):
@@ -152,9 +158,9 @@ class Encoder(nn.Module):
         """Refuse a batch that the model cannot read, and layers that are not run.
 
         Raises:
-            ValueError: a sequence is longer than the positions, a token id is beyond the
-                vocabulary (seen on a CPU only: looking would make a GPU wait), a layer is asked for
-                that is not run.
+            ValueError: a sequence is longer than the positions; a token id is beyond the
+                vocabulary, or a token type beyond the model's (seen on a CPU only: looking would
+                make a GPU wait); a layer is asked for that is not run.
         """
         config = self.config
         if batch.max_len > config.P:
@@ -166,6 +172,12 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"Encoder: token id is {int(batch.tokens.max())}, expected below {config.V} "
                 f"(the model's vocabulary); use the model's own tokenizer"
+            )
+        is_typed = config.n_segments > 1 and batch.device.type == "cpu" and batch.N
+        if is_typed and int(batch.segments.max()) >= config.n_segments:
+            raise ValueError(
+                f"Encoder: token type is {int(batch.segments.max())}, expected below "
+                f"{config.n_segments} (the model's token types)"
             )
         if not 0 <= depth <= config.L or max(asked, default=0) > depth:
             raise ValueError(

@@ -178,6 +178,27 @@ def fingerprint(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+# first bytes of what comes in a file's place
+NOT_THE_FILE = {
+    b"version https://git-lfs": "a git-lfs pointer, not the file itself; run `git lfs pull` there",
+    b"<!doctype html": "a web page, not the file itself; fetch it from its download address",
+    b"<html": "a web page, not the file itself; fetch it from its download address",
+}
+
+
+def check_content(path) -> None:
+    """Refuse a git-lfs pointer or a web page that was saved in a file's place.
+
+    Raises:
+        InputError: it is one.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64).lstrip().lower()
+    for start, what in NOT_THE_FILE.items():
+        if head.startswith(start):
+            raise InputError(f"{path}: {what}")
+
+
 def read_json(path) -> dict:
     """The object in a JSON file.
 
@@ -193,6 +214,7 @@ def read_json(path) -> dict:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8, expected a JSON file") from None
     except json.JSONDecodeError as error:
+        check_content(path)
         raise InputError(
             f"{path}: line {error.lineno}, column {error.colno}: {error.msg}, expected JSON"
         ) from None

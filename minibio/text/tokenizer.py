@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minibio.run.errors import InputError
-from minibio.run.files import read_json, write_json
+from minibio.run.files import check_content, read_json, write_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0..4 in a vocabulary trained here
 UNUSED = re.compile(r"\[unused(\d+)\]")
@@ -335,6 +335,7 @@ def read_vocab(file: Path) -> dict[str, int]:
     Raises:
         InputError: a line that is not UTF-8, blank, or there twice; the file is empty.
     """
+    check_content(file)
     vocab = {}
     lines = file.read_bytes().split(b"\n")
     if lines[-1] == b"":  # the last line is ended too

@@ -386,6 +386,29 @@ def test_configs_that_do_not_fit(bert, changes, message):
     refused(bert, message)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3_000_000}, {"n_layers": 3_000_000},
+                                     {"num_feedforward_networks": 2_000_000}])  # fmt: skip
+def test_a_config_of_millions_of_layers(family, changes, tmp_path):
+    save(make(family), None, tmp_path / "x")
+    if set(changes) & set(json.loads((tmp_path / "x/config.json").read_text())):
+        reconfigure(tmp_path / "x", **changes)
+        refused(tmp_path / "x", "config.json: .*,000,000 .*tensors beside it; the file is damaged")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_is_the_one_that_the_config_names(head, tmp_path):
+    save(make(head=head), None, tmp_path / "x")
+    assert load(tmp_path / "x")[0].head_name == head
+    reconfigure(tmp_path / "x", architectures=5)
+    refused(tmp_path / "x", "architectures is 5, expected a list of names")
+    reconfigure(tmp_path / "x", architectures=["BertForPreTraining"])
+    if head == "mlm":
+        assert load(tmp_path / "x")[0].head_name == "mlm"
+    else:
+        refused(tmp_path / "x", "no mlm head in it")
+
+
 @pytest.mark.parametrize("mapping", [None, [], {}, {"a": 3}, ["model.safetensors"]])
 def test_a_damaged_index(bert, mapping):
     (bert / "model.safetensors").unlink()

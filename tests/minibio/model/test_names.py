@@ -165,5 +165,15 @@ def test_the_head_that_a_file_names(family, head):
     assert head_of(config_to_hf(model, torch.float32)) == head
 
 
+@pytest.mark.parametrize("value", [5, True, "BertForMaskedLM", [5], {"a": "BertModel"}, [None]])
+def test_architectures_of_another_type(value):
+    with pytest.raises(InputError, match="config.json: architectures is .* expected a list"):
+        head_of({"architectures": value}, WHERE)
+
+
+def test_the_first_class_of_ours_counts():
+    assert head_of({"architectures": ["BertForMaskedLM", "BertForPreTraining"]}) == "mlm"
+
+
 def test_no_head_of_ours():
     assert head_of({}) is None and head_of({"architectures": ["GPT2ForCausalLM"]}) is None

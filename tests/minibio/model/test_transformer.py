@@ -1,5 +1,7 @@
 """The encoder on the row: nothing leaks between sequences, and layers are numbered from 1."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -129,6 +131,16 @@ def test_too_long_and_unknown_tokens_are_refused(encoder):
         encoder(Batch.from_sequences(sequences(13)))
     with pytest.raises(ValueError, match="token id is 31, expected below 31"):
         encoder(Batch.from_sequences([[1, 31]]))
+
+
+def test_a_token_type_beyond_the_model_s_is_refused():
+    batch = Batch.from_sequences([[1, 2, 3]], segments=[[0, 1, 2]])
+    encoder = Encoder(replace(CONFIG, n_segments=2))
+    with pytest.raises(ValueError, match="token type is 2, expected below 2"):
+        encoder(batch)
+    Encoder(replace(CONFIG, n_segments=3))(batch)
+    Encoder(replace(CONFIG, n_segments=1))(batch)  # all of the only type
+    Encoder(replace(CONFIG, family="distilbert", n_segments=0))(batch)  # it has none
 
 
 def test_initial_weights():
