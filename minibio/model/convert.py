@@ -34,7 +34,6 @@ from minibio.run.errors import InputError
 from minibio.run.files import read_json, staged_dir, write_json
 from minibio.text.tokenizer import Tokenizer
 
-
 # ---- reading
 
 

@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
 
 
 def of_segments(table: nn.Embedding, batch: Batch) -> Tensor:
-    """(N, C): the embedding of each token's type. Where a model has only one, all tokens have it."""
+    """(N, C): the embedding of each token's type. A model's only one is all tokens'."""
     is_single = table.num_embeddings == 1
     return table(torch.zeros_like(batch.segments) if is_single else batch.segments)
 

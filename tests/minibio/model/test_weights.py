@@ -23,7 +23,8 @@ from minibio.run.errors import InputError
 
 def make(path, family="bert", head="mlm", **changes):
     """A directory of random weights, and its model."""
-    model = Model(tiny_config(family, **changes), head, ["O", "B", "I"] if head == "token" else None)
+    labels = ["O", "B", "I"] if head == "token" else None
+    model = Model(tiny_config(family, **changes), head, labels)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     minibio.save(model, None, path)
