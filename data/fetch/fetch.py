@@ -67,11 +67,11 @@ class Record:
         return inside(self.folder, place)
 
     def holds(self, place: str) -> bool:
-        """Whether a file is recorded and there."""
+        """True where a file is recorded and there."""
         return "sha256" in self.files.get(place, {}) and self.at(place).is_file()
 
     def has(self, item: Item) -> bool:
-        """Whether nothing is left to do for an item.
+        """True where nothing is left to do for an item.
 
         It is there, or known not to exist; weights may be there as a pickle, or converted since;
         all of an archive is unpacked, and it may be removed then.
@@ -88,6 +88,9 @@ class Record:
         entry = {"address": item.address, "revision": item.revision, **found,
                  "date": time.strftime("%Y-%m-%d"), "licence": LICENCES[item.set]}  # fmt: skip
         self.files[place] = entry
+        self.save()
+
+    def save(self) -> None:
         write_json(self.file, {**FORMAT, "files": dict(sorted(self.files.items()))})
 
     def faults(self, is_read: bool) -> dict[str, str]:
@@ -150,7 +153,12 @@ def fetch_one(
             raise missing
         record.put(item.place, item, absent=True)
     if item.is_archive:
-        unpack_one(item, record, notes)
+        try:
+            unpack_one(item, record, notes)
+        except InputError:  # damaged: another fetch need not give these bytes
+            del record.files[item.place]
+            record.save()
+            raise
 
 
 def download(item: Item, record: Record, web: Web, advance: Callable[[int], None]) -> None:

@@ -197,7 +197,7 @@ def test_wrong_bytes(server, tmp_path, known):
 
 
 def test_no_length(server, tmp_path):
-    """Where the end of a connection is the file's, only a checksum can tell a cut."""
+    """With the connection's end as the only end, only a checksum shows a cut."""
     page(server, framing="close")
     fails(server, tmp_path, "sends neither length nor checksum")
     page(server, framing="close", faults=[cut(20_000)])

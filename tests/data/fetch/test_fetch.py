@@ -72,7 +72,7 @@ def sha256(body):
 
 
 def pubmed_pages(n=4, year=26, part="baseline", first=1):
-    """What NLM serves, and the bytes that must arrive."""
+    """NLM's pages, and the bytes that must arrive."""
     names = [f"pubmed{year}n{i:04}.xml.gz" for i in range(first, first + n)]
     bodies = {x: gzip.compress(random.Random(x).randbytes(3000), mtime=0) for x in names}
     links = "".join(f'<a href="{x}">{x}</a> 19M\n<a href="{x}.md5">{x}.md5</a>\n' for x in names)
@@ -453,12 +453,15 @@ def test_a_page_in_place_of_an_archive_then_by_hand(server, tmp_path, capsys):
 
 def test_a_damaged_archive(server, tmp_path, capsys):
     body = archive(
-        {f"NER/{name}": random.Random(0).randbytes(9000) for name in ("s800/train.tsv",)}
+        {f"NER/s800/{x}.tsv": random.Random(x).randbytes(9000) for x in ("train", "devel", "test")}
     )
     server.pages = {SETS: Page(body[:5000])}
     assert run(server, tmp_path, "ner", "--only", "s800") == 1
     assert "it is damaged or not ours: remove it" in capsys.readouterr().err
     assert list(files(tmp_path)) == ["biobert-datasets.tar.gz"]
+    (tmp_path / "biobert-datasets.tar.gz").unlink()
+    server.pages = {SETS: Page(body)}
+    assert run(server, tmp_path, "ner", "--only", "s800") == 0 and len(files(tmp_path)) == 4
 
 
 def test_relation(server, tmp_path, monkeypatch):
