@@ -50,6 +50,22 @@ def test_blocks_need_not_be_square(divergence, blocks, monkeypatch):
     assert_as_truth(got, qkv, truth, qkv_64, LIMIT[F64])
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(F64, torch.int64), (B16, torch.uint8)], ids=str)
+def test_a_given_mask_is_wide_where_products_are_of_float64(dtype, bits):
+    """Triton 3.6 compiles no product of float64 that follows from bytes (test_triton_sm90.py)."""
+    given = {}
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **arguments: given.update(arguments)
+
+    (q, k, v), _ = tensors(((9,), 2, 4, 6), dtype)
+    row, keep = row_of((9,)), mask_of((9,), 2, 0.3)
+    x = reference.Call(q, k, v, None, None, keep, None, *row, "none", 0.3, 0.5, 0.5)
+    triton_attention.launch(Kernel(), "forward", x, {})
+    assert given["ptr_keep"].dtype == bits and torch.equal(given["ptr_keep"].to(keep.dtype), keep)
+
+
 def hashed(seed, row, T):
     """Dropout's 32-bit words of one row of a map, by NumPy."""
     with np.errstate(over="ignore"):
