@@ -9,11 +9,13 @@ the file's order. The rule, for one PMID:
 All indexes are sorted together in memory: 37 million PMIDs take 1 GB.
 """
 
+import struct
 from pathlib import Path
 
 import numpy as np
 
 EVENT = np.dtype([("pmid", "<u8"), ("version", "<u2"), ("kind", "u1")])
+PACKED = struct.Struct("<QHB")  # one of them
 DELETION, WRITTEN, SKIPPED = range(3)  # kinds of event; a record has a line or none
 KEPT, DELETED, OLDER, DUPLICATE = range(4)  # fates; of a deletion: KEPT
 

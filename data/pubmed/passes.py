@@ -108,19 +108,21 @@ def size(path: Path) -> int | None:
 def parse(options: Options, source: Source) -> str | None:
     """Write the citations and the index of one file; a message where it is damaged."""
     source.remove()
-    before, counts, events = identity(source.path), Counter(), []
+    before, counts, events = identity(source.path), Counter(), bytearray()
     try:
         with writer(source.citations) as lines:
             for element in elements(source.path):
                 if element.tag in DELETIONS:
-                    events += [(*key, index.DELETION) for key in deleted(element)]
+                    for key in deleted(element):
+                        events += index.PACKED.pack(*key, index.DELETION)
+                        counts["deletions"] += 1
                     continue
                 counts["records"] += 1
                 record = citation(element, counts) if element.tag in RECORDS else None
                 reason = why_skipped(element.tag, record, options)
                 if record is not None:
                     kind = index.SKIPPED if reason else index.WRITTEN
-                    events.append((record.pmid, record.version, kind))
+                    events += index.PACKED.pack(record.pmid, record.version, kind)
                 if reason:
                     counts[f"skipped: {reason}"] += 1
                 else:
@@ -130,9 +132,8 @@ def parse(options: Options, source: Source) -> str | None:
         return str(damage)
     except RecursionError:
         return f"{source.path}: record {counts['records']:,} has markup nested hundreds deep"
-    counts["deletions"] = sum(kind == index.DELETION for _, _, kind in events)
     with staged_file(source.index) as staged:
-        np.array(events, index.EVENT).tofile(staged)
+        staged.write_bytes(events)
     source.write({"input": before, "parsed": source.parsed(), "counts": counts})
     return None
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.pubmed import index as module
-from data.pubmed.index import EVENT, line_fates, settle
+from data.pubmed.index import EVENT, PACKED, line_fates, settle
 
 DELETION, WRITTEN, SKIPPED = module.DELETION, module.WRITTEN, module.SKIPPED
 KEPT, DELETED, OLDER, DUPLICATE = range(4)
@@ -82,6 +82,11 @@ def test_many_random_events():
     events = list(zip(pmids, rng.integers(0, 10_000, 3000).tolist(), kinds, strict=True))
     files = [events[i : i + 300] for i in range(0, 3000, 300)]
     assert fates_of(files) == simulated(files)
+
+
+def test_events_are_packed_as_they_are_read():
+    event = (10**18 - 1, 9999, SKIPPED)
+    assert np.frombuffer(PACKED.pack(*event), EVENT).tolist() == [event]
 
 
 def test_a_fate_for_each_line(tmp_path):
