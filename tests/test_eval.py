@@ -219,7 +219,7 @@ def marked(text):
 
 
 def test_question_answering_with_transformers_gives_the_same_answer(tuned):
-    """By the model alone: transformers 5 has no pipeline for it any more."""
+    """By the model only: transformers 5 has no pipeline for it any more."""
     import transformers
 
     paragraphs = json.loads((tuned / "qa" / "test.json").read_text("utf-8"))["data"][0][

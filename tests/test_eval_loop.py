@@ -89,7 +89,7 @@ def hooked(task, at, hook):
 
 
 def test_the_recipe_by_hand(tokenizer, data, tmp_path):
-    """AdamW, cosine from the peak to 0 without warm-up, decay on matrices alone, clipped to 1."""
+    """AdamW, cosine from the peak to 0 without warm-up, decay only on matrices, clipped to 1."""
     off = {"dropout": 0.0, "attention_dropout": 0.0}
     encoder = make_encoder(tmp_path / "model", tokenizer, **off)
     source, _ = minibio.load(encoder, head="encoder")
@@ -178,7 +178,7 @@ def test_the_record_and_the_directory(done, encoder, data):
     assert len(events(out, "start")) == len(events(out, "end")) == 1
 
 
-def test_a_finished_run_tells_its_scores_again(done, encoder, data, capsys, monkeypatch):
+def test_a_finished_run_prints_its_scores_again(done, encoder, data, capsys, monkeypatch):
     out, record = done
     monkeypatch.setattr(evaluation, "fine_tune", None)
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
@@ -210,7 +210,7 @@ def test_another_run_in_the_same_place_is_refused(done, encoder, data, tokenizer
     refused("already holds a model; name another --out", out=other)
 
 
-def test_overwriting_starts_anew_and_leaves_nothing_old(encoder, data, tmp_path):
+def test_overwriting_starts_again_and_leaves_nothing_old(encoder, data, tmp_path):
     out = tmp_path / "out"
     execute(encoder, NerTask(data), replace(RECIPE, epochs=1), out)
     execute(encoder, NerTask(data), replace(RECIPE, epochs=1, seed=2), out, overwrite=True)
@@ -223,7 +223,7 @@ def test_overwriting_starts_anew_and_leaves_nothing_old(encoder, data, tmp_path)
     assert weights(out) != first
 
 
-# what goes on
+# resuming
 
 
 def write_questions(directory):
@@ -239,7 +239,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("at", [2, 9])
-def test_a_stopped_run_goes_on_bit_for_bit(at, done, encoder, data, tmp_path, capsys):
+def test_a_stopped_run_resumes_bit_for_bit(at, done, encoder, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert execute(encoder, interrupted(NerTask(data), at), RECIPE, out) is None
     assert "re-run the same command to resume" in capsys.readouterr().out
@@ -252,10 +252,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(at, done, encoder, data, tmp_path, ca
 
 
 class Crash(Exception):
-    """What stands for a kill: nobody catches it."""
+    """In place of a kill: nothing catches it."""
 
 
-def test_the_log_of_a_crashed_run_tells_every_step_once(encoder, data, tmp_path):
+def test_the_log_of_a_crashed_run_has_every_step_once(encoder, data, tmp_path):
     """Lines written since the last checkpoint are of steps that are made again."""
 
     def crash():
@@ -295,7 +295,7 @@ def test_a_run_killed_as_its_files_are_moved_is_not_finished(
     assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(done[0]))
 
 
-def test_every_kind_of_task_goes_on(encoder, tmp_path):
+def test_every_kind_of_task_resumes(encoder, tmp_path):
     tasks = {name: make(write(tmp_path / name)) for name, (write, make) in TASKS.items()}
     teacher = make_encoder(tmp_path / "teacher", make_tokenizer(), seed=4)
     for name, task in tasks.items():
@@ -373,7 +373,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(encoder, data, tmp_pat
 
 
 @pytest.mark.parametrize("at", [9])
-def test_early_stopping_goes_on_bit_for_bit(at, encoder, data, tmp_path):
+def test_early_stopping_resumes_bit_for_bit(at, encoder, data, tmp_path):
     recipe = replace(RECIPE, epochs=4, patience=1)
     record = execute(encoder, NerTask(data), recipe, tmp_path / "a")
     execute(encoder, interrupted(NerTask(data), at), recipe, tmp_path / "b")

@@ -109,7 +109,7 @@ def squad(n, seed, first=0):
 
 
 def write_qa(directory, seed=0):
-    """train.json, test.json, golden.json; two questions of the test stand in train too."""
+    """train.json, test.json, golden.json; two questions of the test are in train too."""
     directory.mkdir()
     test, golden = squad(10, seed, first=0)
     train, _ = squad(40, seed + 1, first=100)

@@ -88,7 +88,7 @@ def relation_scores(
     the field's score of ChemProt; with no negative class, as in CHEMPROT's 13, all three equal the
     accuracy. Macro is the plain mean of the classes' own precision, recall and F1, over the classes
     that occur in gold or predictions, scikit-learn's default: the paper's score of CHEMPROT (its
-    printed F is no harmonic mean, F57).
+    printed F is not a harmonic mean, F57).
 
     Args:
         gold, predicted: one label an example.

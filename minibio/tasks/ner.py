@@ -218,7 +218,7 @@ def collate(windows: Sequence[Window], labels: Sequence[str] | None = None) -> B
     Args:
         labels: names of the K classes, to fill `Batch.labels` with the pieces' tags, -100 (left
             out of the loss) for a tag that is none of them; None = leave it empty, as for text
-            whose tags nobody knows.
+            whose tags are unknown.
     """
     places, start = [], 0
     for window in windows:
@@ -311,14 +311,14 @@ def write_conll(
             file.write("\n")
 
 
-# text that nobody has tagged
+# text without tags
 
 
 def sentence_of(text: str, tokenizer: Tokenizer) -> tuple[Sentence, list[tuple[int, int]]]:
     """A text as a sentence for `make_windows`, and the characters (start, end) of each word.
 
     Words are the tokenizer's: runs of letters and digits, and single marks, as the published files
-    have them. A text of white space alone has none, and its window no piece.
+    have them. A text of white space has no word, and its window no piece.
     """
     spans = cut(text, tokenizer).word_spans
     return Sentence([text[a:b] for a, b in spans], ["O"] * len(spans)), spans

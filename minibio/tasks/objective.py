@@ -1,11 +1,11 @@
-"""What a task asks of a model: the right labels and, where there is a teacher, its answers too.
+"""The losses of a task: the right labels and, where there is a teacher, its answers too.
 
     Labels   cross-entropy of the labels                                        no teacher
     Taught   a_1 labels + a_2 soft labels + a_3 layers                          a fine-tuned teacher
 
 A head answers in rows of logits, one for each question of the batch: a labelled piece, a sequence,
 the first or the last token of an answer. So one loss serves all three tasks, and the equations of
-the paper hold as they stand, with the task's labels in the place of the masked tokens:
+the paper hold as printed, with the task's labels in the place of the masked tokens:
 
     method     hard, soft, layers   layers                                      weights
     soft       2, 5, 0              nothing: student and teacher of any shapes  Eq. 4
@@ -14,17 +14,16 @@ the paper hold as they stand, with the task's labels in the place of the masked 
     compact    1, 5, 3              Eq. 10: states and maps, equal widths       Eq. 11
 
 The paper distils before fine-tuning only; its TinyBERT (Jiao et al., 2020) does so again on the
-task, with soft labels alone: `--method tiny --alpha 0,1,1`. Read distil.py before this file.
+task, with soft labels only: `--method tiny --alpha 0,1,1`. Read minibio/distil/objectives.py
+before this file.
 """
-
-from typing import Protocol
 
 import torch.nn as nn
 from torch import Tensor
 
 from kernels.reference import cross_entropy_rows, wide
 from minibio.batch import Batch, Counts
-from minibio.config import METHODS
+from minibio.config import METHODS, Recipe
 from minibio.distil import losses
 from minibio.distil.objectives import Objective, TeacherNeeds
 from minibio.model.heads import Model, Output
@@ -38,15 +37,6 @@ ALPHA = {
     "compact": METHODS["compact"].alpha,
 }
 NOWHERE = -1e4  # the logit of a place that a sequence does not have: e^-10000 is 0, and 0 x it too
-
-
-class Run(Protocol):
-    """What is read of a recipe."""
-
-    method: str  # of ALPHA
-    alpha: tuple[float, ...]  # () = those of ALPHA
-    temperature: float
-    layer_map: tuple[int, ...]  # Eq. 5; () = uniform
 
 
 def rows(logits: Tensor, batch: Batch, head: str) -> Tensor:
@@ -76,7 +66,7 @@ class Labels(Objective):
     equation = "labels"
     needs = TeacherNeeds(head=False)
 
-    def __init__(self, student: Model, run: Run):
+    def __init__(self, student: Model, run: Recipe):
         nn.Module.__init__(self)
         self.student, self.run, self.head = student, run, student.head_name
 
@@ -103,7 +93,7 @@ class Taught(Labels):
 
     needs = TeacherNeeds()
 
-    def __init__(self, student: Model, teacher: Model, run: Run):
+    def __init__(self, student: Model, teacher: Model, run: Recipe):
         super().__init__(student, run)
         if (teacher.head_name, teacher.labels) != (student.head_name, student.labels):
             raise InputError(

@@ -47,7 +47,7 @@ class Passage(NamedTuple):
     id: str
     question: str
     context: str
-    answers: list[tuple[int, int]]  # characters (start, end) in the context; [] if nobody knows
+    answers: list[tuple[int, int]]  # characters (start, end) in the context; [] if unknown
 
     @property
     def group(self) -> str:
@@ -93,7 +93,7 @@ def read_squad(path: str | Path) -> list[Passage]:
     """The passages of a file in SQuAD's form (1.1 or 2.0), answers in it or not.
 
     Raises:
-        InputError: the file is no JSON, lacks a part, an answer does not stand where the file says
+        InputError: the file is not JSON, lacks a part, an answer is not where the file says
             (letter case aside), or there is no question. File and place are named.
     """
     passages = []
@@ -117,7 +117,7 @@ def read_answer(node: Node, context: str) -> tuple[int, int]:
     end = start + len(text)
     if not text.strip() or start < 0 or context[start:end].lower() != text.lower():
         raise node.error(
-            f"the answer is {text[:40]!r}, but {context[max(0, start) : end][:40]!r} stands at "
+            f"the answer is {text[:40]!r}, but {context[max(0, start) : end][:40]!r} is at "
             f"character {start} of the context; mend answer_start or remove the answer"
         )
     return start, end
@@ -132,7 +132,7 @@ def read_golden(path: str | Path) -> dict[str, list[str]]:
     """Question -> every golden string, synonyms included, for the factoid questions of a file.
 
     Raises:
-        InputError: the file is no JSON, lacks a part, or has no factoid question.
+        InputError: the file is not JSON, lacks a part, or has no factoid question.
     """
     golden = {
         node.get("id", str): [text for texts in read_exact(node) for text in texts]
@@ -148,7 +148,7 @@ def read_submission(path: str | Path) -> dict[str, list[str]]:
     """Question -> answers, the best first: the first string of each list, as BioASQ's scorer reads.
 
     Raises:
-        InputError: the file is no JSON or lacks a part.
+        InputError: the file is not JSON or lacks a part.
     """
     return {
         node.get("id", str): [texts[0] if texts else "" for texts in read_exact(node)]
@@ -356,7 +356,7 @@ def answer_of(passage: Passage, word_spans: list[tuple[int, int]], span: Span) -
 def pool(lists: Sequence[Sequence[Answer]]) -> list[Answer]:
     """The answers of several snippets as one list, the likeliest first.
 
-    Answers that differ in letter case or spacing alone are one, written as where it was likeliest.
+    Answers that differ only in letter case or spacing are one, written as where it was likeliest.
     """
     best, total = {}, {}
     for answer in (answer for answers in lists for answer in answers):

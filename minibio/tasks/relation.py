@@ -53,7 +53,7 @@ class Example(NamedTuple):
     """A sentence with two marked entities."""
 
     text: str
-    label: str | None  # None: nobody knows
+    label: str | None  # None: unknown
     spans: tuple[tuple[int, int], tuple[int, int]]  # characters of both, marks included
     names: tuple[str, str] | None = None  # what `anonymise` calls them, where the file says
 
@@ -72,7 +72,7 @@ def entities(text: str) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """The characters (start, end) of both marked entities, marks included; None if not two.
 
     << >> and [[ ]] come first; where there is no such pair, names such as @GENE$, the first and the
-    last of them. @CHEM-GENE$ alone is both at once.
+    last of them. A single @CHEM-GENE$ is both at once.
     """
     first, second = FIRST.search(text), SECOND.search(text)
     if first and second and (first.end() <= second.start() or second.end() <= first.start()):
@@ -179,7 +179,7 @@ def read_sets(directory: str | Path) -> dict[str, list[Example]]:
         elif name != "dev":  # BioBERT's folds have an empty dev.tsv
             raise InputError(f"{directory} has no {paths[0].name} or {name}.jsonl")
     if len(label_names(sets["train"])) < 2:
-        raise InputError(f"{directory}: train has the label {sets['train'][0].label!r} alone")
+        raise InputError(f"{directory}: train has only the label {sets['train'][0].label!r}")
     return sets
 
 
@@ -267,7 +267,7 @@ def mark(text: str, first: tuple[int, int], second: tuple[int, int]) -> Example:
     parts = sorted([(*first, "<< ", " >>"), (*second, "[[ ", " ]]")], reverse=True)
     for a, b, left, right in parts:  # from the last, so that what is before keeps its place
         text = text[:a] + left + text[a:b] + right + text[b:]
-    shift = 6 * (first > second)  # << and >>, or [[ and ]], stand before
+    shift = 6 * (first > second)  # << and >>, or [[ and ]], are before
     a, c = first[0] + shift, second[0] + 6 - shift
     return Example(
         text, None, ((a, a + first[1] - first[0] + 6), (c, c + second[1] - second[0] + 6))
@@ -295,14 +295,14 @@ def make_features(examples: Sequence[Example], tokenizer: Tokenizer, length: int
 
 
 def around(n: int, left: range, right: range, room: int) -> list[int]:
-    """Which of n pieces to keep, at most `room`, so that both entities are among them.
+    """The pieces to keep of n, at most `room`, so that both entities are among them.
 
     1. Everything, if it fits.
     2. Else both entities and all between them, if that fits, and as much before as behind; what one
        side does not need the other gets.
     3. Else the entities, and from between them as much after the left one as before the right one.
-    4. Else (the entities alone do not fit) the left one's beginning and the right one's end, half
-       and half, where the one does not need less.
+    4. Else (not even the entities fit) the left one's beginning and the right one's end, half
+       and half, unless one needs less.
 
     Args:
         left, right: the pieces of the entities, in the order of the text.

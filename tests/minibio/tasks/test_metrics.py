@@ -111,7 +111,7 @@ def test_equal_to_conlleval_on_random_tags(form):
 
 
 def random_pairs(rng, names, n):
-    """Gold tags, and the same with four in ten drawn anew."""
+    """Gold tags, and the same with four in ten drawn again."""
     for _ in range(n):
         gold = [rng.choices(names, k=rng.randint(1, 9)) for _ in range(rng.randint(1, 3))]
         yield gold, [[t if rng.random() < 0.6 else rng.choice(names) for t in x] for x in gold]
@@ -175,7 +175,7 @@ def test_relations_by_hand():
     assert list(got["per_class"]) == ["CPR:3", "CPR:4", "CPR:9", "false"]
     assert_equal(got["per_class"]["CPR:4"], {"precision": 0.5, "recall": 1, "f1": 2 / 3})
     assert_equal(got["per_class"]["CPR:9"], {"precision": 0, "recall": 0, "f1": 0, "support": 1})
-    # the mean of 1/2, 2/3 and 0; the negative class is no part of it
+    # the mean of 1/2, 2/3 and 0; the negative class is not among them
     assert_equal(got["macro"], {"f1": (1 / 2 + 2 / 3) / 3, "recall": 0.5, "classes": 3})
 
 

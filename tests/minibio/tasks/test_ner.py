@@ -194,7 +194,7 @@ def test_labels_stand_in_one_order():
 
 
 def check(windows, sentences, tokenizer, length):
-    """What holds of any windows."""
+    """True of any windows."""
     for window in windows:
         assert len(window.tokens) == len(window.words) + 2 == len(window.tags) + 2 <= length
         assert window.tokens[0] == tokenizer.cls_id and window.tokens[-1] == tokenizer.sep_id
@@ -297,7 +297,7 @@ def test_a_tag_unseen_in_training_is_left_out_of_the_loss(tokenizer):
 
 
 class Parrot(torch.nn.Module):
-    """Says of each token the class its id stands for."""
+    """Says of each token the class that its id names."""
 
     def __init__(self, classes, K):
         super().__init__()
@@ -398,7 +398,7 @@ def test_the_bytes_of_that_file(tmp_path):
     assert (tmp_path / "x").read_bytes() == want.encode()  # the old file is whole
 
 
-# text that nobody has tagged
+# text without tags
 
 
 @pytest.mark.parametrize(

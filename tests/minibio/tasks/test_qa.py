@@ -91,7 +91,7 @@ del BAD["data"][0]["paragraphs"][1]["context"]
         (squad(answers=[answer("Zika", "0")]), r".*answers\[0\]: 'answer_start' is \"0\", exp"),
         (
             squad(answers=[answer("ZIKV", 12), answer("virus", 6)]),
-            r".*qas\[0\]\.answers\[1\]: the answer is 'virus', but 'irus ' stands at character 6",
+            r".*qas\[0\]\.answers\[1\]: the answer is 'virus', but 'irus ' is at character 6",
         ),
         (squad(answers=[answer(" ", 4)]), r".*qas\[0\]\.answers\[0\]: the answer is ' '"),
         (squad(answers=[answer("spr", -8)]), r".*answers\[0\]: .*is 'spr', but .* at character -8"),
@@ -414,7 +414,7 @@ def test_what_is_submitted_is_scored(tmp_path):
 
 
 class Oracle(torch.nn.Module):
-    """Points at the pieces of one text wherever they stand together."""
+    """Points at the pieces of one text wherever they are together."""
 
     def __init__(self, ids):
         super().__init__()

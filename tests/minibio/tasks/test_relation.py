@@ -177,7 +177,7 @@ def test_sets_of_a_directory(file, tmp_path):
     with pytest.raises(InputError, match=r"b has no test\.tsv or test\.jsonl"):
         relation.read_sets(tmp_path / "b")
     file(line, "b/test.jsonl"), file(line, "b/train.txt")
-    with pytest.raises(InputError, match="train has the label 'A' alone"):
+    with pytest.raises(InputError, match="train has only the label 'A'"):
         relation.read_sets(tmp_path / "b")
 
 
