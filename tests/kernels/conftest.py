@@ -6,6 +6,7 @@ public function and its operator run on it. Without g++ such tests are skipped.
 
 import ctypes
 import hashlib
+import inspect
 import shutil
 import subprocess
 
@@ -16,6 +17,37 @@ from kernels import cuda_rows
 
 FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror",
          "-Wno-unknown-pragmas", f"-I{ROOT / 'tests' / 'kernels' / 'emulator'}")  # fmt: skip
+
+
+def patch_language_once_a_launch():
+    """Triton's interpreter patches its language again in every function that a kernel calls, which
+    is a third of its time. What is patched in a launch stays so until the launch ends."""
+    try:
+        from triton.runtime import interpreter
+
+        patch, scope_type = interpreter._patch_lang, interpreter._LangPatchScope
+    except (ImportError, AttributeError):  # no Triton, or another one: slower, and as right
+        return
+    patched = {}  # of the launch under way: modules -> True
+
+    class Scope(scope_type):
+        def restore(self):
+            patched.clear()
+            super().restore()
+
+    def once(fn):
+        modules = frozenset(id(x) for x in fn.__globals__.values() if inspect.ismodule(x))
+        if modules in patched:
+            return scope_type()
+        scope = Scope() if not patched else scope_type()
+        patched[modules] = True
+        scope._changes = patch(fn)._changes
+        return scope
+
+    interpreter._patch_lang = once
+
+
+patch_language_once_a_launch()
 
 
 @pytest.fixture(scope="session")
