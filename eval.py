@@ -448,6 +448,8 @@ def run_qa(args: argparse.Namespace, recipe: Recipe) -> None:
 
 def run_predict(args: argparse.Namespace) -> None:
     """A line of JSON for each line of text."""
+    if args.out is None and sys.stdout is None:
+        raise InputError("the standard output is closed; name a file: --out FILE")
     device = dist.pick_device(args.device)
     predictor = Predictor(args.directory, args.batch, device, args.precision)
     if args.out is None:
@@ -459,7 +461,7 @@ def run_predict(args: argparse.Namespace) -> None:
 
 def write_lines(file, values) -> None:
     for value in values:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
         file.flush()
 
 

@@ -25,7 +25,7 @@ def in_one_line(name: str):
     try:
         yield
     except BrokenPipeError:  # the reader of a pipe went away: `... | head`
-        os._exit(0)  # leaves without flushing into the closed pipe
+        os._exit(128 + signal.SIGPIPE)  # leaves without flushing into the closed pipe
     except (InputError, OSError) as error:
         if os.environ.get("MINIBIO_TRACEBACK"):
             raise
@@ -36,21 +36,53 @@ def in_one_line(name: str):
         sys.exit(130)
 
 
+def hold_streams() -> None:
+    """Open the null device where a standard stream is closed (`>&-`).
+
+    A file opened later would get the closed one's descriptor, and what libraries print there would
+    end up in that file. `sys.stdin` and `sys.stdout` stay None, so that `print` does nothing and a
+    command that needs them can refuse; of `sys.stderr` nobody reads.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stderr is None:  # print(file=None) would write to stdout
+        sys.stderr = open(os.devnull, "w")
+
+
+def flush() -> None:
+    """Write out what was printed. Raises `OSError` (a full disk) here, not at Python's exit."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            sys.stdout = None  # or Python would try again, with a message and a status of its own
+            raise
+
+
 def read_early(read, name: str) -> None:
     """Run `read(arguments)` of command `name` before the slow imports.
 
     So `--help` and refused options answer at once. From here to `run`, Ctrl-C ends the process with
     status 130 and without a traceback.
     """
+    hold_streams()
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     with in_one_line(name):
         read(sys.argv[1:])
 
 
 def run(main, name: str) -> None:
-    """Run `main()` as the command `name` and exit with the status that it returns, or 0."""
+    """Run `main()` as the command `name` and exit with the status that it returns, or 0.
+
+    Where the reader of its output has gone away the status is 141, as after SIGPIPE.
+    """
+    hold_streams()
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.default_int_handler):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with in_one_line(name):
         status = main()
+        flush()
     sys.exit(status or 0)

@@ -155,12 +155,14 @@ def staged_file(path):
     """A temporary path beside `path`; the file written there replaces it when the block succeeds.
 
     Raises:
-        InputError: `path` is a directory, cannot be written, or is being written; before the block
-            runs.
+        InputError: `path` is a directory or a device, cannot be written, or is being written;
+            before the block runs.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise InputError(f"{path} is a directory, expected a file to write; choose another path")
+    if path.exists() and not path.is_file():  # root would replace /dev/null
+        raise InputError(f"{path} is a device or pipe, expected a file to write")
     check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = beside(path, "new")

@@ -136,7 +136,7 @@ def say(text: str, ranks: Ranks) -> None:
         from tqdm import tqdm
 
         tqdm.write(text)
-        sys.stdout.flush()
+        print(end="", flush=True)
 
 
 def interval_line(line: dict, steps: int) -> str:

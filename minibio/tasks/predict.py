@@ -10,10 +10,11 @@
     {"question": "...", "answers": [{"text": "...", "probability": 0.6, "snippet": 0,
      "start": 17, "end": 24}]}
 
-Offsets are characters of the text as it was given, end one behind the last. An "id" of a JSON line
-is handed on. A model whose config.json says multi_label_classification has a sigmoid for each
-label: "label" is the likeliest, and "probabilities" has them all. Lines are read a few at a time,
-so that a file's size costs no memory.
+A blank line is answered too: by no entities, a null label, no answers. Offsets are characters of
+the text as it was given, end one behind the last. An "id" of a JSON line is handed on. A model
+whose config.json says multi_label_classification has a sigmoid for each label: "label" is the
+likeliest, and "probabilities" has them all. Lines are read a few at a time, so that a file's size
+costs no memory.
 """
 
 import json
@@ -33,6 +34,11 @@ from minibio.tasks.metrics import UNTYPED
 from minibio.tasks.reading import HALF, json_object, name_of, read_lines
 
 CHUNK = 8  # batches that are read, sorted by length, and answered together
+BLANK = {  # what a blank line gets
+    "token": {"text": "", "entities": []},
+    "sequence": {"text": "", "label": None},
+    "span": {"question": "", "answers": []},
+}
 RECORDS = {"token": "ner.json", "sequence": "relation.json", "span": "qa.json"}
 
 
@@ -79,11 +85,12 @@ class Predictor:
     def __call__(self, items: list[dict]) -> list[dict]:
         """Answers to lines that `parse` has read, in their order."""
         answer = {"token": self.entities, "sequence": self.relations, "span": self.answers}
-        found = answer[self.head](items)
+        found = iter(answer[self.head]([item for item in items if item]))
         return [
-            ({"id": item["id"]} if "id" in item else {}) | x
-            for item, x in zip(items, found, strict=True)
-        ]
+            ({"id": item["id"]} if "id" in item else {}) | next(found) if item
+            else dict(BLANK[self.head])
+            for item in items
+        ]  # fmt: skip
 
     def entities(self, items: list[dict]) -> list[dict]:
         """Names in each text."""
@@ -139,7 +146,9 @@ class Predictor:
 
 
 def parse(line: str, where: str, head: str, is_json: bool) -> dict:
-    """One line as what `Predictor` takes; `where` begins a complaint."""
+    """One line as what `Predictor` takes, {} for a blank one; `where` begins a complaint."""
+    if not line.strip() and (is_json or head != "token"):
+        return {}
     item = from_json(line, where) if is_json else {}
     if head == "span":
         if not is_json:
@@ -197,8 +206,7 @@ def predict(predictor: Predictor, path: str | Path, is_json: bool) -> Iterator[d
 
     def items() -> Iterator[dict]:
         for number, line in read_lines(path, "text"):
-            if line.strip() or (predictor.head == "token" and not is_json):
-                yield parse(line, f"{name_of(path)}: line {number}", predictor.head, is_json)
+            yield parse(line, f"{name_of(path)}: line {number}", predictor.head, is_json)
 
     for chunk in in_chunks(items(), CHUNK * predictor.B):
         yield from predictor(chunk)

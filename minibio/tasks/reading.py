@@ -15,6 +15,7 @@ characters, single accents) belongs to none.
 """
 
 import json
+import math
 import re
 import sys
 from bisect import bisect_left, bisect_right
@@ -48,6 +49,8 @@ def read_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
         InputError: it cannot be read, or a line is not UTF-8.
     """
     name = name_of(path)
+    if path == "-" and sys.stdin is None:
+        raise InputError(f"the standard input is closed, expected {expected}")
     try:
         with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -74,12 +77,22 @@ def name_of(path: str | Path) -> str:
 def json_object(line: str, where: str) -> dict:
     """The JSON object of one line; `where` begins a complaint."""
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=no_number, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{where} is {line[:40]!r}, expected an object {{...}}")
     return value
+
+
+def no_number(name: str):
+    """Refuse NaN, Infinity and -Infinity, which Python reads and JSON lacks."""
+    raise ValueError(f"{name} is no number")
+
+
+def finite(digits: str) -> float:
+    """A number of JSON, unless it is too large to be written again: 1e999."""
+    return x if math.isfinite(x := float(digits)) else no_number(digits)
 
 
 class Node:

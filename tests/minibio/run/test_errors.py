@@ -1,5 +1,6 @@
 """The last frame of every command: one line and status 2 for bad input, a traceback for a bug."""
 
+import os
 import subprocess
 import sys
 
@@ -55,18 +56,56 @@ def test_a_traceback_on_demand(monkeypatch):
         run(raising(InputError("x")), "name")
 
 
-def test_a_pipe_closed_by_its_reader():
-    """`minibio ... | head -1` ends quietly."""
+def python(code, redirections="", **pipes):
+    """A command that runs `main`, made by `code`, under a shell's redirections."""
+    code = f"import sys, os\nfrom minibio.run.errors import run\n{code}\nrun(main, 'name')"
+    command = ["sh", "-c", f'exec "$0" -c "$1" {redirections}', sys.executable, code]
+    return subprocess.Popen(command, cwd=ROOT, **pipes)
+
+
+@pytest.mark.parametrize("n", [1, 10**6])  # within Python's buffer, and beyond
+def test_a_pipe_closed_by_its_reader(n):
+    """`minibio ... | head -1` ends quietly, with the status of SIGPIPE: not as if it were done."""
     code = (
-        "from minibio.run.errors import run\n"
-        "def main():\n    for i in range(10**6): print(i)\n"
-        "run(main, 'name')"
+        f"def main():\n    print(0, flush=True)\n    sys.stdin.read()\n"
+        f"    for i in range({n}): print(i)\n"
     )
-    writer = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipe = subprocess.PIPE
+    writer = python(code, stdin=pipe, stdout=pipe, stderr=pipe)
     assert writer.stdout.readline() == b"0\n"
     writer.stdout.close()
+    writer.stdin.close()
     assert writer.stderr.read() == b""
     writer.stderr.close()
-    assert writer.wait(timeout=60) == 0
+    assert writer.wait(timeout=60) == 141
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_files_do_not_take_the_place_of_closed_streams(tmp_path, closed):
+    """What a library writes to descriptors 1 and 2 is in no file that was opened later."""
+    code = (
+        f"def main():\n    with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "        os.write(1, b'noise')\n        os.write(2, b'noise')\n"
+        "        print('to stdout')\n        print('to stderr', file=sys.stderr)\n"
+        "        file.write('text')\n"
+    )
+    pipe = subprocess.PIPE
+    process = python(code, closed, stdin=pipe, stdout=pipe, stderr=pipe)
+    out, err = process.communicate()
+    assert process.returncode == 0 and (tmp_path / "file").read_text() == "text"
+    assert out == (b"" if ">&-" in closed.split() else b"noiseto stdout\n")
+    assert err == (b"" if "2>&-" in closed else b"noiseto stderr\n")
+
+
+def test_an_error_is_not_printed_among_the_output(tmp_path):
+    code = "def main():\n    print('out')\n    raise OSError('x')"
+    process = python(code, "2>&-", stdout=subprocess.PIPE)
+    assert process.communicate()[0] == b"out\n" and process.returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_a_full_disk_is_one_line():
+    process = python("def main():\n    print('x')", "> /dev/full", stderr=subprocess.PIPE)
+    error = process.communicate()[1].decode()
+    assert error == "name: error: [Errno 28] No space left on device\n"
+    assert process.returncode == 2

@@ -232,3 +232,12 @@ def test_check_dir_refuses_what_staged_dir_would(tmp_path):
         check_dir(tmp_path / "used" / "file")
     assert check_dir(tmp_path / "new") == (tmp_path / "new").resolve()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    """Root may rename a file over /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="pipe is a device or pipe"), staged_file(pipe):
+        pass
+    assert pipe.is_fifo()

@@ -142,7 +142,7 @@ def test_the_standard_input(directories, monkeypatch):
 
 def test_relations_of_marked_text_and_of_places(directories, tmp_path):
     marked = "The << Gout >> causes [[ Colic ]] then"
-    (got,) = run(directories / "sequence", f"\n{marked}\n\n", tmp_path)
+    (got,) = run(directories / "sequence", marked, tmp_path)
     assert marked[slice(*got["first"])] == "<< Gout >>"
     assert marked[slice(*got["second"])] == "[[ Colic ]]"
     item = {"id": 7, "text": "The Gout causes Colic then", "first": [4, 8], "second": [16, 21]}
@@ -243,3 +243,37 @@ def test_chunks():
     assert list(in_chunks(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(in_chunks([], 3)) == [] and list(in_chunks([1, 2], 2)) == [[1, 2]]
     assert parse("{", "x", "token", False) == {"text": "{"}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_line_of_json_for_each_line(directories, tmp_path, head, is_json):
+    """Blank lines too, so that answers stand beside their lines."""
+    line = {
+        "token": {"text": "The Gout"},
+        "sequence": {"text": "<< a >> [[ b ]]"},
+        "span": {"question": "Which ?", "snippets": ["The Gout"]},
+    }[head]
+    text = json.dumps(line) if is_json else "\t".join(flat(line.values()))
+    got = run(directories / head, f"\n{text}\n \t\n\n{text}\n", tmp_path, is_json)
+    found = [bool(x.get("answers") or x.get("label")) for x in got]
+    names = "question" if head == "span" else "text"
+    assert [x[names].strip() for x in got] == ["", line[names], "", "", line[names]]
+    assert head == "token" or found == [False, True, False, False, True]
+
+
+def flat(values):
+    for value in values:
+        yield from [value] if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "[{}, -1e999]"])
+def test_numbers_that_json_lacks(number):
+    with pytest.raises(InputError, match="x: line 1 is not JSON: .* is no number"):
+        parse(f'{{"text": "a", "id": {number}}}', "x: line 1", "token", True)
+
+
+def test_closed_standard_input(directories, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="the standard input is closed, expected text"):
+        list(predict(Predictor(directories / "token"), "-", False))
