@@ -12,11 +12,11 @@ import http.client
 import re
 import ssl
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 from minibio.run.errors import InputError
 
@@ -27,6 +27,7 @@ PATIENCE = 600  # seconds a server may ask us to wait
 TRIES = 6  # in a row that gain nothing
 SMALL = 16 << 20  # bytes of a page that is read into memory
 BUSY = (408, 425, 429, 500, 502, 503, 504)
+BROKEN = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 TOLD = ("X-Linked-Etag", "X-Repo-Commit")  # the hub's: SHA-256 of a large file, revision
 
 
@@ -166,7 +167,7 @@ class Web:
             request = urllib.request.Request(url, headers=headers)
             request.told = {} if told is None else told
             answer = urllib.request.build_opener(Redirects).open(request, timeout=SILENCE)
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             if error.code != 416 or not first:
                 with error:
                     raise refusal(address, error) from None
@@ -202,7 +203,7 @@ def keep(headers, told: dict[str, str]) -> None:
             told.setdefault(name, headers[name])
 
 
-def refusal(address: str, error: urllib.error.HTTPError) -> Exception:
+def refusal(address: str, error: HTTPError) -> Exception:
     """`Cut` or `Failed` for an answer of 400 or more."""
     line = " ".join(f"{error.code} {error.reason}".split())
     if error.code not in BUSY:
@@ -220,8 +221,7 @@ def patiently(address: str, action: Callable, position: Callable[[], int] = lamb
     while True:
         try:
             return action()
-        except (Cut, urllib.error.URLError, http.client.HTTPException, ConnectionError,
-                TimeoutError, ssl.SSLError) as error:  # fmt: skip
+        except (Cut, *BROKEN) as error:
             reason = getattr(error, "reason", None) or error
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise Failed(f"{address}: {reason.verify_message}") from None

@@ -85,9 +85,9 @@ class Record:
         return self.holds(item.place) or "absent" in entry
 
     def put(self, place: str, item: Item, **found) -> None:
-        entry = {"address": item.address, "revision": item.revision, **found,
-                 "date": time.strftime("%Y-%m-%d"), "licence": LICENCES[item.set]}  # fmt: skip
-        self.files[place] = entry
+        entry = {"address": item.address, "revision": item.revision} | found
+        now = time.strftime("%Y-%m-%d")
+        self.files[place] = entry | {"date": now, "licence": LICENCES[item.set]}
         self.save()
 
     def save(self) -> None:
@@ -348,8 +348,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--registered", action="store_true", help="qa: you are registered with BioASQ")
     p.add_argument("--list", action="store_true", help="print files and licences; asks nobody")
     p.add_argument("--verify", action="store_true", help="read again what is there; asks nobody")
-    p.add_argument("--mirror", metavar="URL", default=os.environ.get("MINIBIO_MIRROR") or None,
-                   help="ask URL/HOST/PATH for https://HOST/PATH ($MINIBIO_MIRROR)")  # fmt: skip
+    mirror, about = (
+        os.environ.get("MINIBIO_MIRROR") or None,
+        "ask URL/HOST/PATH for https://HOST/PATH",
+    )
+    p.add_argument("--mirror", metavar="URL", default=mirror, help=f"{about} ($MINIBIO_MIRROR)")
     return p
 
 

@@ -203,8 +203,7 @@ def bench_sample(place: Path, given: Settings) -> Iterator[dict]:
         yield from race("sample", "million tokens", {name: batches}, 10 * given.rounds)
 
 
-BENCHES = {"parse": bench_parse, "shard": bench_shard, "memory": bench_memory,
-           "sample": bench_sample}  # fmt: skip
+BENCHES = dict(parse=bench_parse, shard=bench_shard, memory=bench_memory, sample=bench_sample)
 
 
 def main(argv=None) -> None:
