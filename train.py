@@ -89,7 +89,7 @@ def read(argv: list[str] | None) -> tuple[argparse.Namespace, RunConfig]:
     run = plan.resolve(row, given)
     for name, path in (("corpus", args.corpus), ("teacher", args.teacher), ("from", args.start)):
         if path is not None and not path.is_dir():
-            raise InputError(f"--{name} {path} is not a directory")
+            raise InputError(f"--{name} {path} is not a directory{plan.how_to_fetch(path)}")
     has_teacher = args.teacher is not None or args.corpus is None and args.method != "mlm"
     plan.check(run, given, has_teacher, args.start is not None)
     return args, run
@@ -243,6 +243,10 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
     log.print_rows(f"run (* differs from METHODS[{run.method!r}])", vars(run), changed)
     chosen = {op: f"{impl} ({why})" for op, (impl, why) in chosen.items()}
     log.print_rows("data and device", {**facts, "device": ranks.device, **chosen, "out": paths.out})
+    if run.method == "mlm" and paths.start is None:
+        dist.print0(
+            f"\n{run.model} starts from random weights; --from DIR starts from trained ones"
+        )
     log.print_rows("student", students.describe(objective, teacher, run, paths.start))
     if dry_run:
         log.print_rows("estimate", estimate.estimate(objective, teacher, run, corpus, ranks))
@@ -266,6 +270,14 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
                     f"saved in {paths.out / 'checkpoints'}; re-run the same command to resume"
                 )
                 return False
+            if not math.isfinite(progress.held_out["mlm_loss"]) or progress.skipped == run.steps:
+                loss = progress.held_out["mlm_loss"]
+                dist.print0(
+                    f"train.py: error: no model is written to {paths.out}: {progress.skipped} of "
+                    f"{run.steps} steps were skipped, the held-out loss is {loss:g}; lower --lr or "
+                    f"raise --warmup, with --overwrite"
+                )
+                raise SystemExit(1)
             run_dir.log({"event": "end", "seconds": round(progress.seconds, 1),
                          "tokens": progress.tokens})  # fmt: skip
             facts = {**vars(run), **facts, **progress.outcome()}

@@ -475,3 +475,35 @@ def test_an_implementation_that_cannot_run_is_refused(capsys, monkeypatch, tmp_p
     line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "triton",
                    "--out", tmp_path / "out")  # fmt: skip
     assert "--kernels triton: attention: impl is 'triton', expected" in line
+
+
+def test_a_model_that_is_not_there_is_named_with_the_command_that_fetches_it(corpus, capsys):
+    for options, fetched in (
+        (["--checkpoint", "tiny-biobert"], "python -m data.fetch biobert fetches it"),
+        (["--checkpoint", "bio-tinybert"], "python -m data.fetch starts fetches it"),
+        (["--method", "mlm", "--from", "google/mobilebert-uncased"], "data.fetch starts"),
+        (["--method", "mlm", "--from", "nowhere"], "--from nowhere is not a directory"),
+    ):
+        line = refused(capsys, *options, "--corpus", corpus)
+        assert fetched in line and "is not a directory" in line, line
+
+
+def test_a_run_that_ends_without_a_finite_loss_writes_no_model(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "held_out", lambda *_: {"mlm_loss": float("nan"), "accuracy": 0.0})
+    with pytest.raises(SystemExit) as stop:
+        run(corpus, tmp_path / "out", method="mlm")
+    assert stop.value.code == 1
+    assert "no model is written to" in capsys.readouterr().out
+    assert sorted(x.name for x in (tmp_path / "out").iterdir()) == ["checkpoints", "log.jsonl"]
+    lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(x, parse_constant=lambda name: 1 / 0) for x in lines]  # no bare NaN
+
+
+def test_random_weights_are_said_to_be_random(corpus, teacher, tmp_path, capsys):
+    run(corpus, tmp_path / "a", method="mlm")
+    assert "sample-tiny starts from random weights; --from DIR" in capsys.readouterr().out
+    train.main(["--method", "mlm", "--from", str(teacher), "--corpus", str(corpus), "--out",
+                str(tmp_path / "b"), *SHORT])  # fmt: skip
+    assert "random weights" not in capsys.readouterr().out

@@ -5,8 +5,9 @@ Nothing here imports torch, so that a wrong option is refused at once.
 
 import dataclasses
 from collections.abc import Collection
+from pathlib import Path
 
-from minibio.config import MODELS, RunConfig
+from minibio.config import CHECKPOINTS, MODELS, RunConfig
 from minibio.run import options
 from minibio.run.errors import InputError
 from minibio.run.options import flag
@@ -52,8 +53,8 @@ def check(run: RunConfig, given: Collection[str], has_teacher: bool, has_start: 
         raise InputError("--precision fp64 is to check against; drop --teacher-precision")
     if run.alpha and not any(run.alpha):
         raise InputError("--alpha has only weights of 0, expected one above 0")
-    if run.warmup and run.warmup >= run.steps:
-        raise InputError(f"--warmup is {run.warmup}, expected less than the {run.steps} steps")
+    if run.warmup > run.steps:
+        raise InputError(f"--warmup is {run.warmup}, expected at most the {run.steps} steps")
     if run.method != "mlm":
         if not has_teacher:
             raise InputError(
@@ -67,3 +68,13 @@ def check(run: RunConfig, given: Collection[str], has_teacher: bool, has_start: 
             raise InputError(f"--method mlm has no teacher; drop {flag(name)}")
     if run.init_head == "copy":
         raise InputError("--method mlm has no teacher; drop --init-head copy")
+
+
+def how_to_fetch(path: Path) -> str:
+    """The end of a message for a directory that is not there: the command that fetches a model."""
+    sources = {published.source: published.method for published in CHECKPOINTS.values()}
+    named = {name.split("/")[1]: method for name, method in sources.items()} | sources
+    if str(path) not in named:
+        return ""
+    what = "starts" if named[str(path)] == "mlm" else "biobert"
+    return f"; python -m data.fetch {what} fetches it"

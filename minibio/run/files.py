@@ -8,6 +8,7 @@ place that cannot be written, a directory already in use, a damaged JSON file, i
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -227,8 +228,17 @@ def read_json(path) -> dict:
     return value
 
 
+def finite(value):
+    """`value` with None for what JSON has no number for: NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(x) for key, x in value.items()}
+    return [finite(x) for x in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path, value) -> None:
     """`value` as JSON, keys in their own order; the file is replaced in one move."""
     with staged_file(path) as staged:
-        text = json.dumps(value, indent=2, ensure_ascii=False)
+        text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
         staged.write_text(text + "\n", "utf-8")

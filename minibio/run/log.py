@@ -15,6 +15,7 @@ import torch
 
 from minibio.run.dist import Ranks, print0
 from minibio.run.errors import InputError
+from minibio.run.files import finite
 
 
 @dataclass
@@ -111,7 +112,7 @@ class RunLog:
     def write(self, event: dict) -> None:
         """Append one event; "event" names its kind."""
         if self.file is not None:
-            self.file.write(json.dumps(event) + "\n")
+            self.file.write(json.dumps(finite(event), allow_nan=False) + "\n")
             self.file.flush()
 
     def __enter__(self) -> "RunLog":
