@@ -23,6 +23,7 @@ import torch.nn as nn
 from minibio.batch import Batch
 from minibio.config import Recipe
 from minibio.model.heads import Model
+from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 from minibio.tasks.finetune import Task, fingerprint
@@ -32,7 +33,8 @@ from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of sentence TAB label, or of JSON with text and label"
 FIRST, SECOND = re.compile(r"<< (.*?) >>"), re.compile(r"\[\[ (.*?) \]\]")
-NAME = re.compile(r"@[A-Z0-9][A-Z0-9-]*\$")  # @GENE$; @CHEM-GENE$: one mention is both
+# @GENE$; @CHEM-GENE$: one mention is both; BC6ENTC and BC6ENTG of ChemProt's other preparations
+NAME = re.compile(r"@[A-Z0-9][A-Z0-9-]*\$|\bBC6ENT[CG]\b")
 FILES = {"train": ("train",), "dev": ("dev", "devel"), "test": ("test",)}
 SUFFIXES = (".tsv", ".jsonl", ".txt")  # SciBERT's release calls its JSON lines .txt
 
@@ -46,7 +48,12 @@ CPR = {
     "CPR:9": ("SUBSTRATE", "PRODUCT-OF", "SUBSTRATE_PRODUCT-OF"),
 }
 GROUP = {label: group for group, labels in CPR.items() for label in labels}
-NEGATIVE = ("0", "false", "False")  # labels that state no relation: GAD's, BioBERT's, BLURB's
+# labels that state no relation: GAD's, BioBERT's, BLURB's, DDI's, those of relation sets at large
+NEGATIVE = re.compile(
+    r"0|cpr:10|(\w+[-_ ])?(false|none|negative)|n|no|not|na|n/a|null|no[-_ ]?relation(ship)?"
+    r"|not[-_ ]related|unrelated",
+    re.IGNORECASE,
+)
 
 
 class Example(NamedTuple):
@@ -101,7 +108,9 @@ def marked(text: str, where: str = "the text") -> Example:
 def read(path: str | Path) -> list[Example]:
     """The examples of a file, in any of the published forms.
 
-    TSV: sentence TAB label, or a header line and the columns it names (index, sentence, label).
+    TSV: sentence TAB label, or a header line and the columns it names (index, sentence, label) in
+    any order; fields that a CSV writer quoted for quotes within are read as it meant them. A label
+    that is a whole number as a float, 1.0, is that number.
     JSON lines: "text" or "sentence", and "label"; "types" may name the kinds of << >> and [[ ]]:
     ["CHEMICAL", "GENE"].
 
@@ -118,8 +127,12 @@ def read(path: str | Path) -> list[Example]:
         if line.startswith("{") and len(columns) == 1:
             text, label, names = from_json(line, where)
         else:
-            if not examples and header is None and columns[-1].strip().lower() == "label":
-                header = [name.strip().lower() for name in columns]
+            columns = [unquoted(column) for column in columns]
+            names = [name.strip().lower() for name in columns]
+            if not examples and header is None and {"label", "sentence", "text"} & set(names):
+                header = names
+                if "label" not in header:
+                    raise InputError(f"{where}: the header names no column label: {line[:40]!r}")
                 continue
             (text, label), names = from_columns(columns, header, where), None
         if not label:
@@ -141,27 +154,46 @@ def from_columns(columns: list[str], header: list[str] | None, where: str) -> tu
     text = row.get("sentence", row.get("text"))
     if text is None:
         raise InputError(f"{where}: the header names no column sentence or text")
-    return text, row["label"].strip()
+    return text, label_of(row["label"])
+
+
+def unquoted(field: str) -> str:
+    """A field as a CSV writer was given it: "a ""b"" c" is a "b" c. Other quotes stay."""
+    inner = field[1:-1]
+    is_quoted = len(field) > 1 and field[0] == field[-1] == '"' and '""' in inner
+    if not is_quoted or '"' in inner.replace('""', ""):
+        return field
+    return inner.replace('""', '"')
+
+
+def label_of(value: str | float) -> str:
+    """A label as text; 1.0 is 1, as a column of numbers with a gap is written."""
+    label = str(value).strip()
+    return label.split(".")[0] if re.fullmatch(r"-?\d+\.0+", label) else label
 
 
 def from_json(line: str, where: str) -> tuple[str, str, tuple[str, str] | None]:
     """Text, label and the entities' names of one line of JSON."""
     record = json_object(line, where)
     text, label = record.get("text", record.get("sentence")), record.get("label")
-    if not isinstance(text, str) or not isinstance(label, str | int) or isinstance(label, bool):
+    if (
+        not isinstance(text, str)
+        or not isinstance(label, str | int | float)
+        or isinstance(label, bool)
+    ):
         raise InputError(f"{where} is {line[:40]!r}, expected text and label")
     if HALF.search(f"{text}{label}"):
         raise InputError(f"{where} has half a surrogate pair, which is no character")
     types = record.get("types")
     if types is None:
-        return text, str(label).strip(), None
+        return text, label_of(label), None
     if not (
         isinstance(types, list)
         and len(types) == 2
         and all(isinstance(kind, str) and NAME.fullmatch(f"@{kind}$") for kind in types)
     ):
         raise InputError(f'{where}: types is {types!r}, expected two like ["CHEMICAL", "GENE"]')
-    return text, str(label).strip(), tuple(f"@{kind}$" for kind in types)
+    return text, label_of(label), tuple(f"@{kind}$" for kind in types)
 
 
 def read_sets(directory: str | Path) -> dict[str, list[Example]]:
@@ -364,6 +396,7 @@ class RelationTask(Task):
                    (F54); there is no development set then.
         classes:   5 = CHEMPROT's 13 relations as BioCreative's five groups.
         anonymised: names in place of << >> and [[ ]].
+        negative:  the labels that state no relation; None = those that look like it (`NEGATIVE`).
     Raises:
         InputError: the files, or these choices, do not fit.
     """
@@ -378,12 +411,25 @@ class RelationTask(Task):
         at_random: bool = False,
         classes: int | None = None,
         anonymised: bool = False,
+        negative: Sequence[str] | None = None,
     ):
         self.sets = chosen_sets(directory, fold, at_random)
         if classes == 5:
             self.sets = {name: five_classes(x) for name, x in self.sets.items()}
         if anonymised:
             self.sets = {name: [anonymise(x) for x in xs] for name, xs in self.sets.items()}
+        labels = label_names([x for examples in self.sets.values() for x in examples])
+        for label in negative or ():
+            if label not in labels:
+                raise InputError(f"--negative {label}: the labels are {', '.join(labels)}")
+        self.negative = (
+            [x for x in labels if NEGATIVE.fullmatch(x)] if negative is None else negative
+        )
+        self.average = "micro" if self.negative or set(labels) <= set(CPR) else "macro"
+        print0(
+            f"{directory}: labels that state no relation: {', '.join(self.negative) or 'none'}; "
+            f"the main figure is {self.average}"
+        )
         self.has_devel = "dev" in self.sets
         self.choices = {
             "data": directory.resolve().name,
@@ -391,6 +437,8 @@ class RelationTask(Task):
             "at_random": at_random,
             "anonymise": anonymised,
         }
+        if negative is not None:
+            self.choices["negative"] = list(negative)
 
     def prepare(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         self.check_length(recipe, 4, "[CLS], a piece of each entity, [SEP]")
@@ -420,7 +468,7 @@ class RelationTask(Task):
         p = predict(model, self.features[name], *self.inference(model))  # (n, K)
         found = [self.labels[k] for k in p.argmax(1).tolist()]
         gold = [x.label for x in self.parts[name]]
-        return relation_scores(gold, found, NEGATIVE), found, p.amax(1)
+        return relation_scores(gold, found, self.negative), found, p.amax(1)
 
     def test(self, model: Model, out: Path) -> dict:
         scores, found, p = self.score("test", model)
@@ -428,10 +476,10 @@ class RelationTask(Task):
         lines = [f"{i}\t{x.label}\t{label}\t{q:.6f}\n" for i, (x, label, q) in enumerate(rows)]
         with staged_file(out / "test.tsv") as staged:
             staged.write_text("index\tgold\tpredicted\tprobability\n" + "".join(lines), "utf-8")
-        return {**scores, "main": main_average(self.labels)}
+        return {**scores, "main": self.average, "published": published(self.parts["train"])}
 
     def devel(self, model: Model) -> float:
-        return self.score("dev", model)[0][main_average(self.labels)]["f1"]
+        return self.score("dev", model)[0][self.average]["f1"]
 
 
 def chosen_sets(directory: Path, fold: int | None, at_random: bool) -> dict[str, list[Example]]:
@@ -451,11 +499,13 @@ def chosen_sets(directory: Path, fold: int | None, at_random: bool) -> dict[str,
     return read_sets(directory / str(fold))
 
 
-def main_average(labels: Sequence[str]) -> str:
-    """Name of the average that is published: "micro" or "macro".
+def published(examples: Sequence[Example]) -> bool:
+    """Whether the main figure is one that is published for this set.
 
-    The paper's macro for CHEMPROT's 13 (F57); micro where some labels state no relation (GAD: the
-    score of label 1) and for the CPR groups.
+    The paper's macro for CHEMPROT's 13 (F57); micro for the CPR groups, and for GAD and EU-ADR,
+    whose score is that of label 1.
     """
-    is_micro = set(labels) & set(NEGATIVE) or set(labels) <= set(CPR)
-    return "micro" if is_micro else "macro"
+    labels = set(label_names(examples))
+    names = {x.text[slice(*span)] for x in examples for span in x.spans}
+    is_gene_disease = labels == {"0", "1"} and names == {"@GENE$", "@DISEASE$"}
+    return is_gene_disease or labels <= set(GROUP) or labels <= {*CPR, "false", "False"}

@@ -1,5 +1,6 @@
 """Relations: every published form and defect, and entities that stay inside the window."""
 
+import csv
 import json
 import math
 import random
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_fscore_support
 
 from data.sample.sample import make_sample
 from helpers import damaged, real_data, tiny_config
@@ -411,3 +413,97 @@ def test_from_a_text_with_a_model_of_ours(tokenizer, family):
     assert together.shape == (3, 3)
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+# files of other sources
+
+PAIR = "The @GENE$ of @DISEASE$ .", "No @GENE$ of @DISEASE$ ."
+
+
+def write_sets(tmp_path, text, test=None):
+    for name, content in (("train", text), ("test", test or text)):
+        (tmp_path / f"{name}.tsv").write_text(content, "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("columns", [["label", "sentence"], ["index", "Label", "text"]])
+@pytest.mark.parametrize("one", ["1", "1.0"])
+def test_columns_in_the_order_of_their_header(tmp_path, columns, one):
+    rows = [dict(zip(columns, columns, strict=True))]
+    for i, (text, label) in enumerate(zip(PAIR, (one, one.replace("1", "0")), strict=True)):
+        rows.append({"index": str(i), "label": label, "Label": label,
+                     "sentence": text, "text": text})  # fmt: skip
+    text = "".join("\t".join(row[name] for name in columns) + "\n" for row in rows)
+    examples = relation.read_sets(write_sets(tmp_path, text))["train"]
+    assert [(x.text, x.label) for x in examples] == list(zip(PAIR, "10", strict=True))
+
+
+def test_a_header_without_labels(tmp_path):
+    train = f"{PAIR[0]}\t1\n{PAIR[1]}\t0\n"
+    write_sets(tmp_path, train, f"index\tsentence\n0\t{PAIR[0]}\n")
+    with pytest.raises(InputError, match=r"test.tsv: line 1: the header names no column label"):
+        relation.read_sets(tmp_path)
+
+
+def test_quoted_fields_are_what_a_csv_writer_was_given(tmp_path):
+    texts = ['A "bad" @GENE$ of @DISEASE$', '"Bad" @GENE$ of "@DISEASE$"', '"The @GENE$ @DISEASE$"']
+    with open(tmp_path / "x.tsv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows((x, 1) for x in texts)
+    assert [x.text for x in relation.read(tmp_path / "x.tsv")] == texts
+    (tmp_path / "raw.tsv").write_text("".join(f"{x}\t1\n" for x in texts))
+    assert [x.text for x in relation.read(tmp_path / "raw.tsv")] == texts
+
+
+@pytest.mark.parametrize(
+    ("labels", "negative"),
+    [
+        ("DDI-false DDI-effect DDI-mechanism", ["DDI-false"]),
+        ("NO_RELATION treats", ["NO_RELATION"]), ("None causes", ["None"]),
+        ("CPR:10 CPR:3", ["CPR:10"]), ("0.0 1.0", ["0"]), ("no_relation a", ["no_relation"]),
+        ("False CPR:4", ["False"]), ("a b", []), ("falsetto a", []), ("10 20", []),
+    ],
+)  # fmt: skip
+def test_the_class_that_states_no_relation(tmp_path, labels, negative, capsys):
+    text = "".join(f"{PAIR[0]}\t{label}\n" for label in labels.split())
+    task = relation.RelationTask(write_sets(tmp_path, text))
+    assert sorted(task.negative) == negative
+    assert task.average == ("micro" if negative else "macro")
+    want = f"state no relation: {negative[0] if negative else 'none'}; the main figure is"
+    assert want in capsys.readouterr().out
+
+
+def test_the_named_class_states_no_relation(tmp_path):
+    text = "".join(f"{PAIR[0]}\t{label}\n" for label in "abc")
+    task = relation.RelationTask(write_sets(tmp_path, text), negative=["b"])
+    assert (task.negative, task.average) == (["b"], "micro")
+    with pytest.raises(InputError, match="--negative z: the labels are a, b, c"):
+        relation.RelationTask(tmp_path, negative=["z"])
+
+
+def test_main_figure_of_ddi_is_that_of_scikit_learn():
+    """All predicted mechanism: of 24 are 3 right, of 6 relations 3 found."""
+    gold = ["DDI-false"] * 18 + ["DDI-effect"] * 3 + ["DDI-mechanism"] * 3
+    found = ["DDI-mechanism"] * 24
+    negative = [x for x in set(gold) if relation.NEGATIVE.fullmatch(x)]
+    want = precision_recall_fscore_support(
+        gold, found, labels=["DDI-effect", "DDI-mechanism"], average="micro", zero_division=0
+    )
+    got = relation.relation_scores(gold, found, negative)["micro"]
+    assert [got[k] for k in ("precision", "recall", "f1")] == pytest.approx(list(want[:3]))
+    assert got["f1"] == pytest.approx(0.2)
+
+
+def test_sets_whose_figure_is_published():
+    def examples(labels, text=PAIR[0]):
+        return [relation.marked(text)._replace(label=label) for label in labels]
+
+    assert relation.published(examples("01"))
+    assert relation.published(examples(["CPR:3", "CPR:4", "false"], "@CHEMICAL$ and @GENE$"))
+    assert relation.published(examples(["INHIBITOR", "AGONIST"], "<< a >> [[ b ]]"))
+    assert not relation.published(examples("01", "@DRUG$ and @DRUG$"))
+    assert not relation.published(examples(["DDI-false", "DDI-effect"]))
+
+
+def test_marks_of_chemprot_s_other_preparations():
+    text = "Of BC6ENTC and BC6ENTG , not BC6ENTGs"
+    assert [text[slice(*span)] for span in relation.marked(text).spans] == ["BC6ENTC", "BC6ENTG"]
