@@ -381,22 +381,45 @@ def read_tokenizer_json(file: Path) -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def add_tokens(backend: tokenizers.Tokenizer, path: Path, config: dict) -> None:
-    """Tokens that were added beside vocab.txt: added_tokens.json, tokenizer_config.json.
+    """Add the tokens that stand beside vocab.txt: added_tokens.json, tokenizer_config.json.
 
     Raises:
-        InputError: ids that do not follow on those of the vocabulary.
+        InputError: either is of another form; ids that do not follow on those of the vocabulary.
     """
-    file = path / "added_tokens.json"
-    added = read_json(file) if file.is_file() else {}
-    decoder = config.get("added_tokens_decoder") or {}
-    added = {**{token["content"]: int(i) for i, token in decoder.items()}, **added}
-    for token, i in sorted(added.items(), key=lambda item: item[1]):
+    for token, i in sorted(added_tokens(path, config).items(), key=lambda item: item[1]):
         expected = backend.token_to_id(token)
         if expected is None:
             expected = backend.get_vocab_size()
             backend.add_tokens([token])
         if i != expected:
             raise InputError(f"{path}: the added token {token!r} has id {i}, expected {expected}")
+
+
+def added_tokens(path: Path, config: dict) -> dict[str, int]:
+    """{token: id} of tokenizer_config.json and added_tokens.json; the second wins.
+
+    Raises:
+        InputError: the first entry that is not a token and its id.
+    """
+    config_file, file = path / "tokenizer_config.json", path / "added_tokens.json"
+    entries = config.get("added_tokens_decoder") or {}
+    if not isinstance(entries, dict):
+        raise InputError(
+            f"{config_file}: added_tokens_decoder is {entries!r:.60}, expected "
+            '{"103": {"content": "[MASK]"}, ...}'
+        )
+    found = []
+    for i, entry in entries.items():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        n = int(i) if i.isdecimal() and len(i) < 10 else None
+        found.append((f"{config_file}: added_tokens_decoder: {i!r:.60}: {entry!r:.60}", content, n))
+    for token, i in (read_json(file) if file.is_file() else {}).items():
+        found.append((f"{file}: {token!r:.60}: {i!r:.60}", token, i))
+    for where, token, i in found:
+        is_token = isinstance(token, str) and not re.search("[\ud800-\udfff]", token)
+        if not (is_token and type(i) is int and i >= 0):
+            raise InputError(f"{where}, expected a token of text and its id")
+    return {token: i for _, token, i in found}
 
 
 def alphabet_of(texts: Iterable[str], backend: tokenizers.Tokenizer, size: int) -> list[str]:

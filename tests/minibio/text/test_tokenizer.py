@@ -3,6 +3,7 @@
 import json
 import logging
 import lzma
+import math
 import os
 import random
 import shutil
@@ -512,6 +513,33 @@ def test_what_is_neither_true_nor_false_is_refused(tmp_path, key, value):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value}))
     with pytest.raises(InputError, match=f"tokenizer_config.json: {key} is .*true or false"):
         Tokenizer.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(
+            ("tokenizer_config.json", {"added_tokens_decoder": value})
+            for value in (
+                5, "x", ["x"], {"a": {"content": "x"}}, {"": {"content": "x"}}, {"220": {}},
+                {"220": "x"}, {"220": {"content": 5}}, {"220": None}, {"-1": {"content": "x"}},
+                {"9" * 5000: {"content": "x"}}, {"220": {"content": "\ud800"}},
+            )
+        ),
+        *(
+            ("added_tokens.json", {"x": value})
+            for value in ("y", None, [1], {}, 2.5, True, -1, math.inf)
+        ),
+        ("added_tokens.json", {"\udc80": 220}),
+    ],
+)  # fmt: skip
+def test_added_tokens_of_another_form_are_refused(tmp_path, file, content):
+    Tokenizer.train(TEXTS, 220).save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{file}: .*expected") as error:
+        Tokenizer.from_dir(tmp_path)
+    assert len(str(error.value)) < 500 + len(str(tmp_path)) and "\n" not in str(error.value)
 
 
 def test_a_table_padded_for_speed_has_the_vocabulary(trained):
