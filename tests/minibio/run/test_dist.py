@@ -94,7 +94,7 @@ GONE = """
 import os, signal, sys, time
 from datetime import timedelta
 from minibio.run import dist, errors
-dist.JOIN, dist.BEAT, dist.SILENCE = timedelta(seconds=8), 0.2, 1.0
+dist.JOIN, dist.BEAT, dist.SILENCE = timedelta(seconds=8), 0.2, 2.0
 rank, who, when = int(os.environ["RANK"]), *sys.argv[1:]
 
 def die(moment):
