@@ -195,7 +195,7 @@ def check_field(ours: str, value, label: str) -> None:
     """Refuse a value that no model can have.
 
     Raises:
-        InputError: it is of another kind or out of range; `label` says where it stands.
+        InputError: it is of another kind or out of range; `label` says the place.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_whole = is_number and isinstance(value, int)

@@ -219,7 +219,7 @@ class Tokenizer:
         return [[self.cls_id, *ids[:room], self.sep_id] for ids in self.encode_words(texts)]
 
     def encode_words(self, words: list[str]) -> list[list[int]]:
-        """The pieces of each word alone, no special tokens; [] for a word that leaves none."""
+        """The pieces of each word by itself, without special tokens; [] where nothing is left."""
         return [x.ids for x in self.backend.encode_batch_fast(words, add_special_tokens=False)]
 
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -381,7 +381,7 @@ def read_tokenizer_json(file: Path) -> tuple[tokenizers.Tokenizer, dict]:
 
 
 def add_tokens(backend: tokenizers.Tokenizer, path: Path, config: dict) -> None:
-    """Add the tokens that stand beside vocab.txt: added_tokens.json, tokenizer_config.json.
+    """Add the tokens beside vocab.txt: added_tokens.json, tokenizer_config.json.
 
     Raises:
         InputError: either is of another form; ids that do not follow on those of the vocabulary.
