@@ -203,7 +203,7 @@ def check_content(path) -> None:
 
 
 def read_json(path) -> dict:
-    """The object in a JSON file.
+    """The object in a JSON file, with or without a byte-order mark.
 
     Raises:
         InputError: there is no such file, it is not UTF-8 text, not JSON (line and column are
@@ -211,7 +211,7 @@ def read_json(path) -> dict:
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8-sig"))  # PowerShell and Notepad write a mark
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, expected a JSON file") from None
     except UnicodeDecodeError as error:

@@ -94,18 +94,26 @@ def read_squad(path: str | Path) -> list[Passage]:
 
     Raises:
         InputError: the file is not JSON, lacks a part, an answer is not where the file says
-            (letter case aside), or there is no question. File and place are named.
+            (letter case aside), one id has two questions, or there is no question. File and place
+            are named.
     """
-    passages = []
+    passages, asked = [], {}
     for article in Node.read(path).children("data"):
         for paragraph in article.children("paragraphs"):
             context = paragraph.get("context", str)
             for qa in paragraph.children("qas"):
                 answers = [read_answer(node, context) for node in qa.children("answers", [])]
                 passages.append(
-                    Passage(qa.get("id", str), qa.get("question", str), context,
+                    Passage(qa.id(), qa.get("question", str), context,
                             sorted(set(answers)))
                 )  # fmt: skip
+                last = passages[-1]
+                first = asked.setdefault(last.group, last.question)
+                if normalised(first) != normalised(last.question):
+                    raise qa.error(
+                        f"{last.group} asks {last.question[:60]!r}, and {first[:60]!r} before; "
+                        f"give each question its own id"
+                    )
     if not passages:
         raise InputError(f"{path} holds no question, expected SQuAD's form: data, paragraphs, qas")
     return passages
@@ -135,7 +143,7 @@ def read_golden(path: str | Path) -> dict[str, list[str]]:
         InputError: the file is not JSON, lacks a part, or has no factoid question.
     """
     golden = {
-        node.get("id", str): [text for texts in read_exact(node) for text in texts]
+        node.id(): [text for texts in read_exact(node) for text in texts]
         for node in Node.read(path).children("questions")
         if node.value.get("type") == "factoid"
     }
@@ -147,11 +155,16 @@ def read_golden(path: str | Path) -> dict[str, list[str]]:
 def read_submission(path: str | Path) -> dict[str, list[str]]:
     """Question -> answers, the best first: the first string of each list, as BioASQ's scorer reads.
 
+    A question without exact_answer has none, and counts as wrong.
+
     Raises:
         InputError: the file is not JSON or lacks a part.
     """
     return {
-        node.get("id", str): [texts[0] if texts else "" for texts in read_exact(node)]
+        node.id(): [
+            texts[0] if texts else ""
+            for texts in (read_exact(node) if "exact_answer" in node.value else [])
+        ]
         for node in Node.read(path).children("questions")
         if node.value.get("type", "factoid") == "factoid"
     }
@@ -465,13 +478,21 @@ class QaTask(Task):
         return collate([window for window, _ in examples], [answer for _, answer in examples])
 
     def test(self, model: Model, out: Path) -> dict:
-        answers, per_file = {}, {}
+        answers, per_file, found = {}, {}, ([], [])
+        stems = [path.stem for path in self.tests]
+        before = 0  # passages of the files before
         for path, passages in self.tests.items():
             windows = self.windows(passages)
             logits = predict(model, windows, *self.inference(model))
             ranked = rank(passages, windows, logits, self.order)
             answers |= ranked
-            per_file[path.stem] = self.score(ranked)
+            name = path.stem if stems.count(path.stem) == 1 else str(path)
+            per_file[name] = self.score(ranked)
+            found[0].extend(w._replace(passage=w.passage + before) for w in windows)
+            found[1].extend(logits)
+            before += len(passages)
+        if sum(len({p.group for p in x}) for x in self.tests.values()) > len(self.asked):
+            answers = rank(self.every_test, *found, self.order)  # questions in several files
         write_json(out / "submission.json", submission(self.every_test, answers))
         write_json(out / "n_best.json", n_best(answers))
         return {**self.score(answers), "per_file": per_file}

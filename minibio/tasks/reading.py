@@ -116,6 +116,11 @@ class Node:
             raise self.error(f"{key!r} has half a surrogate pair, which is no character")
         return value
 
+    def id(self) -> str:
+        """The value under "id": text, or a whole number as text."""
+        value = self.value.get("id")
+        return str(value) if type(value) is int else self.get("id", str)
+
     def children(self, key: str, default=None) -> Iterator["Node"]:
         """The objects of the list under `key`."""
         for i, value in enumerate(self.get(key, list, default)):

@@ -306,6 +306,27 @@ def test_several_test_files_and_the_released_order(tokenizer, tmp_path):
     assert "mrr" not in without
 
 
+def test_two_test_files_of_one_name_that_ask_the_same(tokenizer, tmp_path):
+    """Both have their scores, and a question has the snippets of both."""
+    data = write_qa(tmp_path / "qa")
+    (data / "other").mkdir()
+    tests = [data / "test.json", data / "other" / "test.json"]
+    tests[1].write_bytes(tests[0].read_bytes())
+    model = head(tokenizer, tmp_path, "span")
+
+    def answers(paths):
+        task = QaTask(data / "train.json", paths, [data / "golden.json"], order="released")
+        scores = prepared(task, tokenizer, RECIPE).test(model, tmp_path)
+        return scores, qa.read_submission(tmp_path / "submission.json")
+
+    scores, both = answers(tests)
+    one_scores, one = answers(tests[:1])
+    assert list(scores["per_file"]) == [str(path) for path in tests]
+    assert scores["questions"] == one_scores["questions"] == 10
+    assert list(scores["per_file"].values()) == [one_scores["per_file"]["test"]] * 2
+    assert both == {question: found * 2 for question, found in one.items()}
+
+
 def test_bad_questions(tokenizer, tmp_path):
     data = write_qa(tmp_path / "qa")
     train, test, golden = (data / f"{name}.json" for name in ("train", "test", "golden"))

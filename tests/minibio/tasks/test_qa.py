@@ -84,7 +84,7 @@ del BAD["data"][0]["paragraphs"][1]["context"]
         ({"data": [1]}, r"data\[0\]: 1, expected an object"),
         ({"data": []}, r"holds no question, expected SQuAD's form"),
         (BAD, r"data\[0\]\.paragraphs\[1\]: 'context' is missing, expected text"),
-        (squad(id=7), r"data\[0\]\.paragraphs\[1\]\.qas\[0\]: 'id' is 7, expected text"),
+        (squad(id=7.5), r"data\[0\]\.paragraphs\[1\]\.qas\[0\]: 'id' is 7\.5, expected text"),
         (squad(question="\ud800?"), r".*qas\[0\]: 'question' has half a surrogate pair"),
         (squad(question=None), r".*qas\[0\]: 'question' is null, expected text"),
         (squad(answers={}), r".*qas\[0\]: 'answers' is \{\}, expected a list"),
@@ -475,3 +475,39 @@ def test_the_real_files(tokenizer):
             assert any(start <= x and y <= end for x, y in passage.answers)
     answered = {w.passage for w in windows if w.answers}
     assert len(answered) == len(passages)
+
+
+# files of other sources
+
+
+def asked(tmp_path, *qas, name="x.json", mark=""):
+    paragraph = {"context": "Iron is in the blood.", "qas": list(qas)}
+    text = mark + json.dumps({"data": [{"paragraphs": [paragraph]}]})
+    (tmp_path / name).write_text(text, "utf-8")
+    return tmp_path / name
+
+
+def test_one_id_for_two_questions(tmp_path):
+    """Of a plain id, and of two snippets of one BioASQ question; spaces and case are no other."""
+    for one, two in (("a", "a"), ("5" * 24 + "_000", "5" * 24 + "_001")):
+        first = {"id": one, "question": "What is it?"}
+        path = asked(tmp_path, first, {"id": two, "question": "Which?"})
+        with pytest.raises(InputError, match="asks 'Which[?]', and 'What is it[?]' before"):
+            qa.read_squad(path)
+        path = asked(tmp_path, first, {"id": two, "question": "what is it ?"})
+        assert len({p.group for p in qa.read_squad(path)}) == 1
+
+
+def test_numbers_as_ids_and_a_byte_order_mark(tmp_path):
+    ids = ["q", 7, "5" * 24 + "_3"]
+    path = asked(tmp_path, *({"id": x, "question": f"What is {x}?"} for x in ids), mark="\ufeff")
+    assert [p.group for p in qa.read_squad(path)] == ["q", "7", "5" * 24]
+
+
+def test_a_question_submitted_without_an_answer_is_wrong(tmp_path):
+    questions = [{"id": 1, "exact_answer": [["Iron"]]}, {"id": 2}]
+    (tmp_path / "x.json").write_text(json.dumps({"questions": questions}))
+    submitted = qa.read_submission(tmp_path / "x.json")
+    assert submitted == {"1": ["Iron"], "2": []}
+    scores = metrics.bioasq_scores({"1": ["iron"], "2": ["zinc"]}, submitted)
+    assert (scores["strict_accuracy"], scores["questions"]) == (0.5, 2)
