@@ -20,7 +20,7 @@ brings a checkpoint to disk; rundir.py is the directory around them.
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,9 @@ from minibio.run.files import check_writable
 
 PARTS = ("weights", "optimizer", "ranks")
 FOLDER, LOG = "checkpoints", "log.jsonl"  # in the run's directory
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW, for each parameter
 ANY_MACHINE = frozenset({"world"})  # of a configuration: the same run all the same
+AGAIN = "resume with the version that wrote it, or start again with --overwrite"
 ADVICE = "resume with the options of the run that wrote it"
 ABSENT = "not recorded"
 
@@ -91,15 +93,17 @@ class Checkpoint:
         dist.from_rank0(lambda: stored.update(store.read(self.path, PARTS)), ranks)
         parts = {part: {} for part in ("weights", "optimizer", "random")}
         for name, x in dist.tensors_from_rank0(stored, ranks).items():
-            part, name = name.removeprefix("ranks/").split("/", 1)
-            parts[part][name] = x
-        if type(optimizer).__name__ != self.optimizer["class"]:
+            part, _, name = name.removeprefix("ranks/").partition("/")
+            parts.setdefault(part, {})[name] = x
+        if type(optimizer).__name__ != self.optimizer.get("class"):
             raise InputError(
-                f"{self.path}: the optimiser was {self.optimizer['class']}, expected "
+                f"{self.path}: the optimiser was {self.optimizer.get('class')}, expected "
                 f"{type(optimizer).__name__}"
             )
         check_weights(parts["weights"], objective, self.path)
-        check_moments(parts["optimizer"], self.optimizer["groups"], objective, optimizer, self.path)
+        then = self.optimizer.get("groups", [])
+        check_moments(parts["optimizer"], then, objective, optimizer, self.path)
+        check_random_state(parts["random"], self.world, self.device, self.path)
         put_weights(objective, parts["weights"])
         put_moments(objective, optimizer, parts["optimizer"])
         if (self.world, self.device) == (ranks.world, ranks.device.type):
@@ -147,7 +151,28 @@ def newest(out: str | Path, ranks: dist.Ranks) -> Checkpoint | None:
             raise InputError(f"{Path(out) / FOLDER}: every checkpoint is damaged: {names}")
 
     found = dist.from_rank0(find, ranks)
-    return None if found is None else Checkpoint(Path(found[0]), **found[1])
+    if found is None:
+        return None
+    place, state = found
+    check_fields(state, Path(place))
+    return Checkpoint(Path(place), **state)
+
+
+def check_fields(state: dict, place: Path) -> None:
+    """Refuse a state.json of another version: other fields, or other types.
+
+    Raises:
+        InputError: naming the field.
+    """
+    types = {f.name: f.type for f in fields(Checkpoint) if f.name != "path"}
+    for name in {**types, **state}:
+        kind = types.get(name)
+        if name not in state or kind is None:
+            what = "has no" if kind else "has an unknown"
+            raise InputError(f"{place / store.STATE} {what} {name!r}: of another version; {AGAIN}")
+        if type(state[name]) is not kind:
+            expected = f"expected {kind.__name__}; {AGAIN}"
+            raise InputError(f"{place / store.STATE}: {name} is {state[name]!r}, {expected}")
 
 
 class Checkpoints:
@@ -308,12 +333,34 @@ def check_moments(stored: dict[str, Tensor], stored_groups: list[list[str]],
     if stored_groups != present_groups:
         raise InputError(f"{where}: the optimiser had its parameters in another order; {ADVICE}")
     shapes = {name: x.shape for name, x in weights(objective).items()}
+    keys: dict[str, set[str]] = {}
     for full, x in stored.items():
-        name = full.split(":", 1)[1]
+        key, _, name = full.partition(":")
+        keys.setdefault(name, set()).add(key)
+        if name not in now:
+            raise InputError(f"{where}: {full} is of no parameter of this run; {ADVICE}")
         if x.dim() and x.shape != shapes[name]:
             raise InputError(
                 f"{where}: {full} is {tuple(x.shape)}, expected {tuple(shapes[name])}; {ADVICE}"
             )
+    for name, found in keys.items():
+        if missing := MOMENTS - found:
+            raise InputError(f"{where}: no {min(missing)}:{name} in it; {ADVICE}")
+
+
+def check_random_state(stored: dict[str, Tensor], world: int, device: str, where: Path) -> None:
+    """Refuse random states that are not one for each rank.
+
+    Raises:
+        InputError: they are not.
+    """
+    expected = {"cpu": (world, *torch.get_rng_state().shape)}
+    if device == "cuda":
+        expected["cuda"] = stored["cuda"].shape if "cuda" in stored else (world,)
+    for name, shape in expected.items():
+        found = tuple(stored[name].shape) if name in stored else "missing"
+        if found != tuple(shape):
+            raise InputError(f"{where}: the random state {name!r} is {found}, expected {shape}")
 
 
 @torch.no_grad()

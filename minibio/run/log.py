@@ -8,7 +8,7 @@ import math
 import resource
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +34,24 @@ class Progress:
     held_out_first: dict = field(default_factory=dict)
     held_out: dict = field(default_factory=dict)
     stopped: str = ""  # the signal that ended the run before its last step
+
+    @staticmethod
+    def read(counters: dict, where: Path) -> "Progress":
+        """The counts of a checkpoint, of a run that goes on.
+
+        Raises:
+            InputError: they are another version's.
+        """
+        blank = asdict(Progress())
+        for name in {**blank, **counters}:
+            kinds = (int, float) if isinstance(blank.get(name), float) else type(blank.get(name))
+            kinds = list if name == "mark" else kinds
+            if name not in blank or not isinstance(counters.get(name), kinds):
+                raise InputError(
+                    f"{where}: the counter {name!r} is {counters.get(name)!r}: of another version; "
+                    f"resume with the version that wrote it, or start again with --overwrite"
+                )
+        return Progress(**{**counters, "stopped": ""})
 
     def add(self, terms: dict[str, float], *, samples: int, tokens: int, seconds: float,
             max_skips: int) -> None:  # fmt: skip

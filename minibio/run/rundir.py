@@ -144,6 +144,7 @@ class RunDir:
             dist.print0(f"\nresumed from {found.path}, step {found.step:,}")
             for name, then, now in changed:
                 dist.print0(f"    {name:<16} {then} -> {now}")
+            progress = Progress.read(found.counters, found.path)
             found.restore(objective, optimizer, self.ranks, seed=seed)
             found.cut_log(self.ranks)
         self.journal = RunLog(self.out / LOG, self.ranks, resumed=found is not None)
@@ -151,7 +152,7 @@ class RunDir:
             self.log({"event": "start", **self.config})
             return None
         self.log({"event": "resume", "step": found.step, "processes": self.ranks.world})
-        return Progress(**{**found.counters, "stopped": ""})
+        return progress
 
     def check_steps(self, found: checkpoint.Checkpoint) -> None:
         """Refuse to end a run at a step that it has passed: its weights are of a later one."""

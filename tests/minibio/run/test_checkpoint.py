@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from safetensors.torch import load_file
 
 from helpers import ROOT, random_batch, tiny_config
 from minibio.batch import Counts
@@ -28,6 +29,7 @@ from minibio.model.heads import Model
 from minibio.run import checkpoint, dist, options, store
 from minibio.run.checkpoint import FOLDER, LOG, PARTS, Checkpoints, newest
 from minibio.run.errors import InputError
+from minibio.run.log import Progress
 from minibio.run.optim import lr_at, make_optimizer
 
 ALONE = dist.Ranks(0, 0, 1, torch.device("cpu"))
@@ -453,6 +455,54 @@ def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
     assert other.fingerprint() == run.fingerprint()
     other.save(Checkpoints(tmp_path, ALONE, keep=2))
     assert names(tmp_path)[-1] == f"step-{last:08d}" and len(names(tmp_path)) == 2
+
+
+# ---- of another version
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state, parts: state.pop("counters"), "state.json has no 'counters'"),
+        (lambda state, parts: state.update(loss=1), "state.json has an unknown 'loss'"),
+        (lambda state, parts: state.update(config=[]), r"config is \[\], expected dict"),
+        (lambda state, parts: state.update(log_bytes="9"), "log_bytes is '9', expected int"),
+        (lambda state, parts: state.update(optimizer=None), "optimizer is None, expected dict"),
+        (lambda state, parts: state["optimizer"].pop("class"), "the optimiser was None"),
+        (lambda state, parts: parts["ranks"].clear(), "random state 'cpu' is missing"),
+        (lambda state, parts: parts["ranks"].update({"random/cpu": torch.zeros(1, 9)}),
+         r"random state 'cpu' is \(1, 9\), expected \(1, \d+\)"),
+        (lambda state, parts: parts["optimizer"].pop("step:W_h.weight"), "no step:W_h.weight in"),
+        (lambda state, parts: parts["optimizer"].update({"strange": torch.ones(1)}),
+         "strange is of no parameter of this run"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_version_is_one_line_and_changes_nothing(tmp_path, change, message):
+    """With sums that fit: not damaged, only other."""
+    run = Run()
+    run.train(1)
+    run.save(Checkpoints(tmp_path, ALONE))
+    (place,) = store.whole(tmp_path / FOLDER)
+    state = store.check(place, PARTS)
+    parts = {part: load_file(place / f"{part}.safetensors") for part in PARTS}
+    change(state, parts)
+    store.write(tmp_path / FOLDER, state.get("step", 1), parts, json.dumps(state).encode())
+    other = Run()
+    before = other.fingerprint()
+    with pytest.raises(InputError, match=message) as caught:
+        other.resume(tmp_path)
+    assert "\n" not in str(caught.value) and other.fingerprint() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": "7"}, {"mark": 3}, {"terms": None}, {"of_a_later_version": 1}]
+)
+def test_counts_of_another_version_are_one_line(change):
+    counters = dataclasses.asdict(Progress(step=3, mark=(1, 2, 3.5)))
+    known = json.loads(json.dumps(counters))
+    assert Progress.read(known, "out/step-3").step == 3
+    with pytest.raises(InputError, match=f"out/step-3: the counter '{[*change][0]}' is"):
+        Progress.read({**known, **change}, "out/step-3")
 
 
 # ---- several processes
