@@ -101,6 +101,8 @@ def read_tsv(path: str | Path, scheme: str | None = None) -> list[Sentence]:
         sentences.append(current)
     if not sentences:
         raise InputError(f"{path} holds no sentence, expected {EXPECTED}")
+    if all(word.isdecimal() for s in sentences for word in s.words):
+        raise InputError(f"{path}: the first column has only numbers, expected {EXPECTED}")
     return sentences
 
 
@@ -132,7 +134,7 @@ def check_scheme(sentence: Sentence, scheme: str | None, path, behind: int) -> N
 def read_sets(
     directory: str | Path, scheme: str | None = None
 ) -> tuple[dict[str, list[Sentence]], str, int]:
-    """train, test and, where there is one, devel, all with tags of one scheme.
+    """train, test and, where there is one, devel (or dev), all with tags of one scheme.
 
     Args:
         scheme: what the tags are rewritten to; None = the scheme that most of train keeps. The
@@ -145,9 +147,11 @@ def read_sets(
     """
     directory = Path(directory)
     names = ["train", "test"]
-    if (directory / "devel.tsv").exists():
+    found = [x for x in ("devel", "dev") if (directory / f"{x}.tsv").exists()]
+    if found:
         names.insert(1, "devel")
-    sets = {name: read_tsv(directory / f"{name}.tsv") for name in names}
+    stems = {name: found[0] if name == "devel" else name for name in names}
+    sets = {name: read_tsv(directory / f"{stem}.tsv") for name, stem in stems.items()}
     like = {name: next((t for t in label_names(x) if t != "O"), None) for name, x in sets.items()}
     if like["train"] is None:
         raise InputError(f"{directory / 'train.tsv'} tags no entity, so there is nothing to learn")

@@ -445,3 +445,20 @@ def test_every_word_of_a_text_can_be_found(tokenizer, text, length, rng):
     assert inside == [tag != "O" for tag in words]
     for m in found:
         assert not text[m.start].isspace() and not text[m.end - 1].isspace()
+
+
+def test_dev_is_devel(tmp_path):
+    for name, word in (("train", "a"), ("dev", "b"), ("test", "c")):
+        (tmp_path / f"{name}.tsv").write_text(f"{word}\tB\n")
+    sets = ner.read_sets(tmp_path)[0]
+    assert {name: x[0].words for name, x in sets.items()} == {
+        "train": ["a"], "devel": ["b"], "test": ["c"]
+    }  # fmt: skip
+    (tmp_path / "devel.tsv").write_text("d\tB\n")
+    assert ner.read_sets(tmp_path)[0]["devel"][0].words == ["d"]
+
+
+def test_a_first_column_of_numbers_is_no_text(tmp_path):
+    (tmp_path / "x.tsv").write_text("1\tGout\tB\n2\tin\tO\n")
+    with pytest.raises(InputError, match="x.tsv: the first column has only numbers"):
+        ner.read_tsv(tmp_path / "x.tsv")
