@@ -42,6 +42,31 @@ BLANK = {  # what a blank line gets
 RECORDS = {"token": "ner.json", "sequence": "relation.json", "span": "qa.json"}
 
 
+def settings(record: Path, length: int) -> dict:
+    """The settings of a fine-tuning that its answers depend on, from the record beside the model.
+
+    Args:
+        length: tokens of a window where there is no record.
+    Raises:
+        InputError: a setting of another type, or out of its range.
+    """
+    found = {"length": length, "stride": 128, "order": "pooled", "anonymise": False}
+    expected = {
+        "length": (lambda x: type(x) is int and x >= 5, "a whole number of 5 or more"),
+        "stride": (lambda x: type(x) is int and x >= 1, "a whole number of 1 or more"),
+        "order": (lambda x: x in ("pooled", "released"), "pooled or released"),
+        "anonymise": (lambda x: isinstance(x, bool), "true or false"),
+    }
+    config = read_json(record).get("config", {}) if record.exists() else {}
+    if not isinstance(config, dict):
+        raise InputError(f"{record}: config is {config!r}, expected an object {{...}}")
+    for name, (is_right, what) in expected.items():
+        found[name] = config.get(name, found[name])
+        if not is_right(found[name]):
+            raise InputError(f"{record}: config.{name} is {found[name]!r}, expected {what}")
+    return found
+
+
 class Predictor:
     """A model with its head, and how its texts were prepared when it was trained.
 
@@ -75,12 +100,11 @@ class Predictor:
         self.device, self.B = torch.device(device), B
         self.model.to(self.device)
         self.context = partial(autocast, precision, self.device)
-        record = path / RECORDS[self.head]
-        config = read_json(record).get("config", {}) if record.exists() else {}
-        default = 384 if self.head == "span" else 512
-        self.length = min(config.get("length", default), self.model.config.P)
-        self.stride, self.order = config.get("stride", 128), config.get("order", "pooled")
-        self.anonymise = config.get("anonymise", False)
+        found = settings(path / RECORDS[self.head], 384 if self.head == "span" else 512)
+        self.length = min(found["length"], self.model.config.P)
+        self.stride, self.order, self.anonymise = (
+            found[name] for name in ("stride", "order", "anonymise")
+        )
 
     def __call__(self, items: list[dict]) -> list[dict]:
         """Answers to lines that `parse` has read, in their order."""

@@ -13,7 +13,7 @@ from minibio.model.heads import Model
 from minibio.run.errors import InputError
 from minibio.tasks import ner, qa, relation
 from minibio.tasks import predict as module
-from minibio.tasks.predict import CHUNK, Predictor, in_chunks, parse, predict
+from minibio.tasks.predict import CHUNK, Predictor, in_chunks, parse, predict, settings
 from toy_tasks import make_encoder, make_tokenizer
 
 HEADS = {"token": ("O", "B-d", "I-d"), "sequence": ("no", "yes"), "span": None}
@@ -277,3 +277,26 @@ def test_closed_standard_input(directories, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="the standard input is closed, expected text"):
         list(predict(Predictor(directories / "token"), "-", False))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ([], r"config is \[\], expected an object"),
+        ({"length": "x"}, "config.length is 'x', expected a whole number of 5"),
+        ({"length": 2.5}, "config.length is 2.5"),
+        ({"length": 3}, "config.length is 3"),
+        ({"length": True}, "config.length is True"),
+        ({"stride": 0}, "config.stride is 0"),
+        ({"order": "x"}, "config.order is 'x', expected pooled or released"),
+        ({"order": []}, r"config.order is \[\]"),
+        ({"anonymise": 1}, "config.anonymise is 1, expected true or false"),
+    ],
+)
+def test_a_record_of_other_types_is_one_line(tmp_path, config, message):
+    record = tmp_path / "qa.json"
+    assert settings(record, 384)["length"] == 384  # none there
+    record.write_text(json.dumps({"config": config}))
+    with pytest.raises(InputError, match=message) as caught:
+        settings(record, 384)
+    assert str(record) in str(caught.value)
