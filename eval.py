@@ -74,6 +74,7 @@ def add_relation(g: argparse.ArgumentParser) -> None:
     add("--classes", type=int, choices=(5, 13), help="of CHEMPROT: 13 relations, or CPR:3 to CPR:9")
     add("--anonymise", action="store_true", help="@ARG1$ and @ARG2$ in place of << >> and [[ ]]")
     add("--negative", nargs="+", metavar="LABEL", help="states no relation (default: by its name)")
+    add("--skip-unmarked", action="store_true", help="leave out lines that mark no two entities")
     add_fine_tuning(g, "relation")
 
 
@@ -430,7 +431,7 @@ def run_ner(args: argparse.Namespace, recipe: Recipe) -> None:
 def run_relation(args: argparse.Namespace, recipe: Recipe) -> None:
     """Relations: one set, one fold, all folds, or a split by seed."""
     how = {"at_random": args.split, "classes": args.classes, "anonymised": args.anonymise,
-           "negative": args.negative}  # fmt: skip
+           "negative": args.negative, "skip_unmarked": args.skip_unmarked}  # fmt: skip
     if args.fold != "all":
         return experiment(args, recipe, {"": RelationTask(args.data, fold=args.fold, **how)})
     numbers = [int(path.name) for path in relation.folds(args.data)]

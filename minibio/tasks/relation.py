@@ -35,6 +35,7 @@ EXPECTED = "lines of sentence TAB label, or of JSON with text and label"
 FIRST, SECOND = re.compile(r"<< (.*?) >>"), re.compile(r"\[\[ (.*?) \]\]")
 # @GENE$; @CHEM-GENE$: one mention is both; BC6ENTC and BC6ENTG of ChemProt's other preparations
 NAME = re.compile(r"@[A-Z0-9][A-Z0-9-]*\$|\bBC6ENT[CG]\b")
+UNMARKED = "marks no two entities, expected << >> and [[ ]], or names like @GENE$ and @DISEASE$"
 FILES = {"train": ("train",), "dev": ("dev", "devel"), "test": ("test",)}
 SUFFIXES = (".tsv", ".jsonl", ".txt")  # SciBERT's release calls its JSON lines .txt
 
@@ -98,14 +99,11 @@ def marked(text: str, where: str = "the text") -> Example:
     """
     spans = entities(text)
     if spans is None:
-        raise InputError(
-            f"{where} marks no two entities, expected << >> and [[ ]], or names like @GENE$ and "
-            "@DISEASE$"
-        )
+        raise InputError(f"{where} {UNMARKED}")
     return Example(text, None, spans)
 
 
-def read(path: str | Path) -> list[Example]:
+def read(path: str | Path, skip_unmarked: bool = False) -> list[Example]:
     """The examples of a file, in any of the published forms.
 
     TSV: sentence TAB label, or a header line and the columns it names (index, sentence, label) in
@@ -114,11 +112,15 @@ def read(path: str | Path) -> list[Example]:
     JSON lines: "text" or "sentence", and "label"; "types" may name the kinds of << >> and [[ ]]:
     ["CHEMICAL", "GENE"].
 
+    Args:
+        skip_unmarked: True = lines that mark no two entities, as BioBERT's preparation of CHEMPROT
+            has some, are left out, and their number is printed.
     Raises:
         InputError: the file cannot be read, is not UTF-8, a line lacks a column or key, has an
             empty label or marks no two entities, or there is no example.
     """
     examples, header = [], None
+    unmarked = []  # numbers of lines
     for number, line in read_lines(path, EXPECTED):
         where = f"{path}: line {number}"
         if not line.strip():
@@ -129,7 +131,8 @@ def read(path: str | Path) -> list[Example]:
         else:
             columns = [unquoted(column) for column in columns]
             names = [name.strip().lower() for name in columns]
-            if not examples and header is None and {"label", "sentence", "text"} & set(names):
+            is_first = not examples and not unmarked and header is None
+            if is_first and {"label", "sentence", "text"} & set(names):
                 header = names
                 if "label" not in header:
                     raise InputError(f"{where}: the header names no column label: {line[:40]!r}")
@@ -137,7 +140,18 @@ def read(path: str | Path) -> list[Example]:
             (text, label), names = from_columns(columns, header, where), None
         if not label:
             raise InputError(f"{where} has an empty label")
-        examples.append(marked(text, where)._replace(label=label, names=names))
+        spans = entities(text)
+        if spans is None:
+            unmarked.append(number)
+        else:
+            examples.append(Example(text, label, spans, names))
+    if unmarked and not skip_unmarked:
+        raise InputError(
+            f"{path}: line {unmarked[0]} {UNMARKED}; lines like it: {len(unmarked)}, which "
+            "--skip-unmarked leaves out"
+        )
+    if unmarked:
+        print0(f"{path}: lines that mark no two entities, left out: {len(unmarked)}")
     if not examples:
         raise InputError(f"{path} holds no example, expected {EXPECTED}")
     return examples
@@ -196,7 +210,7 @@ def from_json(line: str, where: str) -> tuple[str, str, tuple[str, str] | None]:
     return text, label_of(label), tuple(f"@{kind}$" for kind in types)
 
 
-def read_sets(directory: str | Path) -> dict[str, list[Example]]:
+def read_sets(directory: str | Path, skip_unmarked: bool = False) -> dict[str, list[Example]]:
     """train and test of a directory, and dev where there is one, whatever their form.
 
     Raises:
@@ -207,7 +221,7 @@ def read_sets(directory: str | Path) -> dict[str, list[Example]]:
         paths = [directory / f"{stem}{suffix}" for stem in stems for suffix in SUFFIXES]
         found = [path for path in paths if path.is_file() and path.stat().st_size]
         if found:
-            sets[name] = read(found[0])
+            sets[name] = read(found[0], skip_unmarked)
         elif name != "dev":  # BioBERT's folds have an empty dev.tsv
             raise InputError(f"{directory} has no {paths[0].name} or {name}.jsonl")
     if len(label_names(sets["train"])) < 2:
@@ -229,12 +243,12 @@ def folds(directory: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name))
 
 
-def whole(directory: str | Path) -> list[Example]:
+def whole(directory: str | Path, skip_unmarked: bool = False) -> list[Example]:
     """Every example once: the test files of all folds together, or train and test of one set."""
     parts = folds(directory)
     if parts:
-        return [example for part in parts for example in read_sets(part)["test"]]
-    sets = read_sets(directory)
+        return [example for part in parts for example in read_sets(part, skip_unmarked)["test"]]
+    sets = read_sets(directory, skip_unmarked)
     return [*sets["train"], *sets["test"]]
 
 
@@ -397,6 +411,7 @@ class RelationTask(Task):
         classes:   5 = CHEMPROT's 13 relations as BioCreative's five groups.
         anonymised: names in place of << >> and [[ ]].
         negative:  the labels that state no relation; None = those that look like it (`NEGATIVE`).
+        skip_unmarked: lines that mark no two entities are left out.
     Raises:
         InputError: the files, or these choices, do not fit.
     """
@@ -412,8 +427,9 @@ class RelationTask(Task):
         classes: int | None = None,
         anonymised: bool = False,
         negative: Sequence[str] | None = None,
+        skip_unmarked: bool = False,
     ):
-        self.sets = chosen_sets(directory, fold, at_random)
+        self.sets = chosen_sets(directory, fold, at_random, skip_unmarked)
         if classes == 5:
             self.sets = {name: five_classes(x) for name, x in self.sets.items()}
         if anonymised:
@@ -482,21 +498,23 @@ class RelationTask(Task):
         return self.score("dev", model)[0][self.average]["f1"]
 
 
-def chosen_sets(directory: Path, fold: int | None, at_random: bool) -> dict[str, list[Example]]:
+def chosen_sets(
+    directory: Path, fold: int | None, at_random: bool, skip_unmarked: bool = False
+) -> dict[str, list[Example]]:
     """The sets of a directory or of one of its folds; {"all": ...} where they are split later."""
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory, expected one of train and test files")
     if at_random:
-        return {"all": whole(directory)}
+        return {"all": whole(directory, skip_unmarked)}
     if fold is None:
         if folds(directory):
             raise InputError(
                 f"{directory} is in folds; choose one: --fold 1, --fold all, or --split"
             )
-        return read_sets(directory)
+        return read_sets(directory, skip_unmarked)
     if not (directory / str(fold)).is_dir():
         raise InputError(f"{directory} has no fold {fold}")
-    return read_sets(directory / str(fold))
+    return read_sets(directory / str(fold), skip_unmarked)
 
 
 def published(examples: Sequence[Example]) -> bool:

@@ -154,6 +154,51 @@ def test_whatever_befalls_a_file(file):
     assert 200 < refused
 
 
+BIOBERT = (  # of 6 lines the 2nd, 3rd and 5th lost a mark
+    "index\tsentence\tlabel\n"
+    "10.T1.T2\tThe @CHEMICAL$ inhibits @GENE$.\tCPR:4\n11.T1.T2\tOf @CHEMICAL$ alone.\tfalse\n"
+    "12.T1.T2\tNo mark.\tCPR:3\n13.T1.T2\tBC6ENTG and BC6ENTC.\tfalse\n"
+    "14.T1.T2\tOf @GENE $ and @CHEMICAL$.\tCPR:9\n15.T1.T2\tA @CHEM-GENE$.\tfalse\n"
+)
+
+
+def test_lines_that_lost_a_mark(file, capsys):
+    path = file(BIOBERT)
+    message = f"{path}: line 3 marks no two entities, .* lines like it: 3, .*--skip-unmarked"
+    with pytest.raises(InputError, match=message) as error:
+        relation.read(path)
+    assert "\n" not in str(error.value) and capsys.readouterr().out == ""
+    examples = relation.read(path, skip_unmarked=True)
+    assert [(cut_out(x), x.label) for x in examples] == [
+        (["@CHEMICAL$", "@GENE$"], "CPR:4"),
+        (["BC6ENTG", "BC6ENTC"], "false"),
+        (["@CHEM-GENE$", "@CHEM-GENE$"], "false"),
+    ]
+    assert capsys.readouterr().out == f"{path}: lines that mark no two entities, left out: 3\n"
+    relation.read(file(GAD), skip_unmarked=True)
+    assert capsys.readouterr().out == ""  # nothing to say
+    with pytest.raises(InputError, match="holds no example"):
+        relation.read(file("No mark.\t1\nNo mark.\t0\n"), skip_unmarked=True)
+
+
+def test_a_header_is_only_before_the_lines(file):
+    """A line that is skipped comes before: what looks like a header is damage then."""
+    with pytest.raises(InputError, match="line 2 has 3 columns, expected 2"):
+        relation.read(file("No mark.\t1\nindex\tsentence\tlabel\n"), skip_unmarked=True)
+
+
+@pytest.mark.parametrize("how", [{}, {"fold": 1}, {"at_random": True}])
+def test_every_way_to_choose_sets_skips_lines(file, tmp_path, how):
+    for part in ("", "1/") if "fold" in how else ("",):
+        for name in ("train", "dev", "test"):
+            file(BIOBERT, f"set/{part}{name}.tsv")
+    with pytest.raises(InputError, match="lines like it: 3"):
+        relation.RelationTask(tmp_path / "set", **how)
+    task = relation.RelationTask(tmp_path / "set", skip_unmarked=True, **how)
+    want = {"all": 6} if "at_random" in how else {"train": 3, "dev": 3, "test": 3}
+    assert {name: len(x) for name, x in task.sets.items()} == want
+
+
 def test_the_sample_is_read(tmp_path):
     make_sample(tmp_path / "sample", documents=1, ner_train=1)
     gad = relation.read_sets(tmp_path / "sample/relation/gad")
