@@ -28,8 +28,8 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from minibio.config import HOW, RECIPES, Recipe
-from minibio.run import errors, options
+from minibio.config import HOW, RECIPES, Recipe, recipe_of
+from minibio.run import errors, files, options
 from minibio.run.errors import InputError
 from minibio.tasks.tags import SCHEMES
 
@@ -138,6 +138,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def width_of(model: Path) -> int | None:
+    """The width that a directory's config.json states; None where it states none."""
+    file = model / "config.json"
+    config = files.read_json(file) if file.is_file() else {}
+    return config.get("hidden_size", config.get("dim"))
+
+
 def read(argv: list[str] | None = None) -> tuple[argparse.Namespace, Recipe | None]:
     """The command line, and the recipe of a fine-tuning.
 
@@ -149,7 +156,7 @@ def read(argv: list[str] | None = None) -> tuple[argparse.Namespace, Recipe | No
     if args.command not in RECIPES:
         return args, None
     given = options.given(args, Recipe)
-    recipe = dataclasses.replace(RECIPES[args.command], **given)
+    recipe = dataclasses.replace(recipe_of(args.command, width_of(args.model)), **given)
     options.check(recipe)
     if args.teacher is None:
         for name in OF_A_TEACHER:
@@ -173,7 +180,7 @@ from minibio.distil.objectives import Objective, teach
 from minibio.model.convert import load, save
 from minibio.model.heads import Model
 from minibio.report import scores as report
-from minibio.run import checkpoint, dist, files, log, optim
+from minibio.run import checkpoint, dist, log, optim
 from minibio.run.dist import Ranks, autocast
 from minibio.run.gradients import Gradients, reduce_terms
 from minibio.run.log import Progress
@@ -306,6 +313,10 @@ def execute(task: Task, source: Path, recipe: Recipe, out: Path, ranks: Ranks, *
     if recipe.patience and not task.has_devel:
         raise InputError("--early-stopping needs a development set, and there is none")
     recipe = dataclasses.replace(recipe, length=min(recipe.length, encoder.config.P))
+    dist.print0(
+        f"{task.name}: {recipe.epochs} epochs, batch {recipe.batch}, peak rate {recipe.lr:g}, "
+        f"windows of {recipe.length} tokens"
+    )
     task.prepare(tokenizer, recipe)
     model = finetune.build_model(source, encoder, task, recipe.seed)
     teacher = None

@@ -353,8 +353,8 @@ class Recipe:
 
     epochs: int = option(5, "passes over the training set", least=1)
     batch: int = option(16, "examples of one step, all ranks together", least=1)
-    lr: float = option(  # "in a few cases" 3e-5; which ones is not recorded
-        5e-5, "peak learning rate", above=0, may_differ=True
+    lr: float = option(  # elsewhere than on questions "in a few cases" 3e-5, not recorded which
+        5e-5, "peak learning rate (of qa: 5e-5 if 312 wide, else 3e-5)", above=0, may_differ=True
     )
     schedule: str = option(
         "cosine", "of the rate", choices=("linear", "cosine", "wsd"), may_differ=True
@@ -392,4 +392,14 @@ class Recipe:
 HOW = ("accumulate", "log_every", "save_every")  # fields of Recipe that no record keeps
 
 # section 5.2: three epochs (F57b); the released README: windows of 384 (F61)
-RECIPES = {"ner": Recipe(), "relation": Recipe(epochs=3), "qa": Recipe(length=384)}
+RECIPES = {"ner": Recipe(), "relation": Recipe(epochs=3), "qa": Recipe(length=384, lr=3e-5)}
+
+
+def recipe_of(task: str, width: int | None) -> Recipe:
+    """The recipe of a task for a model of this width.
+
+    Section 5.3: on questions 5e-5 for TinyBERT, TinyBioBERT and BioTinyBERT, which are 312 wide,
+    3e-5 for all others.
+    """
+    recipe = RECIPES[task]
+    return replace(recipe, lr=5e-5) if task == "qa" and width == TINYBERT.C else recipe

@@ -8,7 +8,7 @@ import torch
 
 import minibio
 from helpers import tiny_config
-from minibio.config import RECIPES, Recipe
+from minibio.config import RECIPES, Recipe, recipe_of
 from minibio.model.heads import Model
 from minibio.run.errors import InputError
 from minibio.tasks import metrics, ner, qa, relation
@@ -387,3 +387,10 @@ def test_a_pooler_is_kept(tokenizer, tmp_path):
     model = build_model(tmp_path / "a", encoder, task, 1)
     assert torch.equal(model.head.pooler.weight, source.head.pooler.weight)
     assert model.head.classifier.weight.shape[0] == 2
+
+
+def test_questions_have_a_rate_of_their_own_by_width():
+    """Section 5.3: 5e-5 for the three models of width 312, 3e-5 for the rest; else 5e-5."""
+    assert recipe_of("qa", 312).lr == 5e-5
+    assert {recipe_of("qa", width).lr for width in (128, 512, 768, None)} == {3e-5}
+    assert {recipe_of(task, 768).lr for task in ("ner", "relation")} == {5e-5}
