@@ -63,6 +63,12 @@ def add_ner(g: argparse.ArgumentParser) -> None:
     add = g.add_argument
     add("--data", type=Path, required=True, help="directory of train.tsv, test.tsv and devel.tsv")
     add("--scheme", choices=SCHEMES, help="rewrite the tags (default: as train.tsv has them)")
+    add(
+        "--columns",
+        type=columns,
+        metavar="NAME,NAME,...",
+        help="of the files: word and tag, _ for any other (default: word,_,...,tag)",
+    )
     add_fine_tuning(g, "ner")
 
 
@@ -117,6 +123,14 @@ def add_fine_tuning(g: argparse.ArgumentParser, task: str) -> None:
                    metavar="EPOCHS", default=argparse.SUPPRESS,
                    help="take the model that is best on the development set, and stop after EPOCHS "
                         "without a better one (2)")  # fmt: skip
+
+
+def columns(text: str) -> list[str]:
+    """An argparse type: names of columns."""
+    names = text.split(",")
+    if sorted(name for name in names if name != "_") != ["tag", "word"]:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected word and tag, _ for any other column")
+    return names
 
 
 def fold(text: str) -> int | str:
@@ -436,7 +450,7 @@ def experiment(args: argparse.Namespace, recipe: Recipe, parts: dict[str, Task],
 
 def run_ner(args: argparse.Namespace, recipe: Recipe) -> None:
     """Named entities."""
-    experiment(args, recipe, {"": NerTask(args.data, args.scheme)})
+    experiment(args, recipe, {"": NerTask(args.data, args.scheme, args.columns)})
 
 
 def run_relation(args: argparse.Namespace, recipe: Recipe) -> None:

@@ -334,6 +334,9 @@ def test_bad_options(base, tuned, tmp_path, capsys):
     refused("--lr: invalid FLOAT value: 'fast'", *ner, "--lr", "fast")
     refused("--alpha: invalid FLOAT,FLOAT,... value: '1,x'", *ner, "--alpha", "1,x")
     refused("--scheme: invalid choice: 'BIO'", *ner, "--scheme", "BIO")
+    refused("--columns: 'word,pos,tag', expected word and tag, _ for", *ner, "--columns",
+            "word,pos,tag")  # fmt: skip
+    refused("of 2 columns, expected 3: word,_,tag", *ner, *out, "--columns", "word,_,tag")
     refused("--early-stopping: invalid positive value: '0'", *ner, "--early-stopping", "0")
     refused("--max-seq-length is --length here", *ner, "--max-seq-length", "128")
     refused("did you mean --epochs?", *ner, "--num-train-epochs", "3")

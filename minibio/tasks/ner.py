@@ -12,6 +12,7 @@ than the model is cut between words into several windows and rejoined; of a word
 model the first pieces are read.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from minibio.tasks.reading import cut, forward, read_lines
 from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of token TAB tag"
+BOUNDARY = re.compile(r"-DOCSTART-([ \t]|$)|###MEDLINE:\d+\s*$")  # of documents
 CHUNK = 8192  # words given to the tokenizer at a time
 
 
@@ -61,86 +63,179 @@ class Mention(NamedTuple):
 # reading
 
 
-def read_tsv(path: str | Path, scheme: str | None = None) -> list[Sentence]:
-    """Sentences of a file of `token TAB tag` lines, with blank lines between sentences.
+def read_tsv(
+    path: str | Path, scheme: str | None = None, columns: Sequence[str] | None = None
+) -> list[Sentence]:
+    """Sentences of a file of `token TAB tag` lines, or of CoNLL's columns apart by spaces.
 
-    Where a line has more columns the first is the token, the last the tag. `-DOCSTART-` lines are
-    left out, and any number of blank lines is one; CRLF, a byte-order mark and a missing last
-    newline make no difference. The tags stay as they are.
+    Blank lines are between sentences, any number of them, and lines of -DOCSTART- or ###MEDLINE:
+    are like them; CRLF, a byte-order mark and a missing last newline make no difference.
 
     Args:
-        scheme: None = IOB1, IOB2, IOBES or a mixture: an I without a B opens an entity. One of
-            these names = every tag must be as this scheme writes it.
+        scheme:  None = IOB1, IOB2, IOBES or a mixture, whose tags stay as they are: an I without a
+                 B opens an entity. BILOU, BMES and tags such as Disease-B are rewritten, in the
+                 letters of IOBES. A name of `tags.SCHEMES` = every tag must be as it writes it.
+        columns: the names of all columns, "word" and "tag" once, "_" for any other; None = the
+                 first is the word and the last the tag, which is printed unless the file has two,
+                 apart by a tab.
     Raises:
-        InputError: the file cannot be read, is not UTF-8, lacks a column, has a tag that is none of
-            O, B, I, E, S, mixes tags with and without a type, breaks `scheme`, or holds no
-            sentence.
+        InputError: the file cannot be read, is not UTF-8, a line has more or fewer columns than the
+            first, a tag is of no known scheme, tags are with and without a type, one breaks
+            `scheme`, words are only numbers, or there is no sentence.
     """
+    return read_tagged(path, scheme, columns)[0]
+
+
+def read_tagged(
+    path: str | Path, scheme: str | None = None, columns: Sequence[str] | None = None
+) -> tuple[list[Sentence], str | None]:
+    """`read_tsv`, and the name in `tags.LETTER_SETS` of tags that were rewritten; else None."""
     if scheme not in (None, *schemes.SCHEMES):
         raise InputError(f"scheme is {scheme!r}, expected one of {', '.join(schemes.SCHEMES)}")
-    sentences, current = [], Sentence([], [])
-    like = None  # the first tag that is not O
-    number = 0
+    sentences, starts = [], []  # and the number of each one's first line
+    layout, is_open = None, False
     for number, text in read_lines(path, EXPECTED):
-        if text.strip() and text.split("\t")[0].split(" ")[0] != "-DOCSTART-":
-            word, tag = read_line(text, path, number)
-            like = like or (tag if tag != "O" else None)
-            if tag != "O" and ("-" in tag) != ("-" in like):
-                raise InputError(
-                    f"{path}: line {number} has the tag {tag!r}, expected one like {like!r} above, "
-                    "with a type everywhere or nowhere"
-                )
-            current.words.append(word)
-            current.tags.append(tag)
-        elif current.words:
-            check_scheme(current, scheme, path, number)
-            sentences.append(current)
-            current = Sentence([], [])
-    if current.words:  # no blank line behind the last
-        check_scheme(current, scheme, path, number + 1)
-        sentences.append(current)
+        if not text.strip() or BOUNDARY.match(text):
+            is_open = False
+            continue
+        layout = layout or Layout.of(text, columns, path, number)
+        if not is_open:
+            sentences.append(Sentence([], []))
+            starts.append(number)
+            is_open = True
+        word, tag = layout.read(text, path, number)
+        sentences[-1].words.append(word)
+        sentences[-1].tags.append(tag)
     if not sentences:
         raise InputError(f"{path} holds no sentence, expected {EXPECTED}")
+    sentences, name = with_known_tags(sentences, starts, scheme, layout, path)
     if all(word.isdecimal() for s in sentences for word in s.words):
-        raise InputError(f"{path}: the first column has only numbers, expected {EXPECTED}")
-    return sentences
+        column = f"column {layout.word + 1}" if layout.word else "the first column"
+        raise InputError(f"{path}: {column} has only numbers, expected {EXPECTED}{layout.hint}")
+    if not layout.is_plain:
+        print0(f"{path}: {layout}")
+    return sentences, name
 
 
-def read_line(text: str, path, number: int) -> tuple[str, str]:
-    """Token and tag of one line."""
-    word, *rest = text.split("\t")
-    if not word or not rest:
-        raise InputError(f"{path}: line {number} is {text[:40]!r}, expected token TAB tag")
-    tag = rest[-1].strip(" ")
-    if not schemes.TAG.fullmatch(tag):
+class Layout(NamedTuple):
+    """The columns of a file, as its first line has them."""
+
+    by_tabs: bool  # else by any number of spaces
+    n: int
+    word: int  # which column, from 0
+    tag: int
+    first: int  # number of the line that has them
+
+    @staticmethod
+    def of(text: str, columns: Sequence[str] | None, path, number: int) -> "Layout":
+        """That of a file with this line; with names for its columns, or by guess."""
+        by_tabs = "\t" in text
+        n = len(split(text, by_tabs))
+        if n == 1:
+            raise InputError(f"{path}: line {number} is {text[:40]!r}, expected token TAB tag")
+        if columns is None:
+            return Layout(by_tabs, n, 0, n - 1, number)
+        if len(columns) != n:
+            raise InputError(
+                f"{path}: line {number} is {text[:40]!r}, of {n} columns, "
+                f"expected {len(columns)}: {','.join(columns)}"
+            )
+        return Layout(by_tabs, n, columns.index("word"), columns.index("tag"), number)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is token TAB tag."""
+        return self.by_tabs and (self.n, self.word) == (2, 0)
+
+    @property
+    def hint(self) -> str:
+        """What to do where the columns are others, for the end of a message."""
+        return "" if self.is_plain else f" ({self}; --columns names them: word,_,tag)"
+
+    def __str__(self) -> str:
+        by = "tabs" if self.by_tabs else "spaces"
+        return (
+            f"{self.n} columns apart by {by}: word from column {self.word + 1}, "
+            f"tag from column {self.tag + 1}"
+        )
+
+    def read(self, text: str, path, number: int) -> tuple[str, str]:
+        """Word and tag of a line."""
+        cells = split(text, self.by_tabs)
+        if len(cells) != self.n or not cells[self.word]:
+            by = "tabs" if self.by_tabs else "spaces"
+            columns = f"{self.n} columns apart by {by}, as line {self.first} has"
+            expected = "token TAB tag" if self.is_plain else columns
+            raise InputError(f"{path}: line {number} is {text[:40]!r}, expected {expected}")
+        return cells[self.word], cells[self.tag].strip(" ")
+
+
+def split(text: str, by_tabs: bool) -> list[str]:
+    """The columns of a line. Other white space, such as a no-break space, is part of a word."""
+    return text.split("\t") if by_tabs else re.split("[ \t]+", text.strip(" \t"))
+
+
+def with_known_tags(
+    sentences: list[Sentence], starts: Sequence[int], scheme: str | None, layout: Layout, path
+) -> tuple[list[Sentence], str | None]:
+    """The sentences with tags of O, B, I, E and S, and the name of the letters they had, if others.
+
+    Args:
+        starts: number of the first line of each.
+    Raises:
+        InputError: a tag is of no known scheme, breaks `scheme`, or has a type where others do not.
+    """
+    distinct = dict.fromkeys(tag for s in sentences for tag in s.tags)
+    like = next((tag for tag in distinct if tag != "O"), "O")
+    unknown = {tag for tag in distinct if not schemes.TAG.fullmatch(tag)}
+    if unknown and scheme is None and (meaning := schemes.of_file(distinct)):
+        tags, name = meaning
+        return [Sentence(s.words, [tags[tag] for tag in s.tags]) for s in sentences], name
+    if unknown:
+        number, tag = first_line(unknown, sentences, starts)
         raise InputError(
             f"{path}: line {number} has the tag {tag[:40]!r}, expected O, B, I, E or S, "
-            "the last four with a type (B-protein) or without"
+            f"the last four with a type (B-protein) or without{layout.hint}"
         )
-    return word, tag
-
-
-def check_scheme(sentence: Sentence, scheme: str | None, path, behind: int) -> None:
-    """Refuse a sentence, which ends before line `behind`, that breaks the scheme."""
-    fault = scheme and schemes.fault(sentence.tags, scheme)
-    if fault:
-        i, right = fault
+    unlike = {tag for tag in distinct if tag != "O" and ("-" in tag) != ("-" in like)}
+    if unlike:
+        number, tag = first_line(unlike, sentences, starts)
         raise InputError(
-            f"{path}: line {behind - len(sentence.tags) + i} has the tag {sentence.tags[i]!r} "
-            f"where {scheme} has {right!r}; mend it, or let the scheme be detected"
+            f"{path}: line {number} has the tag {tag!r}, expected one like {like!r} above, "
+            "with a type everywhere or nowhere"
         )
+    for number, sentence in zip(starts, sentences, strict=True) if scheme else ():
+        if fault := schemes.fault(sentence.tags, scheme):
+            i, right = fault
+            raise InputError(
+                f"{path}: line {number + i} has the tag {sentence.tags[i]!r} "
+                f"where {scheme} has {right!r}; mend it, or let the scheme be detected"
+            )
+    return sentences, None
+
+
+def first_line(wanted: set[str], sentences, starts: Sequence[int]) -> tuple[int, str]:
+    """Number and tag of the first line with one of the tags."""
+    return next(
+        (number + i, tag)
+        for number, sentence in zip(starts, sentences, strict=True)
+        for i, tag in enumerate(sentence.tags)
+        if tag in wanted
+    )
 
 
 def read_sets(
-    directory: str | Path, scheme: str | None = None
-) -> tuple[dict[str, list[Sentence]], str, int]:
+    directory: str | Path, scheme: str | None = None, columns: Sequence[str] | None = None
+) -> tuple[dict[str, list[Sentence]], str, int, str]:
     """train, test and, where there is one, devel (or dev), all with tags of one scheme.
 
     Args:
         scheme: what the tags are rewritten to; None = the scheme that most of train keeps. The
             entities stay what they are.
+        columns: of the files, as for `read_tsv`.
     Returns:
-        the sets, the scheme that train keeps, and how many sentences of train did not keep it.
+        the sets, the scheme that train keeps, how many sentences of train did not keep it, and the
+        scheme's name as train writes it: BILOU and BMES are kept as IOBES.
     Raises:
         InputError: a file is missing or damaged, train holds no entity, or the tags of one file
             carry types and those of another do not.
@@ -151,7 +246,9 @@ def read_sets(
     if found:
         names.insert(1, "devel")
     stems = {name: found[0] if name == "devel" else name for name in names}
-    sets = {name: read_tsv(directory / f"{stem}.tsv") for name, stem in stems.items()}
+    sets, written = {}, {}
+    for name, stem in stems.items():
+        sets[name], written[name] = read_tagged(directory / f"{stem}.tsv", columns=columns)
     like = {name: next((t for t in label_names(x) if t != "O"), None) for name, x in sets.items()}
     if like["train"] is None:
         raise InputError(f"{directory / 'train.tsv'} tags no entity, so there is nothing to learn")
@@ -162,8 +259,9 @@ def read_sets(
                 "expected types in both or in neither"
             )
     found, broken = schemes.detect(s.tags for s in sets["train"])
-    scheme = scheme or found
-    return {name: in_scheme(x, scheme) for name, x in sets.items()}, found, broken
+    sets = {name: in_scheme(x, scheme or found) for name, x in sets.items()}
+    has_own = found == "IOBES" and written["train"] in schemes.LETTER_SETS
+    return sets, found, broken, written["train"] if has_own else found
 
 
 def in_scheme(sentences: Iterable[Sentence], scheme: str) -> list[Sentence]:
@@ -353,19 +451,25 @@ class NerTask(Task):
     """Entities of a directory of TSV files.
 
     Args:
-        scheme: the tags that are learnt; None = the scheme of train.tsv.
+        scheme:  the tags that are learnt; None = the scheme of train.tsv.
+        columns: of the files, as for `read_tsv`.
     Raises:
         InputError: the sets are not as `read_sets` wants them.
     """
 
     name, head = "ner", "token"
 
-    def __init__(self, directory: Path, scheme: str | None = None):
+    def __init__(
+        self, directory: Path, scheme: str | None = None, columns: Sequence[str] | None = None
+    ):
         self.data, self.scheme = directory.resolve().name, scheme
-        self.sets, self.found, broken = read_sets(directory, scheme)
+        self.sets, self.found, broken, written = read_sets(directory, scheme, columns)
+        learnt = f", learnt as {scheme or self.found}" * (written != self.found)
         self.has_devel = "devel" in self.sets
         print0(
-            f"{directory}: tags in {self.found}" + f", {broken} sentences otherwise" * bool(broken)
+            f"{directory}: tags in {written}"
+            + f", {broken} sentences otherwise" * bool(broken)
+            + learnt
         )
         labels = label_names(self.sets["train"])
         for name, sentences in self.sets.items():

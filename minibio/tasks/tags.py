@@ -8,7 +8,8 @@
 A tag is "O", or one of these letters, without a type or with one: "B-Disease". `entities` reads all
 three schemes, and tags that break every one, as conlleval (CoNLL-2000) and seqeval's default mode
 do: an I without a B opens an entity. The scores are seqeval's own (metrics.py); this reader serves
-to rewrite tags and to find names in text.
+to rewrite tags and to find names in text. BILOU and BMES have other letters for those of IOBES, and
+are rewritten where a file or a tagger has them (`of_file`, `of_labels`).
 """
 
 import re
@@ -101,7 +102,7 @@ FORMS = (  # tried in this order; one must fit every label but those outside
     re.compile(r"(?P<kind>.+)[-_](?P<letter>[BIESLUMW])"),
     re.compile(r"(?P<letter>[BIESLUMW])(?P<kind>)"),
 )
-LETTER_SETS = ("BI", "BIES", "BILU", "BMES", "BMEW")  # and O: BIO, IOBES, BILOU, BMES, BMEWO
+LETTER_SETS = {"BIO": "BI", "IOBES": "BIES", "BILOU": "BILU", "BMES": "BMES", "BMEWO": "BMEW"}
 OURS = {"L": "E", "U": "S", "M": "I", "W": "S"}  # letters of BILOU and BMES in IOBES
 
 
@@ -133,10 +134,37 @@ def of_labels(labels: Sequence[str], where: str) -> list[str]:
     if found is None:
         return ["O" if OUTSIDE.fullmatch(label) else f"I-{label}" for label in labels]
     letters = {match["letter"].upper() for match in found}
-    if not letters & set("BI") or not any(letters <= set(known) for known in LETTER_SETS):
+    if not letters & set("BI") or not named_by(letters):
         raise InputError(f"{named}, in no known scheme; write BIO, IOBES, BILOU or BMES there")
-    tags = {}
-    for label, match in zip(inside, found, strict=True):
-        letter = match["letter"].upper()
-        tags[label] = "-".join(filter(None, (OURS.get(letter, letter), match["kind"])))
+    tags = {label: in_iobes(match) for label, match in zip(inside, found, strict=True)}
     return [tags.get(label, "O") for label in labels]
+
+
+def of_file(labels: Iterable[str]) -> tuple[dict[str, str], str] | None:
+    """The tag that each label of a tagged file means, and their letters' name in `LETTER_SETS`.
+
+    Letters and forms are those of `of_labels`, but O is all that is outside, and a type without a
+    letter is no label. A file may lack letters, as a test set of single words does.
+
+    Returns:
+        None where the labels are in no known scheme.
+    """
+    inside = [label for label in labels if label not in ("O", "o")]
+    rows = ([form.fullmatch(label) for label in inside] for form in FORMS)
+    found = next((row for row in rows if all(row)), [])
+    name = named_by({match["letter"].upper() for match in found})
+    if len(found) < len(inside) or name is None:
+        return None
+    tags = {label: in_iobes(match) for label, match in zip(inside, found, strict=True)}
+    return {"O": "O", "o": "O", **tags}, name
+
+
+def named_by(letters: set[str]) -> str | None:
+    """The first name in `LETTER_SETS` that has all the letters."""
+    return next((name for name, known in LETTER_SETS.items() if letters <= set(known)), None)
+
+
+def in_iobes(match: re.Match) -> str:
+    """The tag of a match of `FORMS`, its letter one of B, I, E, S."""
+    letter = match["letter"].upper()
+    return "-".join(filter(None, (OURS.get(letter, letter), match["kind"])))

@@ -110,8 +110,8 @@ def test_a_scheme_is_learnt_and_means_the_same_entities(scheme, tokenizer, tmp_p
 def test_files_of_two_schemes_and_an_i_without_b(tokenizer, tmp_path, capsys):
     data = write_ner(tmp_path / "set")
     (data / "test.tsv").write_text("Gout\tI\n\nColic\tS\n\nUlcer\tB\ndisorder\tE", "utf-8")
-    sets, scheme, broken = ner.read_sets(data)
-    assert (scheme, broken) == ("IOB2", 0)
+    sets, scheme, broken, written = ner.read_sets(data)
+    assert (scheme, broken, written) == ("IOB2", 0, "IOB2")
     assert [s.tags for s in sets["test"]] == [["B"], ["B"], ["B", "I"]]
     text = (data / "train.tsv").read_text("utf-8")
     (data / "train.tsv").write_text(f"Gout\tI\n\n{text}", "utf-8")

@@ -51,9 +51,12 @@ def tokenizer():
         PLAIN.replace("\n\n", "\n-DOCSTART- -X- O O\n"),
         PLAIN.replace("\t", "\tNN\t"),
         PLAIN.replace("\tB", "\tB "),
+        PLAIN.replace("\t", " "),
+        PLAIN.replace("\t", "  NN  B-NP ").replace("\n", " \n"),
+        "###MEDLINE:95369245\n\n" + PLAIN,
     ],
     ids=["plain", "no-last-newline", "blanks-after", "blanks-between", "crlf", "bom", "docstart",
-         "docstart-between", "three-columns", "space-after"],
+         "docstart-between", "three-columns", "space-after", "spaces", "conll-2003", "jnlpba"],
 )  # fmt: skip
 def test_forms_of_one_file(tsv, content):
     assert ner.read_tsv(tsv(content)) == TWO
@@ -70,7 +73,10 @@ def test_words_keep_every_character(tsv):
     [
         (PLAIN.replace("gene\tO", "gene"), r"train\.tsv: line 3 is 'gene', expected token TAB tag"),
         (PLAIN.replace("gene\tO", "\tO"), r"train\.tsv: line 3 .* expected token TAB tag"),
-        (PLAIN.replace("\t", " "), r"train\.tsv: line 1 is 'The O', expected token TAB tag"),
+        (
+            PLAIN.replace("gene\tO", "gene\tNN\tO"),
+            r"line 3 is 'gene.tNN.tO', expected token TAB tag",
+        ),
         (PLAIN.replace("gene\tO", "gene\t"), r"train\.tsv: line 3 has the tag ''"),
         (
             PLAIN.replace("gene\tO", "gene\tX-protein"),
@@ -90,6 +96,169 @@ def test_defects_are_named_with_their_line(tsv, content, message):
     with pytest.raises(InputError, match=message) as error:
         ner.read_tsv(tsv(content))
     assert "\n" not in str(error.value)
+
+
+CONLL = (  # CoNLL-2003's form and order: word, part of speech, chunk, name
+    "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\nGerman JJ B-NP B-MISC\n"
+    "call NN I-NP O\n\nPeter NNP B-NP B-PER\nBlackburn NNP I-NP I-PER\n"
+)
+NAMED = [
+    Sentence(["EU", "rejects", "German", "call"], ["B-ORG", "O", "B-MISC", "O"]),
+    Sentence(["Peter", "Blackburn"], ["B-PER", "I-PER"]),
+]
+
+
+def test_the_guess_of_columns_is_printed(tsv, capsys):
+    path = tsv(CONLL)
+    assert ner.read_tsv(path) == NAMED
+    said = "4 columns apart by spaces: word from column 1, tag from column 4"
+    assert capsys.readouterr().out == f"{path}: {said}\n"
+    assert ner.read_tsv(tsv(PLAIN)) == TWO
+    assert capsys.readouterr().out == ""
+    ner.read_tsv(tsv(PLAIN.replace("\t", "\tNN\t")))
+    assert (
+        "3 columns apart by tabs: word from column 1, tag from column 3" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("by", [" ", "\t"])
+def test_columns_that_are_named(tsv, capsys, by):
+    rows = [line.split(" ") for line in CONLL.split("\n")[2:]]
+    turned = "\n".join(
+        by.join([str(i), *row[::-1]]) if row[0] else "" for i, row in enumerate(rows)
+    )
+    path = tsv(turned)
+    assert ner.read_tsv(path, columns=["_", "tag", "_", "_", "word"]) == NAMED
+    assert "word from column 5, tag from column 2" in capsys.readouterr().out
+    chunks = ner.read_tsv(path, columns=["_", "_", "tag", "_", "word"])
+    assert chunks[0].tags == ["B-NP", "B-VP", "B-NP", "I-NP"]
+    with pytest.raises(InputError, match=r"line 1 is .*, of 5 columns, expected 2: word,tag"):
+        ner.read_tsv(path, columns=["word", "tag"])
+    with pytest.raises(InputError, match="column 1 has only numbers|the first column has only num"):
+        ner.read_tsv(path, columns=["word", "tag", "_", "_", "_"])
+    swapped = tsv("O\tThe\nB\tgene\n")
+    assert ner.read_tsv(swapped, columns=["tag", "word"]) == [Sentence(["The", "gene"], ["O", "B"])]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CONLL.replace(" I-NP O", " O"), r"line 6 is 'call NN O', expected 4 columns "
+         "apart by spaces, as line 3 has"),
+        (CONLL.replace("call NN", "call  up NN"), r"line 6 is 'call  up NN I-NP O', expected 4"),
+        (CONLL.replace("call NN I-NP O", "call"), r"line 6 is 'call', expected 4 columns"),
+        ("The O DT\ngene B NN\n", r"line 1 has the tag 'DT', .*word from column 1, tag from "
+         "column 3; --columns"),
+        ("O The\nB gene\n", r"line 1 has the tag 'The'"),
+        ("The DT Gene\nA DT O\n", r"line 1 has the tag 'Gene'"),
+        ("1\tGout\tN\tB\n2\tin\tP\tO\n", r"first column has only numbers.*--columns names them"),
+        ("# id = 1\n1 Gout B\n", r"line 1 has the tag|line 2 is"),
+    ],
+)  # fmt: skip
+def test_no_column_is_taken_by_a_wrong_guess(tsv, content, message):
+    path = tsv(content)
+    with pytest.raises(InputError, match=message) as error:
+        ner.read_tsv(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def random_bilou(rng):
+    """Valid sentences: entities of two types and of one to four words."""
+    rows = []
+    for _ in range(60):
+        row = []
+        for _ in range(rng.randint(1, 6)):
+            kind, n = rng.choice("DG"), rng.randint(0, 4)
+            middle = [f"I-{kind}"] * (n - 2)
+            row += [["O"], [f"U-{kind}"]][n] if n < 2 else [f"B-{kind}", *middle, f"L-{kind}"]
+        rows.append(row)
+    return rows
+
+
+def as_file(rows):
+    return "\n".join("".join(f"w{i}\t{tag}\n" for i, tag in enumerate(row)) for row in rows)
+
+
+@pytest.mark.parametrize("by_suffix", [False, True])
+def test_bilou_is_learnt_as_the_entities_that_seqeval_finds(tmp_path, capsys, by_suffix):
+    from seqeval.scheme import BILOU, Entities
+
+    rng = random.Random(0)
+    rows = {name: random_bilou(rng) for name in ("train", "test")}
+    for name, tagged in rows.items():
+        if by_suffix:
+            tagged = [["-".join(tag.split("-")[::-1]) for tag in row] for row in tagged]
+        (tmp_path / f"{name}.tsv").write_text(as_file(tagged))
+    for scheme in (None, *tags.SCHEMES):
+        sets, found, broken, written = ner.read_sets(tmp_path, scheme)
+        assert (found, broken, written) == ("IOBES", 0, "BILOU")
+        for name, sentences in sets.items():
+            want = [[(e.tag, e.start, e.end - 1) for e in row]
+                    for row in Entities(rows[name], BILOU).entities]  # fmt: skip
+            assert [[tuple(e) for e in tags.entities(s.tags)] for s in sentences] == want
+            assert tags.detect(s.tags for s in sentences) == (scheme or "IOBES", 0)
+        ner.NerTask(tmp_path, scheme)
+        learnt = f"{tmp_path}: tags in BILOU, learnt as {scheme or 'IOBES'}\n"
+        assert learnt in capsys.readouterr().out
+
+
+def test_seqeval_scores_bilou_as_we_score_what_is_read(tmp_path):
+    from seqeval.metrics import f1_score
+    from seqeval.scheme import BILOU
+
+    rng = random.Random(1)
+    gold, found = random_bilou(rng), []
+    for row in gold:  # another type, single words, nothing, or all right
+        typed = [tag.replace("D", "G") for tag in row]
+        single = [tag if tag == "O" else f"U{tag[1:]}" for tag in row]
+        found.append(rng.choice([row, row, typed, single, ["O"] * len(row)]))
+    read = []
+    for name, tagged in (("a", gold), ("b", found)):
+        (tmp_path / name).write_text(as_file(tagged))
+        read.append([s.tags for s in ner.read_tsv(tmp_path / name)])
+    want = f1_score(gold, found, mode="strict", scheme=BILOU)
+    assert 0.2 < want < 0.99
+    assert entity_scores(*read)["f1"] == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("labels", ["BMES", "BMEW"])
+def test_bmes_by_hand(tmp_path, capsys, labels):
+    """Down syndrome, early onset breast cancer, gout; seven words and three of them."""
+    row = "O B M M E S B E O".replace("S", labels[-1]).split()
+    for name, tagged in (("train", row), ("test", [row[5], "O"])):  # one letter in test
+        (tmp_path / f"{name}.tsv").write_text(as_file([tagged]))
+    sets, found, _, written = ner.read_sets(tmp_path)
+    assert (found, written) == ("IOBES", "BMES" if labels == "BMES" else "BMEWO")
+    assert sets["train"][0].tags == "O B I I E S B E O".split()
+    assert tags.entities(sets["train"][0].tags) == [("", 1, 4), ("", 5, 5), ("", 6, 7)]
+    assert sets["test"][0].tags == ["S", "O"]
+    assert ner.read_sets(tmp_path, "IOB2")[0]["train"][0].tags == "O B I I I B B I O".split()
+    ner.NerTask(tmp_path, "IOB2")
+    assert f"tags in {written}, learnt as IOB2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("a\tB\nb\tL\nc\tM\n", 2),  # letters of two schemes
+        ("a\tB\nb\tI\nc\tM\n", 3),
+        ("a\tB-D\nb\tL\n", 2),
+        ("a\tB-D\nb\tD-I\n", 2),
+        ("a\tO\nb\tX\n", 2),
+        ("a\tO\nb\tDisease\n", 2),
+    ],
+)
+def test_tags_of_no_known_scheme(tsv, content, line):
+    with pytest.raises(InputError, match=f"train.tsv: line {line} has the tag '[^']+', expected O"):
+        ner.read_tsv(tsv(content))
+
+
+def test_a_typing_error_does_not_make_bilou(tmp_path, capsys):
+    """One L in a file of IOB2 is one sentence that breaks it, and counted."""
+    (tmp_path / "train.tsv").write_text("a\tB\nb\tI\n\n" * 5 + "a\tB\nb\tL\n")
+    (tmp_path / "test.tsv").write_text("a\tB\n")
+    ner.NerTask(tmp_path)
+    assert f"{tmp_path}: tags in IOB2, 1 sentences otherwise\n" in capsys.readouterr().out
 
 
 IOB1 = "In\tO\nBRCA1\tI\ngene\tI\nTP53\tB\n\nIt\tI\n"

@@ -203,6 +203,29 @@ def test_entities_of_labels_are_those_of_seqeval_and_transformers(labels, want):
         assert [(kind or "_", a, b) for kind, a, b in found] == expected
 
 
+@pytest.mark.parametrize(
+    ("labels", "want"),
+    [
+        ("O U-D", ("O S-D", "BILOU")),
+        ("U-D L-D", ("S-D E-D", "BILOU")),
+        ("o b-D l-D", ("O B-D E-D", "BILOU")),
+        ("O D_B D_M D_W", ("O B-D I-D S-D", "BMEWO")),
+        ("O M E", ("O I E", "BMES")),
+        ("O D-B D-I", ("O B-D I-D", "BIO")),
+        ("O B-D I-D E-D S-D", ("O B-D I-D E-D S-D", "IOBES")),
+        ("O Disease", None), ("O X B", None), ("O LABEL_1", None), ("O B-D U-D M-D", None),
+        ("O B-D I", None), ("O B-D I_D", None), ("O B-", None), ("NN DT", None),
+    ],
+)  # fmt: skip
+def test_labels_of_a_file(labels, want):
+    meaning = tags.of_file(labels.split())
+    if want is None:
+        assert meaning is None
+    else:
+        assert [meaning[0][label] for label in labels.split()] == want[0].split()
+        assert meaning[1] == want[1]
+
+
 def test_bilou_labels_are_read_as_seqeval_reads_them():
     from seqeval.scheme import BILOU, Entities
 
