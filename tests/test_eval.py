@@ -334,6 +334,11 @@ def test_bad_options(base, tuned, tmp_path, capsys):
     refused("--lr: invalid FLOAT value: 'fast'", *ner, "--lr", "fast")
     refused("--alpha: invalid FLOAT,FLOAT,... value: '1,x'", *ner, "--alpha", "1,x")
     refused("--scheme: invalid choice: 'BIO'", *ner, "--scheme", "BIO")
+    gad = [*arguments(base, "relation"), *out, "--data", write_gad(tmp_path / "gad")]
+    with open(tmp_path / "gad/train.tsv", "a", encoding="utf-8") as file:
+        file.write("No mark.\t1\n")
+    refused("line 81 marks no two entities", *gad)
+    refused("--negative 2: the labels are 0, 1", *gad, "--skip-unmarked", "--negative", "2")
     refused("--columns: 'word,pos,tag', expected word and tag, _ for", *ner, "--columns",
             "word,pos,tag")  # fmt: skip
     refused("of 2 columns, expected 3: word,_,tag", *ner, *out, "--columns", "word,_,tag")

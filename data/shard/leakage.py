@@ -35,7 +35,9 @@ EXAMPLES = 5  # of each set, in the report
 BLANKED = re.compile(r"@[^\s@$]{1,40}\$|\bBC6ENT[CG]\b")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])")
 LINE_END = re.compile(r"(?<=[.!?])\s*[\n\x85\u2028\u2029]\s*")  # between sentences of one text
-TAG = re.compile(r"[OBIESLUM0]|[BIESLUM][-_]\S+|\S+[-_][BIESLUM]")  # in all the forms they come in
+TAG = re.compile(  # in all the forms they come in
+    r"[OoBIESLUMW0]|[BIESLUMW]_\S+|[BIESLUMWbieslumw]-\S+|\S+[-_][BIESLUMW]"
+)
 SUFFIXES = (".tsv", ".jsonl", ".json", ".txt")
 WORDS = re.compile(r"[a-z]+")  # of a file's name
 HELD_BACK = {"test", "dev", "devel", "valid", "validation"}  # words of an evaluation file's name

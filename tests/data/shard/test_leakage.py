@@ -51,7 +51,7 @@ def test_tokens_and_tags(tmp_path):
 @pytest.mark.parametrize(
     "start", ["-DOCSTART-", "-DOCSTART- -X- -X- O", "-DOCSTART-\t\tO", "-DOCSTART- (PMID 12)\tO"]
 )
-@pytest.mark.parametrize("tag", ["O", "B-Drug", "M-Drug", "B_Drug", "Drug-B", "L", "0"])
+@pytest.mark.parametrize("tag", "O B-Drug M-Drug B_Drug Drug-B L 0 W-Drug b-Drug Drug_W o".split())
 @pytest.mark.parametrize("separator", ["\t", " ", "\tNN\t", " NN "])
 @pytest.mark.parametrize("name", ["a.tsv", "a.txt"])
 def test_the_forms_of_tokens_and_tags(tmp_path, start, tag, separator, name):
