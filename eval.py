@@ -86,7 +86,7 @@ def add_relation(g: argparse.ArgumentParser) -> None:
 
 def add_qa(g: argparse.ArgumentParser) -> None:
     add = g.add_argument
-    add("--train", type=Path, required=True, help="SQuAD-form file")
+    add("--train", type=Path, required=True, help="SQuAD-form file, or Hugging Face's rows")
     add("--test", type=Path, nargs="+", required=True, help="SQuAD-form files")
     add("--golden", type=Path, nargs="+", default=[], help="BioASQ-form files of right answers")
     add("--first", type=Path, help="SQuAD-form file of a first stage (F60)")
@@ -94,6 +94,7 @@ def add_qa(g: argparse.ArgumentParser) -> None:
     add("--stride", type=positive, default=128, help="pieces between windows (%(default)s)")
     add("--released-order", action="store_true", help="one answer of each snippet, in order (F58)")
     add("--allow-overlap", action="store_true", help="learn questions that are in a test file too")
+    add("--skip-misplaced", action="store_true", help="leave out answers not at their answer_start")
     add_fine_tuning(g, "qa")
 
 
@@ -469,7 +470,8 @@ def run_relation(args: argparse.Namespace, recipe: Recipe) -> None:
 def run_qa(args: argparse.Namespace, recipe: Recipe) -> None:
     """Questions, after a first stage on others if wanted."""
     how = {"stride": args.stride, "order": "released" if args.released_order else "pooled",
-           "allow_overlap": args.allow_overlap}  # fmt: skip
+           "allow_overlap": args.allow_overlap,
+           "skip_misplaced": args.skip_misplaced}  # fmt: skip
     first = None if args.first is None else QaTask(args.first, args.test, args.golden, **how)
     experiment(args, recipe, {"": QaTask(args.train, args.test, args.golden, **how)}, first)
 

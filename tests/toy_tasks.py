@@ -101,9 +101,9 @@ def squad(n, seed, first=0):
             answer = {"text": name, "answer_start": len(before) + 1}
             paragraphs.append({
                 "context": f"{before} {name} {rng.choice(FILLERS)}",
-                "qas": [{"id": f"q{i:03d}_{j:03d}", "question": question, "answers": [answer]}],
+                "qas": [{"id": f"{i:024x}_{j:03d}", "question": question, "answers": [answer]}],
             })  # fmt: skip
-        golden.append({"id": f"q{i:03d}", "type": "factoid", "body": question,
+        golden.append({"id": f"{i:024x}", "type": "factoid", "body": question,
                        "exact_answer": [[name, name.upper()]]})  # fmt: skip
     return {"data": [{"paragraphs": paragraphs}]}, {"questions": golden}
 

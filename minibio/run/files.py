@@ -202,12 +202,14 @@ def check_content(path) -> None:
             raise InputError(f"{path}: {what}")
 
 
-def read_json(path) -> dict:
+def read_json(path, kinds: tuple[type, ...] = (dict,)) -> dict | list:
     """The object in a JSON file, with or without a byte-order mark.
 
+    Args:
+        kinds: (dict, list) = a list may be there instead.
     Raises:
         InputError: there is no such file, it is not UTF-8 text, not JSON (line and column are
-            named), or not an object.
+            named), or not of these kinds.
     """
     path = Path(path)
     try:
@@ -223,8 +225,9 @@ def read_json(path) -> dict:
         ) from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number too long
         raise InputError(f"{path}: {error}, expected a JSON file of usual depth") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, expected an object {{...}}")
+    if not isinstance(value, kinds):
+        names = "an object {...}" + " or a list [...]" * (list in kinds)
+        raise InputError(f"{path}: holds a {type(value).__name__}, expected {names}")
     return value
 
 

@@ -153,7 +153,7 @@ class Predictor:
         """The five best answers to each question."""
         found = []
         for i, item in enumerate(items):
-            found += qa.passages_of(item["question"], item["snippets"], str(i))
+            found += qa.passages_of(item["question"], item["snippets"], i)
         windows = qa.make_windows(found, self.tokenizer, self.length, self.stride)
         logits = qa.predict(self.model, windows, self.B, self.device, self.context)
         ranked = qa.rank(found, windows, logits, self.order)
@@ -161,7 +161,7 @@ class Predictor:
             {"question": item["question"], "answers": [
                 {"text": a.text, "probability": round(a.probability, 6),
                  "snippet": int(a.passage.rsplit("_", 1)[1]), "start": a.start, "end": a.end}
-                for a in ranked.get(str(i), [])]}
+                for a in ranked.get(f"{i:024x}", [])]}
             for i, item in enumerate(items)
         ]  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Questions (section 5.3): the passage of a text that answers, and BioASQ's way of asking.
 
 A BioASQ question comes with several snippets; each is a passage of a SQuAD-form file whose id is
-<question>_<snippet>. A passage becomes windows,
+<question>_<snippet>, the question's id being 24 hexadecimal digits. Any other id is a question's
+own, `q_1` too. A passage becomes windows,
 
     [CLS] which gene ... ? [SEP] part of the context [SEP]
     0     0                0     1                   1        segments
@@ -16,9 +17,10 @@ Paper/code: the released script hands in the best answer of each snippet in the 
 of the released code, 128 pieces shared by neighbours, is a step of `length - 128` or less.
 """
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -31,14 +33,16 @@ from minibio.config import Recipe
 from minibio.model.heads import Model
 from minibio.run.dist import print0
 from minibio.run.errors import InputError
-from minibio.run.files import write_json
+from minibio.run.files import read_json, write_json
 from minibio.tasks.finetune import Task, fingerprint
 from minibio.tasks.metrics import bioasq_scores
-from minibio.tasks.reading import Node, cut, forward
+from minibio.tasks.reading import Node, cut, forward, json_object, read_lines
 from minibio.text.tokenizer import Tokenizer
 
 MAX_QUESTION = 64  # pieces, as in BERT's run_squad.py; the rest of a longer one is not read
-SNIPPET = re.compile(r"(.+)_\d+")  # id of a BioASQ passage
+SNIPPET = re.compile(r"([0-9a-f]{24})_[0-9]+", re.IGNORECASE)  # id of a BioASQ passage
+MAX_NAMED = 20  # ids in a message
+FORM = "SQuAD's form: data, paragraphs, qas; or rows of id, question, context, answers"
 
 
 class Passage(NamedTuple):
@@ -92,48 +96,120 @@ class Answer(NamedTuple):
 def read_squad(path: str | Path) -> list[Passage]:
     """The passages of a file in SQuAD's form (1.1 or 2.0), answers in it or not.
 
+    Rows as Hugging Face's datasets have them are read as well, in a list or a line each:
+
+        {"id": "7", "question": "...", "context": "...",
+         "answers": {"text": ["IL-2"], "answer_start": [4]}}
+
     Raises:
-        InputError: the file is not JSON, lacks a part, an answer is not where the file says
-            (letter case aside), one id has two questions, or there is no question. File and place
-            are named.
+        InputError: the file is not JSON, lacks a part, answers are misplaced, one id has two
+            questions, or there is no question. File and place are named.
     """
-    passages, asked = [], {}
-    for article in Node.read(path).children("data"):
-        for paragraph in article.children("paragraphs"):
-            context = paragraph.get("context", str)
-            for qa in paragraph.children("qas"):
-                answers = [read_answer(node, context) for node in qa.children("answers", [])]
-                passages.append(
-                    Passage(qa.id(), qa.get("question", str), context,
-                            sorted(set(answers)))
-                )  # fmt: skip
-                last = passages[-1]
-                first = asked.setdefault(last.group, last.question)
-                if normalised(first) != normalised(last.question):
-                    raise qa.error(
-                        f"{last.group} asks {last.question[:60]!r}, and {first[:60]!r} before; "
-                        f"give each question its own id"
-                    )
-    if not passages:
-        raise InputError(f"{path} holds no question, expected SQuAD's form: data, paragraphs, qas")
+    passages, misplaced = read_placed(path)
+    if misplaced:
+        ids = list(dict.fromkeys(repr(passages[i].id) for i, _ in misplaced))
+        more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
+        raise InputError(
+            f"{misplaced[0][1]}; misplaced answers: {len(misplaced)}, of "
+            f"{', '.join(ids[:MAX_NAMED])}{more}; mend answer_start, or leave these answers out: "
+            f"--skip-misplaced"
+        )
     return passages
 
 
-def read_answer(node: Node, context: str) -> tuple[int, int]:
-    """Characters (start, end) of one answer."""
-    text, start = node.get("text", str), node.get("answer_start", int)
-    end = start + len(text)
-    if not text.strip() or start < 0 or context[start:end].lower() != text.lower():
-        raise node.error(
-            f"the answer is {text[:40]!r}, but {context[max(0, start) : end][:40]!r} is at "
-            f"character {start} of the context; mend answer_start or remove the answer"
-        )
-    return start, end
+def read_placed(path: str | Path) -> tuple[list[Passage], list[tuple[int, InputError]]]:
+    """The passages with the answers that are where the file says, letter case aside.
+
+    Returns:
+        passages, as of `read_squad`.
+        (passage, complaint) for each answer that is left out: blank, or not the text at its
+            answer_start.
+    Raises:
+        InputError: as `read_squad`, misplaced answers aside.
+    """
+    passages, misplaced, asked = [], [], {}
+    for qa, context in read_questions(path):
+        answers = set()
+        for node in answers_of(qa):
+            text, start = node.get("text", str), node.get("answer_start", int)
+            end = start + len(text)
+            if text.strip() and start >= 0 and context[start:end].lower() == text.lower():
+                answers.add((start, end))
+                continue
+            there = f"{context[max(0, start) : max(0, end)][:40]!r} is at character {start}"
+            complaint = f"the answer is {text[:40]!r}, but {there} of the context"
+            misplaced.append((len(passages), node.error(complaint)))
+        last = Passage(qa.id(), qa.get("question", str), context, sorted(answers))
+        passages.append(last)
+        first = asked.setdefault(last.group, last.question)
+        if normalised(first) != normalised(last.question):
+            raise qa.error(
+                f"{last.group} asks {last.question[:60]!r}, and {first[:60]!r} before; "
+                f"give each question its own id"
+            )
+    if not passages:
+        raise InputError(f"{path} holds no question, expected {FORM}")
+    return passages, misplaced
 
 
-def passages_of(question: str, contexts: Iterable[str], id: str = "question") -> list[Passage]:
-    """A question and its snippets, as somebody asks it who has no file."""
-    return [Passage(f"{id}_{i:03d}", question, text, []) for i, text in enumerate(contexts)]
+def read_questions(path: str | Path) -> Iterator[tuple[Node, str]]:
+    """The object that has id, question and answers, and its context; of each form a file may have.
+
+    Raises:
+        InputError: the file is not JSON, or lacks a part.
+    """
+    for node in read_articles(path):
+        if is_row(node.value):
+            yield node, node.get("context", str)
+            continue
+        for paragraph in node.children("paragraphs"):
+            context = paragraph.get("context", str)
+            for qa in paragraph.children("qas"):
+                yield qa, context
+
+
+def read_articles(path: str | Path) -> Iterator[Node]:
+    """The objects under "data", in a list that is the whole file, or on a line each."""
+    first = next((line for _, line in read_lines(path, FORM) if line.strip()), "")
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict) and is_row(value):
+        for number, line in read_lines(path, FORM):
+            if line.strip():
+                where = f"line {number}"
+                yield Node(json_object(line, f"{path}: {where}"), Path(path), (where,))
+        return
+    value = read_json(path, (dict, list))
+    if isinstance(value, list):
+        yield from Node({"": value}, Path(path)).children("")  # places are [0], [1], ...
+    else:
+        yield from Node(value, Path(path)).children("data")
+
+
+def is_row(value: dict) -> bool:
+    """True for a question with its context; False for what holds questions in SQuAD's form."""
+    keys = value.keys()
+    return not keys & {"data", "paragraphs"} and bool(keys & {"question", "context"})
+
+
+def answers_of(node: Node) -> Iterator[Node]:
+    """The answers of a question, each with text and answer_start; Hugging Face's are two lists."""
+    if not isinstance(node.value.get("answers"), dict):
+        yield from node.children("answers", [])
+        return
+    both = Node(node.value["answers"], node.path, (*node.keys, "answers"))
+    texts, starts = both.get("text", list), both.get("answer_start", list)
+    if len(texts) != len(starts):
+        raise both.error(f"'text' has {len(texts)} items, 'answer_start' {len(starts)}")
+    for i, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        yield Node({"text": text, "answer_start": start}, node.path, (*both.keys, i))
+
+
+def passages_of(question: str, contexts: Iterable[str], id: int = 0) -> list[Passage]:
+    """A question and its snippets, as somebody asks it who has no file; `id` becomes 24 digits."""
+    return [Passage(f"{id:024x}_{i:03d}", question, text, []) for i, text in enumerate(contexts)]
 
 
 def read_golden(path: str | Path) -> dict[str, list[str]]:
@@ -408,10 +484,11 @@ class QaTask(Task):
     """Questions in SQuAD's form; several test files are answered one by one and scored together.
 
     Args:
-        golden:        files of the right answers, in BioASQ's form; none = no score.
-        stride:        pieces from one window to the next.
-        order:         of the answers: "pooled" over a question's snippets, or "released" (F58).
+        golden: files of the right answers, in BioASQ's form; none = no score.
+        stride: pieces from one window to the next.
+        order: of the answers: "pooled" over a question's snippets, or "released" (F58).
         allow_overlap: questions of train that are in a test file too are learnt all the same.
+        skip_misplaced: misplaced answers are left out, and passages of train that have no other.
     Raises:
         InputError: a file is damaged, a test question has no golden answer in any file, or nothing
             is left to learn.
@@ -428,10 +505,12 @@ class QaTask(Task):
         stride: int = 128,
         order: str = "pooled",
         allow_overlap: bool = False,
+        skip_misplaced: bool = False,
     ):
         self.data, self.stride, self.order = train.stem, stride, order
-        passages = read_squad(train)
-        self.tests = {path: read_squad(path) for path in tests}
+        self.n_misplaced = 0 if skip_misplaced else None  # None = they are refused
+        passages = self.read(train, learnt=True)
+        self.tests = {path: self.read(path) for path in tests}
         self.golden = {id: texts for path in golden for id, texts in read_golden(path).items()}
         self.every_test = [p for x in self.tests.values() for p in x]
         self.asked = {p.group for p in self.every_test}
@@ -451,6 +530,20 @@ class QaTask(Task):
         if not any(p.answers for p in self.passages):
             raise InputError(f"{train} has no question with an answer to learn")
 
+    def read(self, path: Path, learnt: bool = False) -> list[Passage]:
+        """The passages of a file; of those to be learnt, none that lost all its answers."""
+        if self.n_misplaced is None:
+            return read_squad(path)
+        passages, misplaced = read_placed(path)
+        places = {i for i, _ in misplaced}
+        kept = [p for i, p in enumerate(passages) if not learnt or p.answers or i not in places]
+        if misplaced:
+            of_none = f", and {len(passages) - len(kept)} passages that have no other"
+            what = f"{path}: {len(misplaced)} misplaced answers are left out"
+            print0(f"{what}{of_none if learnt else ''}")
+        self.n_misplaced += len(misplaced)
+        return kept
+
     def prepare(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         self.check_length(recipe, 5, "[CLS], a piece of question and context, two [SEP]")
         self.recipe, self.tokenizer = recipe, tokenizer
@@ -467,6 +560,7 @@ class QaTask(Task):
                 "examples": len(self.examples),
                 "removed": self.n_removed,
                 "test_questions": len(self.asked),
+                **({} if self.n_misplaced is None else {"misplaced": self.n_misplaced}),
             },
             "data_is": fingerprint(self.passages, list(self.tests.values()), self.golden),
         }

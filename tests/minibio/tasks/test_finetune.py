@@ -327,6 +327,36 @@ def test_two_test_files_of_one_name_that_ask_the_same(tokenizer, tmp_path):
     assert both == {question: found * 2 for question, found in one.items()}
 
 
+def test_misplaced_answers_are_left_out_and_counted(tokenizer, tmp_path, capsys):
+    """One of two answers of a passage, the only one of another, and one of the test file."""
+    data = write_qa(tmp_path / "qa")
+    train, test = data / "train.json", data / "test.json"
+    whole = prepared(QaTask(train, [test], []), tokenizer, RECIPE)
+
+    def change(path, place, edit):
+        value = json.loads(path.read_text("utf-8"))
+        edit(value["data"][0]["paragraphs"][place]["qas"][0]["answers"])
+        path.write_text(json.dumps(value), "utf-8")
+
+    def move(answers):
+        answers[0]["answer_start"] += 1
+
+    change(train, 0, lambda answers: answers.append({"text": "nowhere", "answer_start": 0}))
+    change(train, 5, move)
+    change(test, 0, move)
+    refused(r"answers: 2, of '0{22}64_000', '0{22}66_001'; mend", QaTask, train, [test], [])
+    capsys.readouterr()
+    task = prepared(QaTask(train, [test], [], skip_misplaced=True), tokenizer, RECIPE)
+    said = capsys.readouterr().out
+    assert f"{train}: 2 misplaced answers are left out, and 1 passages that have no other" in said
+    assert f"{test}: 1 misplaced answers are left out\n" in said
+    assert task.facts["counts"] == whole.facts["counts"] | {
+        "passages": 79, "examples": 79, "misplaced": 3,
+    }  # fmt: skip
+    assert task.passages == whole.passages[:5] + whole.passages[6:]
+    assert [p[:3] for p in task.every_test] == [p[:3] for p in whole.every_test]
+
+
 def test_bad_questions(tokenizer, tmp_path):
     data = write_qa(tmp_path / "qa")
     train, test, golden = (data / f"{name}.json" for name in ("train", "test", "golden"))

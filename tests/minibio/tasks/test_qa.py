@@ -20,6 +20,7 @@ from minibio.tasks import metrics, qa
 from minibio.tasks.qa import Answer, Passage, Window
 from minibio.text.tokenizer import Tokenizer
 
+Q, A, B, C, D = (letter * 24 for letter in "0abcd")  # ids of questions, as BioASQ's are
 CONTEXT = "Zika virus (ZIKV) causes microcephaly; IL-2 does not. ZIKV spreads."
 
 
@@ -30,7 +31,7 @@ def tokenizer():
 
 def squad(context=CONTEXT, **qa):
     """One passage in SQuAD's form, over several lines."""
-    qa = {"id": "q1_001", "question": "What causes microcephaly?"} | qa
+    qa = {"id": f"{Q}_001", "question": "What causes microcephaly?"} | qa
     return {"version": "x", "data": [{"title": "t", "paragraphs": [
         {"context": "Other.", "qas": []}, {"context": context, "qas": [qa]}]}]}  # fmt: skip
 
@@ -56,7 +57,7 @@ def answer(text, start):
 def test_several_answers(file):
     given = [answer("ZIKV", 54), answer("Zika virus", 0), answer("zikv", 12), answer("ZIKV", 54)]
     (passage,) = qa.read_squad(file(squad(answers=given)))
-    assert passage.group == "q1"
+    assert passage.group == Q
     assert [CONTEXT[a:b] for a, b in passage.answers] == ["Zika virus", "ZIKV", "ZIKV"]
     (passage,) = qa.read_squad(file(squad(is_impossible=True, answers=[])))
     assert passage.answers == []
@@ -65,10 +66,26 @@ def test_several_answers(file):
 
 
 def test_snippets_of_one_question():
-    passages = qa.passages_of("What?", ["a", "b"], id="x_y")
-    assert [p.id for p in passages] == ["x_y_000", "x_y_001"]
-    assert {p.group for p in passages} == {"x_y"}
-    assert Passage("5a6a_12_003", "", "", []).group == "5a6a_12"
+    passages = qa.passages_of("What?", ["a", "b"], 0xABC)
+    group = "0" * 21 + "abc"
+    assert [p.id for p in passages] == [f"{group}_000", f"{group}_001"]
+    assert {p.group for p in passages} == {group}
+
+
+@pytest.mark.parametrize(
+    ("id", "group"),
+    [
+        ("56be4db0acb8001400a502ec_001", "56be4db0acb8001400a502ec"),
+        ("56BE4DB0ACB8001400A502EC_12", "56BE4DB0ACB8001400A502EC"),
+        *[(x, x) for x in (
+            "q_1", "5a6a_12_003", "56be4db0acb8001400a502ec", "56be4db0acb8001400a502ec_",
+            "56be4db0acb8001400a502ec_1a", "56be4db0acb8001400a502ec_1_2", f"0{A}_001",
+            "g6be4db0acb8001400a502ec_001", "1",
+        )],
+    ],
+)  # fmt: skip
+def test_only_ids_of_the_bioasq_form_are_of_a_group(id, group):
+    assert Passage(id, "", "", []).group == group
 
 
 BAD = squad()
@@ -79,7 +96,9 @@ del BAD["data"][0]["paragraphs"][1]["context"]
     ("value", "message"),
     [
         ('{"data": [\n{]}', r"line 2, column 2: .* expected JSON"),
-        ("[]", r"holds a list, expected an object"),
+        ("[]", r"holds no question, expected SQuAD's form"),
+        ("3", r"holds a int, expected an object \{\.\.\.\} or a list"),
+        ("[3]", r"\[0\]: 3, expected an object"),
         ({"version": 1}, r"'data' is missing, expected a list"),
         ({"data": [1]}, r"data\[0\]: 1, expected an object"),
         ({"data": []}, r"holds no question, expected SQuAD's form"),
@@ -87,7 +106,16 @@ del BAD["data"][0]["paragraphs"][1]["context"]
         (squad(id=7.5), r"data\[0\]\.paragraphs\[1\]\.qas\[0\]: 'id' is 7\.5, expected text"),
         (squad(question="\ud800?"), r".*qas\[0\]: 'question' has half a surrogate pair"),
         (squad(question=None), r".*qas\[0\]: 'question' is null, expected text"),
-        (squad(answers={}), r".*qas\[0\]: 'answers' is \{\}, expected a list"),
+        (squad(answers=3), r".*qas\[0\]: 'answers' is 3, expected a list"),
+        (squad(answers={}), r".*qas\[0\]\.answers: 'text' is missing, expected a list"),
+        (
+            squad(answers={"text": ["a"], "answer_start": []}),
+            r".*qas\[0\]\.answers: 'text' has 1 items, 'answer_start' 0",
+        ),
+        (
+            squad(answers={"text": ["ZIKV", 3], "answer_start": [12, 12]}),
+            r".*qas\[0\]\.answers\[1\]: 'text' is 3, expected text",
+        ),
         (squad(answers=[answer("Zika", "0")]), r".*answers\[0\]: 'answer_start' is \"0\", exp"),
         (
             squad(answers=[answer("ZIKV", 12), answer("virus", 6)]),
@@ -168,14 +196,14 @@ def test_the_sample_is_read(tmp_path):
 
 def test_overlap_is_removed_by_id_and_by_text():
     train = [
-        Passage("a_001", "Which gene?", "x", []),
-        Passage("a_002", "Which gene?", "y", []),
-        Passage("b_001", "What is  the Role of IL-2?", "x", []),
-        Passage("c_001", "What is the role of IL2?", "x", []),
+        Passage(f"{A}_001", "Which gene?", "x", []),
+        Passage(f"{A}_002", "Which gene?", "y", []),
+        Passage(f"{B}_001", "What is  the Role of IL-2?", "x", []),
+        Passage(f"{C}_001", "What is the role of IL2?", "x", []),
     ]
     test = [
-        Passage("a_000", "Another text?", "z", []),
-        Passage("d_000", "what is the role of il 2", "z", []),
+        Passage(f"{A}_000", "Another text?", "z", []),
+        Passage(f"{D}_000", "what is the role of il 2", "z", []),
     ]
     assert qa.without_overlap(train, test) == (train[3:], 2, 3)
     assert qa.without_overlap(train, []) == (train, 0, 0)
@@ -356,11 +384,11 @@ def says(n, first, last, height=20.0):
 
 
 PASSAGES = [
-    Passage("a_000", "Which virus?", "Zika virus it is", []),
-    Passage("a_001", "Which virus?", "the Dengue fever", []),
-    Passage("a_002", "Which virus?", "perhaps ZIKA  VIRUS then", []),
-    Passage("b_000", "Which gene?", "\u200b", []),
-    Passage("c_000", "Which drug?", "aspirin", []),
+    Passage(f"{A}_000", "Which virus?", "Zika virus it is", []),
+    Passage(f"{A}_001", "Which virus?", "the Dengue fever", []),
+    Passage(f"{A}_002", "Which virus?", "perhaps ZIKA  VIRUS then", []),
+    Passage(f"{B}_000", "Which gene?", "\u200b", []),
+    Passage(f"{C}_000", "Which drug?", "aspirin", []),
 ]
 
 
@@ -372,31 +400,31 @@ def ranked(order):
 
 def test_snippets_are_pooled():
     got = ranked("pooled")
-    assert list(got) == ["a", "b", "c"]
-    best, second = got["a"][:2]
-    assert best[:1] + best[2:] == ("ZIKA  VIRUS", "a_002", 8, 19)  # where it was likeliest
+    assert list(got) == [A, B, C]
+    best, second = got[A][:2]
+    assert best[:1] + best[2:] == ("ZIKA  VIRUS", f"{A}_002", 8, 19)  # where it was likeliest
     assert best.probability == pytest.approx(2 / 3, abs=1e-6)  # two of three snippets say so
-    assert second[:1] + second[2:] == ("Dengue", "a_001", 4, 10)
+    assert second[:1] + second[2:] == ("Dengue", f"{A}_001", 4, 10)
     assert second.probability == pytest.approx(1 / 3, abs=1e-6)
-    assert len(got["a"]) == 5 and got["b"] == []
-    assert got["c"] == [Answer("aspirin", 1.0, "c_000", 0, 7)]
+    assert len(got[A]) == 5 and got[B] == []
+    assert got[C] == [Answer("aspirin", 1.0, f"{C}_000", 0, 7)]
     with pytest.raises(ValueError, match="expected 'pooled' or 'released'"):
         ranked("best")
 
 
 def test_the_released_order_is_that_of_the_snippets():
     got = ranked("released")
-    assert [x.text for x in got["a"]] == ["Zika virus", "Dengue", "ZIKA  VIRUS"]
-    assert (got["b"], [x.text for x in got["c"]]) == ([], ["aspirin"])
+    assert [x.text for x in got[A]] == ["Zika virus", "Dengue", "ZIKA  VIRUS"]
+    assert (got[B], [x.text for x in got[C]]) == ([], ["aspirin"])
 
 
 def test_what_is_submitted_is_scored(tmp_path):
-    golden = {"a": ["Dengue"], "b": ["x"], "c": ["Aspirin"]}
+    golden = {A: ["Dengue"], B: ["x"], C: ["Aspirin"]}
     for order, rank in (("pooled", 2), ("released", 2)):
         answers = ranked(order)
         value = qa.submission(PASSAGES, answers)
         assert value["questions"][2] == {
-            "id": "c", "type": "factoid", "body": "Which drug?", "exact_answer": [["aspirin"]],
+            "id": C, "type": "factoid", "body": "Which drug?", "exact_answer": [["aspirin"]],
             "ideal_answer": "",
         }  # fmt: skip
         write_json(tmp_path / "out.json", value)
@@ -405,8 +433,8 @@ def test_what_is_submitted_is_scored(tmp_path):
         scores = metrics.bioasq_scores(golden, submitted)
         assert scores["mrr"] == pytest.approx((1 / rank + 0 + 1) / 3)
         assert scores["questions"] == 3
-    assert qa.n_best(ranked("released"))["c"] == [
-        {"text": "aspirin", "probability": 1.0, "passage": "c_000", "start": 0, "end": 7}
+    assert qa.n_best(ranked("released"))[C] == [
+        {"text": "aspirin", "probability": 1.0, "passage": f"{C}_000", "start": 0, "end": 7}
     ]
 
 
@@ -440,10 +468,10 @@ def test_from_text_to_characters(tokenizer, B):
     oracle = Oracle(tokenizer.encode("Zika virus")[1:-1])
     logits = qa.predict(oracle, windows, B, "cpu", torch.no_grad)
     assert [len(x) for x in logits] == [len(w.words) for w in windows]
-    answers = qa.rank(passages, windows, logits)["question"]
+    answers = qa.rank(passages, windows, logits)[Q]
     assert answers[0].text.split() == ["Zika", "virus"]
-    found = qa.rank(passages, windows, logits, order="released")["question"]
-    assert [x.passage for x in found] == [f"question_{i:03d}" for i in (0, 1, 3, 4)]
+    found = qa.rank(passages, windows, logits, order="released")[Q]
+    assert [x.passage for x in found] == [f"{Q}_{i:03d}" for i in (0, 1, 3, 4)]
     by_id = {p.id: p.context for p in passages}
     assert all(by_id[x.passage][x.start : x.end] == x.text for x in [*answers, *found])
     assert [x.text for x in found] == ["Zika virus", "Zika virus", "abc", "Zika  virus"]
@@ -460,7 +488,7 @@ def test_with_a_model_of_ours(tokenizer, family):
         np.testing.assert_allclose(rows, alone, rtol=1e-4, atol=1e-6)
         whole = model(qa.collate([window])).logits.detach().numpy()
         np.testing.assert_allclose(rows, whole[window.first : -1], rtol=1e-4, atol=1e-6)
-    assert len(qa.rank(passages, windows, together)["question"]) == 5
+    assert len(qa.rank(passages, windows, together)[Q]) == 5
 
 
 def test_the_real_files(tokenizer):
@@ -498,10 +526,112 @@ def test_one_id_for_two_questions(tmp_path):
         assert len({p.group for p in qa.read_squad(path)}) == 1
 
 
+def test_plain_ids_are_questions_of_their_own(tmp_path):
+    qas = [{"id": f"q_{i}", "question": f"What is number {i}?"} for i in range(3)]
+    passages = qa.read_squad(asked(tmp_path, *qas))
+    assert [(p.id, p.group, p.question) for p in passages] == [
+        (x["id"], x["id"], x["question"]) for x in qas
+    ]
+
+
 def test_numbers_as_ids_and_a_byte_order_mark(tmp_path):
     ids = ["q", 7, "5" * 24 + "_3"]
     path = asked(tmp_path, *({"id": x, "question": f"What is {x}?"} for x in ids), mark="\ufeff")
     assert [p.group for p in qa.read_squad(path)] == ["q", "7", "5" * 24]
+
+
+ROWS = [  # id, context, question, texts, starts
+    ("56be_1", CONTEXT, "What causes it?", ["Zika virus", "ZIKV", "zikv"], [0, 12, 54]),
+    ("56be_2", CONTEXT, "Which one does not?\u2028", ["IL-2"], [39]),
+    ("7", "\u03b2-blockers \U0001f9ea lower it.", "What lowers it?", [], []),
+    (f"{A}_001", "Iron is in the blood.", "What is in it?", ["Iron"], [0]),
+    (f"{A}_002", "The blood has iron.", "What is in it?", ["iron"], [14]),
+]
+
+
+def rows():
+    """`ROWS` as Hugging Face's datasets have SQuAD."""
+    return [
+        {"id": id, "title": "t", "context": context, "question": question,
+         "answers": {"text": texts, "answer_start": starts}}
+        for id, context, question, texts, starts in ROWS
+    ]  # fmt: skip
+
+
+def paragraphs_of(rows):
+    """The same in SQuAD's own form, a paragraph each."""
+    return {"version": "1.1", "data": [{"title": "t", "paragraphs": [
+        {"context": row["context"], "qas": [{"id": row["id"], "question": row["question"],
+         "answers": [answer(*x) for x in zip(*row["answers"].values(), strict=True)]}]}
+        for row in rows
+    ]}]}  # fmt: skip
+
+
+def lines(rows, end="\n", **how):
+    return end.join(json.dumps(row, **how) for row in rows)
+
+
+@pytest.mark.parametrize("text", [
+    json.dumps(rows()), json.dumps(rows(), indent=1), json.dumps({"data": rows()}),
+    lines(rows()), lines(rows(), ensure_ascii=False), "\ufeff" + lines(rows(), "\r\n\n") + "\n",
+])  # fmt: skip
+def test_rows_are_read_as_the_nested_form(file, text):
+    nested = qa.read_squad(file(paragraphs_of(rows())))
+    assert [p[:3] for p in nested] == [
+        (id, question, context) for id, context, question, *_ in ROWS
+    ]
+    assert [[p.context[a:b] for a, b in p.answers] for p in nested] == [
+        ["Zika virus", "ZIKV", "ZIKV"], ["IL-2"], [], ["Iron"], ["iron"],
+    ]  # fmt: skip
+    assert qa.read_squad(file(text)) == nested
+    assert qa.read_squad(file(lines(rows()[:1]))) == nested[:1]  # one line is a file too
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (lines([*rows()[:2], {"question": "?", "id": "x"}]), "line 3: 'context' is missing"),
+        (json.dumps([{"question": "?", "id": "x"}]), r"\[0\]: 'context' is missing"),
+        (lines(rows()[:1]) + "\n{", "line 2 is not JSON"),
+        (lines(rows()[:1]) + "\n[]", r"line 2 is '\[\]', expected an object"),
+        (
+            lines(rows()).replace("[39]", "[38]"),
+            r"line 2\.answers\[0\]: the answer is 'IL-2', but ' IL-' is at character 38",
+        ),
+    ],
+)
+def test_defects_of_rows_are_named_with_their_place(file, text, message):
+    path = file(text)
+    with pytest.raises(InputError, match=f"{path}: {message}") as error:
+        qa.read_squad(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", [paragraphs_of, lines])
+def test_all_misplaced_answers_are_named(file, form):
+    """Moved by one character: two of three answers of the first question, the one of the second."""
+    wrong = rows()
+    wrong[0]["answers"]["answer_start"] = [1, 12, 55]
+    wrong[1]["answers"]["answer_start"] = [40]
+    path = file(form(wrong))
+    with pytest.raises(InputError) as error:
+        qa.read_squad(path)
+    assert "; misplaced answers: 3, of '56be_1', '56be_2'; mend" in str(error.value)
+    assert "--skip-misplaced" in str(error.value) and "\n" not in str(error.value)
+    passages, misplaced = qa.read_placed(path)
+    right = qa.read_squad(file(form(rows())))
+    assert [i for i, _ in misplaced] == [0, 0, 1]
+    assert passages == [
+        right[0]._replace(answers=[(12, 16)]), right[1]._replace(answers=[]), *right[2:]
+    ]  # fmt: skip
+
+
+def test_many_misplaced_answers_are_counted(file):
+    many = [row | {"id": f"n{i}"} for i, row in enumerate(rows()[1:2] * 23)]
+    for row in many:
+        row["answers"] = {"text": ["IL-2"], "answer_start": [3]}
+    with pytest.raises(InputError, match="answers: 23, of 'n0', .*, 'n19' and 3 more; mend"):
+        qa.read_squad(file(many))
 
 
 def test_a_question_submitted_without_an_answer_is_wrong(tmp_path):
