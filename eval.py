@@ -173,6 +173,12 @@ def read(argv: list[str] | None = None) -> tuple[argparse.Namespace, Recipe | No
     given = options.given(args, Recipe)
     recipe = dataclasses.replace(recipe_of(args.command, width_of(args.model)), **given)
     options.check(recipe)
+    for seed in args.seeds or ():
+        options.check(dataclasses.replace(recipe, seed=seed))
+    if len(set(args.seeds or ())) < len(args.seeds or ()):
+        raise InputError(f"--seeds has one twice: {' '.join(map(str, args.seeds))}")
+    if args.command == "relation" and args.fold is not None and args.split:
+        raise InputError("--split draws its own test set of all folds; drop --fold or --split")
     if args.teacher is None:
         for name in OF_A_TEACHER:
             if name in given:

@@ -14,6 +14,7 @@ import eval as evaluation
 import minibio
 from helpers import ROOT, processes
 from minibio.run import errors
+from minibio.run.errors import InputError
 from minibio.tasks.predict import Predictor
 from toy_tasks import (
     FAST,
@@ -376,3 +377,18 @@ def test_the_default_place(base, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     evaluation.main([*arguments(base, "ner"), "--epochs", "1"])
     assert (tmp_path / "runs" / "ner-ner-random" / "ner.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("ner --model m --data d --seeds 0 0", "--seeds has one twice: 0 0"),
+        (f"ner --model m --data d --seeds 0 {2**64}", f"--seed is {2**64}, expected at most"),
+        ("relation --model m --data d --fold all --split", "--split draws its own test set"),
+        ("relation --model m --data d --fold 2 --split", "drop --fold or --split"),
+    ],
+)
+def test_runs_that_would_be_one_run_counted_twice_are_refused(options, message):
+    with pytest.raises(InputError) as caught:
+        evaluation.read(options.split())
+    assert message in str(caught.value)
