@@ -154,6 +154,27 @@ def test_a_first_stage_on_other_questions(base, tmp_path, capsys):
     assert first["data"] == "other" and first["config"]["epochs"] == 1
 
 
+def test_rows_of_questions_with_a_misplaced_answer(base, tmp_path, capsys):
+    """Plain ids of one stem are questions of their own; the option is a matter of the command."""
+    rows = [
+        {"id": f"q_{i}", "context": f"Gout is {i} .", "question": f"Which name {i} ?",
+         "answers": {"text": ["Gout"], "answer_start": [int(i == 3)]}}
+        for i in range(8)
+    ]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    given = [*arguments(base, "qa"), "--train", path, "--epochs", 1, "--out", tmp_path / "out"]
+    assert wrong(given) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"eval.py: error: {path}: line 4.answers[0]: the answer is 'Gout', but ")
+    assert "misplaced answers: 1, of 'q_3'; mend" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    evaluation.main(list(map(str, [*given, "--skip-misplaced"])))
+    assert f"{path}: 1 misplaced answers are left out, and 1 passages" in capsys.readouterr().out
+    counts = record(tmp_path / "out", "qa")["config"]["counts"]
+    assert [counts[name] for name in ("questions", "passages", "misplaced")] == [7, 7, 1]
+
+
 def test_a_teacher_on_the_same_task(tuned, tmp_path, capsys):
     student = make_encoder(tmp_path / "student", make_tokenizer(), L=1, C=40, H=5)
     given = [*arguments(tuned, "relation"), "--model", student, "--teacher",
