@@ -74,10 +74,21 @@ BERT_6 = replace(BERT, L=6, V=CASED)
 DISTILBERT = ModelConfig(family="distilbert", L=6, n_segments=0)
 TINYBERT = ModelConfig(L=4, C=312, F=1200)  # section 4.2.1; TinyBERT's own configuration (F8)
 MOBILEBERT = ModelConfig(
-    family="mobilebert", L=24, C=512, H=4, F=512, C_embed=128, C_intra=128, n_ffn=4,
-    norm="no_norm", activation="relu", shared_qk=True, trigram=True,
-    dropout=0.0, tanh_pooler=False,  # both as the published configuration has them
-)  # fmt: skip
+    family="mobilebert",
+    L=24,
+    C=512,
+    H=4,
+    F=512,
+    C_embed=128,
+    C_intra=128,
+    n_ffn=4,
+    norm="no_norm",
+    activation="relu",
+    shared_qk=True,
+    trigram=True,
+    dropout=0.0,
+    tanh_pooler=False,  # both as the published configuration has them
+)
 IB_BERT = ModelConfig(
     family="ib-bert",
     L=24,

@@ -76,8 +76,15 @@ def race(what: str, unit: str, sides: dict[str, Callable], rounds: int) -> Itera
         rates = np.stack([1000 * amount / clock[:, 0], amount / work])  # (2, rounds)
         base = rates if base is None else base
         share, share_cpu = np.median(rates / base, axis=1).tolist()
-        yield {"what": what, "side": name, "unit": f"{unit}/s", **Spread.of(rates[0])._asdict(),
-               "p50_cpu": np.median(rates[1]), "share": share, "share_cpu": share_cpu}  # fmt: skip
+        yield {
+            "what": what,
+            "side": name,
+            "unit": f"{unit}/s",
+            **Spread.of(rates[0])._asdict(),
+            "p50_cpu": np.median(rates[1]),
+            "share": share,
+            "share_cpu": share_cpu,
+        }
 
 
 def cpu_seconds() -> float:
@@ -174,8 +181,14 @@ def bench_memory(place: Path, given: Settings) -> Iterator[dict]:
                 peaks = np.maximum(peaks, (sum(each), max(each)))
                 time.sleep(EVERY)
         all_mib, one_mib = (peaks / 2**20).tolist()
-        yield {"what": "memory", "side": name, "bytes": path.stat().st_size, "all_mib": all_mib,
-               "one_mib": one_mib, "seconds": time.perf_counter() - began}  # fmt: skip
+        yield {
+            "what": "memory",
+            "side": name,
+            "bytes": path.stat().st_size,
+            "all_mib": all_mib,
+            "one_mib": one_mib,
+            "seconds": time.perf_counter() - began,
+        }
 
 
 def resident(pid: int) -> list[int]:

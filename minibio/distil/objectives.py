@@ -155,14 +155,25 @@ class Objective(nn.Module):
                 s.decoder.logits(), t.logits(), temperature=self.temperature, N=count
             )
         return kernels.masked_mlm(
-            as_in_autocast(s.decoder), None, as_in_autocast(t), temperature=self.temperature,
-            divergence="soft_ce", count=count, impl=self.impl,
-        ).loss  # fmt: skip
+            as_in_autocast(s.decoder),
+            None,
+            as_in_autocast(t),
+            temperature=self.temperature,
+            divergence="soft_ce",
+            count=count,
+            impl=self.impl,
+        ).loss
 
     def predictions(
-        self, s: Output, taught: Output, labels: Tensor, count: float, *,
-        weights: tuple[float, float], divergence: str = "kl_ts",
-    ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
+        self,
+        s: Output,
+        taught: Output,
+        labels: Tensor,
+        count: float,
+        *,
+        weights: tuple[float, float],
+        divergence: str = "kl_ts",
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Eq. 1 with Eq. 2 (or 8); a weight of 0 leaves its term out.
 
         Returns:
@@ -175,9 +186,15 @@ class Objective(nn.Module):
         if self.impl != "reference":
             t = None if t is None else as_in_autocast(t)
             return kernels.masked_mlm(
-                as_in_autocast(s.decoder), labels, t, weights=weights,
-                temperature=self.temperature, divergence=divergence, count=count, impl=self.impl,
-            )  # fmt: skip
+                as_in_autocast(s.decoder),
+                labels,
+                t,
+                weights=weights,
+                temperature=self.temperature,
+                divergence=divergence,
+                count=count,
+                impl=self.impl,
+            )
         x_s = s.decoder.logits()  # (M, V)
         mlm = soft = x_s.new_zeros(())
         if labels is not None:
@@ -319,11 +336,15 @@ class Compact(Objective):
         s = self.student(batch, match=self.matches(taught), hidden=self.layers_s(1), multiply=False)
         layers = [
             losses.compact_layer(
-                s.hidden_states[l], taught.hidden_states[g_l], s.row_losses[l],
-                T=batch.own_lengths, N=counts.N, fidelity=self.run.fidelity,
+                s.hidden_states[l],
+                taught.hidden_states[g_l],
+                s.row_losses[l],
+                T=batch.own_lengths,
+                N=counts.N,
+                fidelity=self.run.fidelity,
             )
             for l, g_l in enumerate(self.g, start=1)
-        ]  # fmt: skip
+        ]
         alpha = self.run.alpha
         fused, mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=alpha[:2])
         loss = losses.compact(mlm, soft, layers, alpha=alpha, fused=fused)
@@ -365,9 +386,12 @@ class Mobile(Objective):
     def layer(self, l: int, s: Output, taught: Output, counts: Counts) -> Tensor:
         """Eq. 12 of the student's layer l."""
         return losses.mobile_layer(
-            s.hidden_states[l], taught.hidden_states[self.g[l - 1]], s.row_losses[l],
-            N=counts.N, fidelity=self.run.fidelity,
-        )  # fmt: skip
+            s.hidden_states[l],
+            taught.hidden_states[self.g[l - 1]],
+            s.row_losses[l],
+            N=counts.N,
+            fidelity=self.run.fidelity,
+        )
 
 
 class Staged(Mobile):
@@ -414,9 +438,13 @@ class Staged(Mobile):
             return {"mlm": mlm, "soft": soft, "loss": loss}
         l, is_released = self.phase, self.run.fidelity == "released"
         s = self.student(
-            batch, match=self.matches(taught), hidden=(l,), depth=l,
-            frozen=0 if is_released else l - 1, predict=False,
-        )  # fmt: skip
+            batch,
+            match=self.matches(taught),
+            hidden=(l,),
+            depth=l,
+            frozen=0 if is_released else l - 1,
+            predict=False,
+        )
         layer = self.layer(l, s, taught, counts)
         loss = layer / self.student.config.L if is_released else layer
         return {"layers": layer, "loss": loss}

@@ -122,11 +122,23 @@ def initialise_from(student: Model, teacher: Model, run: RunConfig) -> None:
         remedy = "no --stages" if run.stages else "--init-head fresh"
         copy_embeddings(student, teacher, "--init-layers none" if layers else remedy)
     for mine, l in zip(student.encoder.layers if layers else (), layers, strict=True):
-        copy(mine, teacher.encoder.layers[l].state_dict(), student, teacher, "layers",
-             "--init-layers none")  # fmt: skip
+        copy(
+            mine,
+            teacher.encoder.layers[l].state_dict(),
+            student,
+            teacher,
+            "layers",
+            "--init-layers none",
+        )
     if copies_head(run):
-        copy(student.head, teacher.head.state_dict(), student, teacher, "masked-LM head",
-             "--init-head fresh")  # fmt: skip
+        copy(
+            student.head,
+            teacher.head.state_dict(),
+            student,
+            teacher,
+            "masked-LM head",
+            "--init-head fresh",
+        )
 
 
 def copy_embeddings(student: Model, teacher: Model, remedy: str) -> None:

@@ -74,9 +74,17 @@ class SelfAttention(nn.Module):
             rows = None
         else:
             a, rows, lse = kernels.attention_kl(
-                q, k, v, match.q_t, match.k_t, *row, divergence=match.divergence,
-                lse_t=match.lse_t, dropout=dropout, impl=self.impl,
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                match.q_t,
+                match.k_t,
+                *row,
+                divergence=match.divergence,
+                lse_t=match.lse_t,
+                dropout=dropout,
+                impl=self.impl,
+            )
         return AttentionOutput(self.output(a.flatten(1)), q, k, lse, rows)
 
 

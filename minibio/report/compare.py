@@ -98,10 +98,16 @@ def compare(
         row["parameters_encoder"] = sum(p.numel() for p in model.encoder.parameters())
         row.update(held_out(model, batches, dist.Ranks(0, 0, 1, where)))
         row["tokens_per_s"] = round(speed)
-    write_comparison(out, rows, {
-        "machine": describe(where), "corpus": str(texts.path), "length": texts.length,
-        "documents": sum(batch.B for batch in batches),
-    })  # fmt: skip
+    write_comparison(
+        out,
+        rows,
+        {
+            "machine": describe(where),
+            "corpus": str(texts.path),
+            "length": texts.length,
+            "documents": sum(batch.B for batch in batches),
+        },
+    )
 
 
 def common_corpus(
@@ -143,12 +149,16 @@ def write_comparison(out: Path, rows: list[dict], facts: dict) -> None:
     head = ["model", "parameters", "of the encoder", "held-out loss", "NER P", "NER R", "NER F1",
             "tokens/s"]  # fmt: skip
     body = [
-        [row["name"], f"{row['parameters']:,}", f"{row['parameters_encoder']:,}",
-         f"{row['mlm_loss']:.4f}",
-         *(percent(row.get(f"ner_{name}")) for name in ("precision", "recall", "f1")),
-         f"{row['tokens_per_s']:,}"]
+        [
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['parameters_encoder']:,}",
+            f"{row['mlm_loss']:.4f}",
+            *(percent(row.get(f"ner_{name}")) for name in ("precision", "recall", "f1")),
+            f"{row['tokens_per_s']:,}",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     text = table(head, body)
     note = (
         f"Masked-LM loss in nats per predicted token, on {facts['documents']:,} held-out documents "

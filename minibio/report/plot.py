@@ -239,9 +239,12 @@ def scores(panels: Sequence[Panel], out: Path) -> None:
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     names = dict.fromkeys(name for p in panels for name in p.series)
     for ax, panel in zip(axes, panels, strict=True):
-        draw_bars(ax, panel._replace(series={
-            name: panel.series.get(name, [None] * len(panel.groups)) for name in names
-        }))  # fmt: skip
+        draw_bars(
+            ax,
+            panel._replace(
+                series={name: panel.series.get(name, [None] * len(panel.groups)) for name in names}
+            ),
+        )
     handles = {}
     for ax in axes:
         handles.update(zip(*reversed(ax.get_legend_handles_labels()), strict=True))

@@ -269,13 +269,24 @@ def name_apart(runs: Sequence[Run], name: str, fields: str, like: Callable) -> l
         values = {key: {json.dumps(one.get(key) or None) for one in each} for key in keys}
         differ[group] = [key for key in keys if len(values[key]) > 1]
     return [
-        run._replace(**{name: ", ".join([
-            getattr(run, name),
-            *filter(None, (said(run.kind, key, getattr(run, fields).get(key))
-                           for key in differ[like(run)])),
-        ])})
+        run._replace(
+            **{
+                name: ", ".join(
+                    [
+                        getattr(run, name),
+                        *filter(
+                            None,
+                            (
+                                said(run.kind, key, getattr(run, fields).get(key))
+                                for key in differ[like(run)]
+                            ),
+                        ),
+                    ]
+                )
+            }
+        )
         for run in runs
-    ]  # fmt: skip
+    ]
 
 
 def said(kind: str, key: str, value) -> str:

@@ -162,10 +162,11 @@ def overall(runs: Sequence[Run], teacher: str) -> list[Cell]:
         )
         for model in dict.fromkeys(run.model for run in runs):
             parts = {
-                (row, metric): share(ours.get((row, metric, model), {}),
-                                     ours.get((row, metric, teacher), {}))
+                (row, metric): share(
+                    ours.get((row, metric, model), {}), ours.get((row, metric, teacher), {})
+                )
                 for row, metric in rows
-            }  # fmt: skip
+            }
             parts = {place: seeds for place, seeds in parts.items() if seeds}
             theirs = [paper_cell(row, metric, model)[1] for row, metric in parts]
             mean = statistics.fmean(theirs) if theirs and None not in theirs else None

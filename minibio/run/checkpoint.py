@@ -79,8 +79,9 @@ class Checkpoint:
         around = [(name, then.get(name), now[name]) for name in now if then.get(name) != now[name]]
         return changes(self.config, config, may_differ, self.path) + around
 
-    def restore(self, objective: nn.Module, optimizer: Optimizer, ranks: dist.Ranks, *,
-                seed: int) -> None:  # fmt: skip
+    def restore(
+        self, objective: nn.Module, optimizer: Optimizer, ranks: dist.Ranks, *, seed: int
+    ) -> None:
         """Put everything back. All ranks call it, after whatever else draws random numbers.
 
         Random states are the checkpoint's where number of processes and kind of device are the
@@ -312,8 +313,13 @@ def check_weights(stored: dict[str, Tensor], objective: nn.Module, where: Path) 
             raise InputError(f"{where}: {name} is in it, but not in this run; {ADVICE}")
 
 
-def check_moments(stored: dict[str, Tensor], stored_groups: list[list[str]],
-                  objective: nn.Module, optimizer: Optimizer, where: Path) -> None:  # fmt: skip
+def check_moments(
+    stored: dict[str, Tensor],
+    stored_groups: list[list[str]],
+    objective: nn.Module,
+    optimizer: Optimizer,
+    where: Path,
+) -> None:
     """Refuse an optimiser's state that is of other parameters, or of other groups of them.
 
     Raises:

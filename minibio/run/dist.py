@@ -65,8 +65,11 @@ def start(device: str | None = None) -> Ranks:
             wait_for_all(store, world)
             td.init_process_group(
                 "cpu:gloo,cuda:nccl" if is_gpu else "gloo",  # what the host counts goes by gloo
-                store=store, rank=rank, world_size=world, device_id=where if is_gpu else None,
-            )  # fmt: skip
+                store=store,
+                rank=rank,
+                world_size=world,
+                device_id=where if is_gpu else None,
+            )
             PULSE.append(Pulse(f"attempt-{attempt}", rank, world))
         except RuntimeError as error:
             raise InputError(alone(error)) from None

@@ -36,9 +36,10 @@ class Bucket:
 
     def __init__(self, parameters: list[nn.Parameter]):
         self.flat = torch.zeros(
-            sum(p.numel() for p in parameters), dtype=parameters[0].dtype,
+            sum(p.numel() for p in parameters),
+            dtype=parameters[0].dtype,
             device=parameters[0].device,
-        )  # fmt: skip
+        )
         parts = self.flat.split([p.numel() for p in parameters])
         self.views: dict[nn.Parameter, Tensor] = {
             p: part.view_as(p) for p, part in zip(parameters, parts, strict=True)
@@ -55,8 +56,12 @@ class Gradients:
         bucket_bytes: of one message; a larger parameter has a bucket of its own.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], ranks: dist.Ranks,
-                 bucket_bytes: int = BUCKET_BYTES):  # fmt: skip
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        ranks: dist.Ranks,
+        bucket_bytes: int = BUCKET_BYTES,
+    ):
         self.parameters = [p for p in parameters if p.requires_grad]
         self.ranks = ranks
         self.buckets: list[Bucket] = []

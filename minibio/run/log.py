@@ -53,8 +53,9 @@ class Progress:
                 )
         return Progress(**{**counters, "stopped": ""})
 
-    def add(self, terms: dict[str, float], *, samples: int, tokens: int, seconds: float,
-            max_skips: int) -> None:  # fmt: skip
+    def add(
+        self, terms: dict[str, float], *, samples: int, tokens: int, seconds: float, max_skips: int
+    ) -> None:
         """Count one step: the terms of its loss where all are finite, a skipped step otherwise.
 
         Args:

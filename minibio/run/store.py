@@ -47,8 +47,13 @@ def step_of(place: Path) -> int:
 # ---- writing
 
 
-def write(folder: Path, step: int, parts: dict[str, dict[str, Tensor]], state: bytes,
-          also: Path | None = None) -> Path:  # fmt: skip
+def write(
+    folder: Path,
+    step: int,
+    parts: dict[str, dict[str, Tensor]],
+    state: bytes,
+    also: Path | None = None,
+) -> Path:
     """Write one directory; an older one of the same step is removed once the new one is whole.
 
     Args:

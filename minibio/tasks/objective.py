@@ -133,9 +133,11 @@ class Taught(Labels):
         s = self.student(batch, match=match, hidden=self.hidden_s)
         terms = {"labels": self.hard(s, batch, counts)}
         terms["soft"] = losses.soft_mlm(
-            rows(s.logits, batch, self.head), rows(taught.logits, batch, self.head),
-            temperature=self.temperature, M=questions(counts, self.head),
-        )  # fmt: skip
+            rows(s.logits, batch, self.head),
+            rows(taught.logits, batch, self.head),
+            temperature=self.temperature,
+            M=questions(counts, self.head),
+        )
         if self.run.method != "soft":
             terms["layers"] = self.layers(s, taught, counts)
         loss = sum(a * term for a, term in zip(self.alpha, terms.values(), strict=False))

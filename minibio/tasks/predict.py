@@ -111,10 +111,11 @@ class Predictor:
         answer = {"token": self.entities, "sequence": self.relations, "span": self.answers}
         found = iter(answer[self.head]([item for item in items if item]))
         return [
-            ({"id": item["id"]} if "id" in item else {}) | next(found) if item
+            ({"id": item["id"]} if "id" in item else {}) | next(found)
+            if item
             else dict(BLANK[self.head])
             for item in items
-        ]  # fmt: skip
+        ]
 
     def entities(self, items: list[dict]) -> list[dict]:
         """Names in each text."""
@@ -123,11 +124,20 @@ class Predictor:
         found = ner.predict(self.model, windows, self.tags, self.B, self.device, self.context)
         words, _ = ner.rejoin(windows, found)
         return [
-            {"text": text, "entities": [
-                {"type": m.kind or UNTYPED, "start": m.start, "end": m.end,
-                 "text": text[m.start : m.end]} for m in ner.mentions(row, spans)]}
+            {
+                "text": text,
+                "entities": [
+                    {
+                        "type": m.kind or UNTYPED,
+                        "start": m.start,
+                        "end": m.end,
+                        "text": text[m.start : m.end],
+                    }
+                    for m in ner.mentions(row, spans)
+                ],
+            }
             for text, (_, spans), row in zip((x["text"] for x in items), cut, words, strict=True)
-        ]  # fmt: skip
+        ]
 
     def relations(self, items: list[dict]) -> list[dict]:
         """The likeliest label of each text."""
@@ -139,10 +149,15 @@ class Predictor:
         )  # (n, K)
         best = zip(p.argmax(1).tolist(), p.amax(1).tolist(), strict=True)
         answers = [
-            {"text": item["text"], "label": self.model.labels[k], "probability": round(q, 6),
-             "first": list(item["spans"][0]), "second": list(item["spans"][1])}
+            {
+                "text": item["text"],
+                "label": self.model.labels[k],
+                "probability": round(q, 6),
+                "first": list(item["spans"][0]),
+                "second": list(item["spans"][1]),
+            }
             for item, (k, q) in zip(items, best, strict=True)
-        ]  # fmt: skip
+        ]
         for answer, row in zip(answers, p.tolist(), strict=self.multi_label):
             if self.multi_label:
                 named = zip(self.model.labels, row, strict=True)
@@ -158,12 +173,21 @@ class Predictor:
         logits = qa.predict(self.model, windows, self.B, self.device, self.context)
         ranked = qa.rank(found, windows, logits, self.order)
         return [
-            {"question": item["question"], "answers": [
-                {"text": a.text, "probability": round(a.probability, 6),
-                 "snippet": int(a.passage.rsplit("_", 1)[1]), "start": a.start, "end": a.end}
-                for a in ranked.get(f"{i:024x}", [])]}
+            {
+                "question": item["question"],
+                "answers": [
+                    {
+                        "text": a.text,
+                        "probability": round(a.probability, 6),
+                        "snippet": int(a.passage.rsplit("_", 1)[1]),
+                        "start": a.start,
+                        "end": a.end,
+                    }
+                    for a in ranked.get(f"{i:024x}", [])
+                ],
+            }
             for i, item in enumerate(items)
-        ]  # fmt: skip
+        ]
 
 
 # lines in

@@ -311,8 +311,9 @@ def make_windows(
             move = len(head) - a
             answers = [
                 (x.start + move, x.stop - 1 + move)
-                for x in inside if x and a <= x.start and x.stop <= b
-            ]  # fmt: skip
+                for x in inside
+                if x and a <= x.start and x.stop <= b
+            ]
             tokens = [*head, *pieces.ids[a:b], tokenizer.sep_id]
             windows.append(
                 Window(i, tokens, len(head), pieces.words[a:b], pieces.word_spans, answers)

@@ -173,9 +173,13 @@ def cut(text: str, tokenizer: Tokenizer) -> Pieces:
 
 
 def forward(
-    model: nn.Module, examples: Sequence, collate: Callable[[Sequence], Batch], B: int,
-    device, autocast,
-) -> Iterator[tuple[list[int], Batch, Tensor]]:  # fmt: skip
+    model: nn.Module,
+    examples: Sequence,
+    collate: Callable[[Sequence], Batch],
+    B: int,
+    device,
+    autocast,
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """Places of B examples, their batch and its logits, until every example has had one.
 
     Examples of similar length share a batch; the logits of one do not depend on the others.

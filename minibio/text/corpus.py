@@ -38,8 +38,15 @@ class Sample(NamedTuple):
 class Corpus:
     """Token shards as an endless line of samples, and the held-out ones as a fixed pass."""
 
-    def __init__(self, path: str | Path, split: str = "train", *, seed: int, length: int = 256,
-                 masking: bool = True):  # fmt: skip
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        *,
+        seed: int,
+        length: int = 256,
+        masking: bool = True,
+    ):
         """Open shards.
 
         Args:

@@ -38,8 +38,9 @@ class Feed:
             more than `tokens` tokens.
     """
 
-    def __init__(self, corpus: Corpus, ranks: Ranks, *, batch: int, tokens: int = 0,
-                 accumulate: int = 1):  # fmt: skip
+    def __init__(
+        self, corpus: Corpus, ranks: Ranks, *, batch: int, tokens: int = 0, accumulate: int = 1
+    ):
         self.corpus, self.ranks, self.accumulate = corpus, ranks, accumulate
         self.batch, self.tokens = batch, tokens
         self.hands = ranks.world * accumulate
@@ -109,9 +110,17 @@ class Epochs:
         InputError: there are fewer examples, in all or in a step, than micro-batches.
     """
 
-    def __init__(self, examples: Sequence, lengths: Sequence[int],
-                 collate: Callable[[Sequence], Batch], ranks: Ranks, *, batch: int, seed: int,
-                 accumulate: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        examples: Sequence,
+        lengths: Sequence[int],
+        collate: Callable[[Sequence], Batch],
+        ranks: Ranks,
+        *,
+        batch: int,
+        seed: int,
+        accumulate: int = 1,
+    ):
         self.examples, self.lengths, self.collate = examples, np.asarray(lengths), collate
         self.ranks, self.seed = ranks, seed
         self.hands, self.n = ranks.world * accumulate, len(examples)

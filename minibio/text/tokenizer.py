@@ -168,10 +168,14 @@ class Tokenizer:
         blank.train_from_iterator(
             texts,
             trainers.WordPieceTrainer(
-                vocab_size=V, min_frequency=2, show_progress=False, limit_alphabet=len(alphabet),
-                initial_alphabet=alphabet, special_tokens=[*SPECIAL, *inside],
+                vocab_size=V,
+                min_frequency=2,
+                show_progress=False,
+                limit_alphabet=len(alphabet),
+                initial_alphabet=alphabet,
+                special_tokens=[*SPECIAL, *inside],
             ),
-        )  # fmt: skip
+        )
         learnt = blank.get_vocab(with_added_tokens=True)
         pieces = sorted(learnt, key=learnt.get)
         pieces += [f"[unused{i + 1}]" for i in range(V - len(pieces))]
@@ -249,16 +253,19 @@ class Tokenizer:
 # the parts
 
 
-def build(vocab: dict[str, int], cased: bool, chinese: bool = True,
-          strip_accents: bool | None = None) -> tokenizers.Tokenizer:  # fmt: skip
+def build(
+    vocab: dict[str, int], cased: bool, chinese: bool = True, strip_accents: bool | None = None
+) -> tokenizers.Tokenizer:
     """BERT's pipeline over a vocabulary. strip_accents None: where it lower-cases, as in BERT."""
     backend = tokenizers.Tokenizer(
         models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD)
     )
     backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents,
+        clean_text=True,
+        handle_chinese_chars=chinese,
+        strip_accents=strip_accents,
         lowercase=not cased,
-    )  # fmt: skip
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.add_special_tokens([token for token in SPECIAL if token in vocab])
