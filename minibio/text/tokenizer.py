@@ -10,6 +10,7 @@ into [UNK]. Both are common in the wild, so what the files say is held against t
 contradiction is refused. Where they say nothing, the vocabulary decides.
 """
 
+import codecs
 import hashlib
 import json
 import re
@@ -344,7 +345,7 @@ def read_vocab(file: Path) -> dict[str, int]:
     """
     check_content(file)
     vocab = {}
-    lines = file.read_bytes().split(b"\n")
+    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     if lines[-1] == b"":  # the last line is ended too
         lines.pop()
     for n, line in enumerate(lines, 1):

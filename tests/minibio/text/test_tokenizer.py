@@ -549,3 +549,8 @@ def test_a_table_padded_for_speed_has_the_vocabulary(trained):
     for V in (216, 221, 225, 257, 300):
         with pytest.raises(InputError, match=f"220 pieces, the model {V}"):
             ours.check_vocab(V, "model")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_piece(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(in_slots()) + "\n", "utf-8-sig")
+    assert Tokenizer.from_dir(tmp_path).pieces == in_slots()
