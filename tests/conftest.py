@@ -14,6 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks no server for a model it
 # Shapes are small: a second thread waits more than it works, and far more on a busy machine.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+# The first context of a device lists torch.empty among the functions it serves, once and for all:
+# it must be torch's own, whichever test a process runs first (banded_empty puts another there).
+with torch.device("cpu"):
+    torch.zeros(0)
 # A shell starts what it puts in the background with Ctrl-C ignored, which processes hand down.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
