@@ -45,6 +45,7 @@ from kernels.reference import wide
 KERNEL = "attention_kl"  # what `kernels.resolve_impl` calls it
 RIVALS = ("eager", "compile", "stock", "floor")
 BASELINES = ("eager", "floor")
+OPTIONS = ("divergence", "dropout")  # of `sides`
 EXACT = {"dropout": 0.0}  # no two sides drop the same
 SAVED = 30  # bytes that eager holds for an entry of a map at its peak, as measured in float32
 
@@ -350,15 +351,14 @@ def add_options(p: ArgumentParser) -> None:
     p.add_argument("--dropout", type=float, default=0.1, help="share (default: 0.1, as BERT's)")
 
 
-def options(args) -> dict:
-    """The arguments of `sides`.
+def check_options(divergence: str, dropout: float) -> None:
+    """Refuse options that `sides` cannot work with.
 
     Raises:
         ValueError: --dropout is not a share.
     """
-    if not 0 <= args.dropout < 1:
-        raise ValueError(f"--dropout is {args.dropout}, expected at least 0 and below 1")
-    return {"divergence": args.divergence, "dropout": args.dropout}
+    if not 0 <= dropout < 1:
+        raise ValueError(f"--dropout is {dropout}, expected at least 0 and below 1")
 
 
 # ---- block sizes of the Triton kernels, for --tune

@@ -32,6 +32,7 @@ from kernels.reference import ROW_DIVERGENCES, wide
 KERNEL = "masked_mlm"  # what `kernels.resolve_impl` calls it
 RIVALS = ("eager", "compile", "linear-ce", "liger", "cce", "floor")
 BASELINES = ("eager", "floor")
+OPTIONS = ("loss", "divergence", "temperature")  # of `sides`
 EXACT = {}  # nothing is random
 LOSSES = ("both", "ce", "kd")
 SAVED = 20  # bytes that eager holds for a logit at its peak, in float32
@@ -255,17 +256,14 @@ def add_options(p: ArgumentParser) -> None:
     p.add_argument("--temperature", type=float, default=2.0, help="of kd (default: 2)")
 
 
-def options(args) -> dict:
-    """The arguments of `sides`.
+def check_options(loss: str, divergence: str, temperature: float) -> None:
+    """Refuse options that `sides` cannot work with.
 
     Raises:
         ValueError: --temperature is not above 0 and finite.
     """
-    if not 0 < args.temperature < float("inf"):
-        raise ValueError(f"--temperature is {args.temperature}, expected above 0 and finite")
-    return {
-        "loss": args.loss, "divergence": args.divergence, "temperature": args.temperature,
-    }  # fmt: skip
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"--temperature is {temperature}, expected above 0 and finite")
 
 
 # ---- block sizes of the Triton row kernel, for --tune

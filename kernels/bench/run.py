@@ -18,7 +18,10 @@ is another module with the same names, and a row of OPERATIONS.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -49,11 +52,41 @@ DEFAULT_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 LIMIT = {"float64": 1e-12, "float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 
-class Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+class Benchmark(NamedTuple):
+    """One operation and what all its shapes are measured with."""
+
+    op: str  # a row of OPERATIONS
+    device: torch.device
+    dtype: str  # a row of DTYPES
+    seed: int
+    repeats: int  # timed calls of each side
+    rivals: Sequence[str]  # of the operation's RIVALS
+    impls: Sequence[str]  # ours
+    options: dict  # of the operation's OPTIONS, for its `sides`
+
+    @property
+    def operation(self) -> ModuleType:
+        return OPERATIONS[self.op]
+
+    def problem(self, shape):
+        """Random numbers of that shape, on the device and in the type that are measured."""
+        return self.operation.problem(shape, self.device, DTYPES[self.dtype], self.seed)
+
+    def sides(self, problem, **exact) -> list[Contender]:
+        """All sides of a problem; `exact` options in place of those that are measured."""
+        options = {**self.options, **exact}
+        return self.operation.sides(problem, self.rivals, self.impls, **options)
+
+    def columns(self, shape) -> dict:
+        """The columns of the table that tell its measurements apart."""
+        return {"op": self.op, "shape": str(shape), "dtype": self.dtype, **self.options}
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -150,16 +183,15 @@ def stop_at_fault(error: Exception, what: str) -> None:
         raise SystemExit(3)
 
 
-def check(operation, args, options: dict) -> dict[str, str]:
+def check(bench: Benchmark) -> dict[str, str]:
     """{side: its fault}, from small problems without randomness."""
-    options = {**options, **operation.EXACT}
-    faults = {}
+    operation, faults = bench.operation, {}
     for name in operation.CHECKED:
-        shape = operation.Shape.parse(name)
-        problem = operation.problem(shape, args.device, DTYPES[args.dtype], args.seed)
+        problem = bench.problem(operation.Shape.parse(name))
+        options = {**bench.options, **operation.EXACT}
         (truth,) = operation.sides(problem.double(), (), ["reference"], **options)
-        for side in operation.sides(problem, args.sides, args.impl, **options):
-            found = fault(side, truth, LIMIT[args.dtype])
+        for side in bench.sides(problem, **operation.EXACT):
+            found = fault(side, truth, LIMIT[bench.dtype])
             if found:
                 faults.setdefault(side.name, f"{found} ({name})")
     return faults
@@ -186,43 +218,49 @@ def memory(side: Contender, device: torch.device) -> dict[str, float] | str:
     return {"forward": forward, "backward": both, "both": both}
 
 
-def measure(operation, shape, args, options: dict, faults: dict[str, str], table: Table) -> bool:
+def measure(bench: Benchmark, shape, faults: dict[str, str], table: Table) -> bool:
     """All sides at one shape, into the table; whether ours all ran."""
-    dtype = DTYPES[args.dtype]
-    problem = operation.problem(shape, args.device, dtype, args.seed)
-    sides = operation.sides(problem, args.sides, args.impl, **options)
-    needs = {s.name: faults.get(s.name) or memory(s, args.device) for s in sides}
+    sides = bench.sides(bench.problem(shape))
+    needs = {s.name: faults.get(s.name) or memory(s, bench.device) for s in sides}
     running = [s for s in sides if not isinstance(needs[s.name], str)]
     calls = [(s.forward, s.backward) for s in running]
-    laps = milliseconds(calls, args.device, args.repeats, warmup=1)
+    laps = milliseconds(calls, bench.device, bench.repeats, warmup=1)
     times = {  # side -> pass -> Spread
         s.name: dict(zip(PASSES, map(Spread.of, (*x.T, x.sum(1))), strict=True))
         for s, x in zip(running, laps, strict=True)
     }
-    work = operation.work(shape, dtype, args.seed)
-    what = {"op": args.op, "shape": str(shape), **shape._asdict(), "dtype": args.dtype, **options}
+    work = bench.operation.work(shape, DTYPES[bench.dtype], bench.seed)
+    what = {**bench.columns(shape), **shape._asdict()}
     for side in sides:
         for name in PASSES:
             row = {**what, "side": side.name, "pass": name}
-            add_row(row, times, needs, work[name], operation.BASELINES, table)
+            add_row(row, times, needs, work[name], bench.operation.BASELINES, table)
     return not any(s.is_ours and str(needs[s.name]).startswith("failed") for s in sides)
 
 
-def compare_sides(operation, shapes, args, options: dict, table: Table) -> bool:
+def compare_sides(bench: Benchmark, shapes: Sequence, table: Table) -> bool:
     """Check the sides, then measure them at every shape; whether all were right and ours ran."""
-    faults = check(operation, args, options)
+    faults = print_faults(bench)
+    ran = [measure(bench, shape, faults, table) for shape in shapes]
+    return all(ran) and not faults
+
+
+def print_faults(bench: Benchmark) -> dict[str, str]:
+    """Check the sides and print the faults: {side: its fault}."""
+    faults = check(bench)
     for name, found in faults.items():
         print(f"{name:<10}{found}")
-    if args.check:
-        shape = operation.Shape.parse(operation.CHECKED[0])
-        problem = operation.problem(shape, args.device, DTYPES[args.dtype], args.seed)
-        sides = operation.sides(problem, args.sides, args.impl, **options)
-        compared = (side.name for side in sides if side.is_equal and not side.missing)
-        equal = [name for name in compared if name not in faults]
-        print(f"equal to the definition: {', '.join(equal) or 'none'}")
-        return not faults
-    ran = [measure(operation, shape, args, options, faults, table) for shape in shapes]
-    return all(ran) and not faults
+    return faults
+
+
+def only_check(bench: Benchmark) -> bool:
+    """Check the sides and name those that are right; whether all are."""
+    faults = print_faults(bench)
+    sides = bench.sides(bench.problem(bench.operation.Shape.parse(bench.operation.CHECKED[0])))
+    compared = (side.name for side in sides if side.is_equal and not side.missing)
+    equal = [name for name in compared if name not in faults]
+    print(f"equal to the definition: {', '.join(equal) or 'none'}")
+    return not faults
 
 
 def add_row(row: dict, times, needs, work: tuple[float, float], baselines, table: Table) -> None:
@@ -260,21 +298,20 @@ def add_row(row: dict, times, needs, work: tuple[float, float], baselines, table
 # ---- which block sizes?
 
 
-def tune(operation, shape, args, options: dict, table: Table) -> None:
+def tune(bench: Benchmark, shape, table: Table) -> None:
     """Time every candidate of every kernel at one shape; print the fastest and the one in use."""
-    dtype = DTYPES[args.dtype]
-    problem = operation.problem(shape, args.device, dtype, args.seed)
-    (side,) = operation.sides(problem, (), ["triton"], **options)
+    operation = bench.operation
+    (side,) = operation.sides(bench.problem(shape), (), ["triton"], **bench.options)
     for kernel, name in operation.TUNED.items():
-        own = operation.chosen(kernel, shape, options["divergence"], dtype)
+        own = operation.chosen(kernel, shape, bench.options["divergence"], DTYPES[bench.dtype])
         found = {}
         for config in dict.fromkeys([own, *operation.candidates()]):
-            row = {"op": args.op, "shape": str(shape), "dtype": args.dtype, **options}
-            row |= {"kernel": kernel, **config._asdict(), "is_own": config == own}
+            row = {**bench.columns(shape), "kernel": kernel}
+            row |= {**config._asdict(), "is_own": config == own}
             try:
                 with operation.using(kernel, config):
                     calls = [(side.forward, side.backward)]
-                    (laps,) = milliseconds(calls, args.device, args.repeats, warmup=2)
+                    (laps,) = milliseconds(calls, bench.device, bench.repeats, warmup=2)
                 found[config] = Spread.of(laps[:, PASSES.index(name)])
                 row |= found[config].columns() | {"note": ""}
                 shown = str(found[config])
@@ -291,7 +328,7 @@ def tune(operation, shape, args, options: dict, table: Table) -> None:
 
 
 def main(argv=None) -> int:
-    parser = Parser("kernels.bench", description=__doc__.split("\n")[0])
+    parser = OneLineParser("kernels.bench", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="op", required=True, metavar="OPERATION")
     for op, operation in OPERATIONS.items():
         p = commands.add_parser(op, description=operation.__doc__.split("\n")[0])
@@ -309,26 +346,36 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     operation = OPERATIONS[args.op]
     try:
-        args.device = pick_device(args.device)
-        kind = args.device.type
-        args.dtype = args.dtype or DEFAULT_DTYPE[kind]
-        args.repeats = REPEATS[kind] if args.repeats is None else args.repeats
-        if args.repeats < 1:
-            raise ValueError(f"--repeats is {args.repeats}, expected at least 1")
-        args.sides = operation.RIVALS if args.sides is None else args.sides
+        device = pick_device(args.device)
+        repeats = REPEATS[device.type] if args.repeats is None else args.repeats
+        if repeats < 1:
+            raise ValueError(f"--repeats is {repeats}, expected at least 1")
         if args.tune:
-            kernels.resolve_impl(operation.KERNEL, "triton", args.device)
+            impls = [kernels.resolve_impl(operation.KERNEL, "triton", device)[0]]
         else:
-            args.impl = pick_impls(operation.KERNEL, args.impl, args.device)
-        default = operation.TUNED_SHAPES if args.tune else operation.SHAPES[kind]
+            impls = pick_impls(operation.KERNEL, args.impl, device)
+        default = operation.TUNED_SHAPES if args.tune else operation.SHAPES[device.type]
         shapes = [operation.Shape.parse(name) for name in args.shapes or default]
-        options = operation.options(args)
-        table = Table(args.out, describe(args.device))
+        options = {name: getattr(args, name) for name in operation.OPTIONS}
+        operation.check_options(**options)
+        table = Table(args.out, describe(device))
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    bench = Benchmark(
+        args.op,
+        device,
+        args.dtype or DEFAULT_DTYPE[device.type],
+        args.seed,
+        repeats,
+        operation.RIVALS if args.sides is None else args.sides,
+        impls,
+        options,
+    )
     with table:
         if args.tune:
             for shape in shapes:
-                tune(operation, shape, args, options, table)
+                tune(bench, shape, table)
             return 0
-        return int(not compare_sides(operation, shapes, args, options, table))
+        if args.check:
+            return int(not only_check(bench))
+        return int(not compare_sides(bench, shapes, table))
