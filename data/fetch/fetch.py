@@ -30,6 +30,7 @@ from data.fetch.sources import BIOASQ, LICENCES, SETS, Item, pickled
 from data.fetch.unpack import inside, is_archive, unpack
 from minibio.run.errors import InputError
 from minibio.run.files import beside, check_writable, locked, read_json, write_json
+from minibio.run.options import Parser
 
 FORMAT = {"format": "minibio fetch", "version": 1}
 KINDS = {"address": str, "licence": str, "date": str, "revision": str | None, "size": int,
@@ -337,9 +338,12 @@ def print_recipe(folder: Path) -> None:
 # ---- the command
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        "data.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> Parser:
+    p = Parser(
+        "data.fetch",
+        description=__doc__,
+        epilog=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("what", choices=list(SETS))
     p.add_argument("--out", type=Path, metavar="DIR", help="folder; default: downloads/WHAT")

@@ -30,6 +30,7 @@ from data.pubmed.index import line_fates
 from data.pubmed.passes import Options, Source, parse, select
 from minibio.run.errors import InputError
 from minibio.run.files import check_writable, locked, read_json, write_json
+from minibio.run.options import Parser
 
 FORMAT = 2  # of DIR; a change of what is written changes it
 ENDINGS = {"plain": ".jsonl", "gz": ".jsonl.gz", "xz": ".jsonl.xz"}
@@ -200,10 +201,8 @@ def table(sources: list[Source], damaged: list[str]) -> dict:
     return {**first, **skipped, **dropped, **main, **dict(sorted(counts.items())), **languages}
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        "data.pubmed", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def parser() -> Parser:
+    p = Parser("data.pubmed", description=__doc__)
     p.add_argument(
         "inputs",
         nargs="+",

@@ -16,7 +16,6 @@ The sets come from streams of their own: no document of the corpus is in any of 
 of the same world, so most names of a test set are in the corpus and few in its training set.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -29,6 +28,7 @@ from data.sample.grammar import Document, Mention, Sentence, document, documents
 from data.sample.lexicon import Dice, world
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, staged_dir, write_json
+from minibio.run.options import Parser
 
 VERSION = 2  # of the text: another version writes other bytes for the same seed
 CORPUS, NER, GAD, CHEMPROT, QA = range(5)  # streams of documents
@@ -337,10 +337,8 @@ def write_qa(out: Path, seed: int) -> dict:
     return dict(counts)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        "data.sample", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def parser() -> Parser:
+    p = Parser("data.sample", description=__doc__)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     p.add_argument("--seed", type=int, default=0, help="of the documents")
     p.add_argument("--documents", type=int, default=20000, metavar="N", help="in corpus.jsonl")

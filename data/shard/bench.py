@@ -35,6 +35,7 @@ from kernels.machine import describe
 from minibio.run import errors
 from minibio.run.errors import InputError
 from minibio.run.files import check_writable
+from minibio.run.options import Parser
 from minibio.text.corpus import Corpus
 from minibio.text.tokenizer import Tokenizer
 
@@ -220,9 +221,10 @@ BENCHES = dict(parse=bench_parse, shard=bench_shard, memory=bench_memory, sample
 
 
 def main(argv=None) -> None:
-    p = argparse.ArgumentParser(
+    p = Parser(
         "data.shard.bench",
         description=__doc__,
+        epilog=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("what", choices=BENCHES)

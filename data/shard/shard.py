@@ -14,7 +14,6 @@ order of the input. The bytes do not depend on the number of processes, no text 
 and the same command again resumes a run that was stopped from its complete pieces.
 """
 
-import argparse
 import math
 import os
 import time
@@ -34,6 +33,7 @@ from data.shard.records import FLAGS, blocks, check_inputs, documents
 from data.shard.workplace import TooFew, all_pieces, prepare, tokenise, workplace
 from minibio.run.errors import InputError
 from minibio.run.files import beside, check_dir, locked, read_json, staged_dir, write_json
+from minibio.run.options import Parser
 from minibio.text.shards import FORMAT, ShardWriter, verify
 from minibio.text.tokenizer import SPECIAL, Tokenizer
 
@@ -279,10 +279,8 @@ def write_splits(
 # the command
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        "data.shard", description=__doc__.split("\n")[0], allow_abbrev=False
-    )
+def parser() -> Parser:
+    p = Parser("data.shard", description=__doc__)
     p.add_argument(
         "inputs",
         nargs="*",

@@ -22,6 +22,7 @@ from minibio.run import errors
 from minibio.run.dist import pick_device
 from minibio.run.errors import InputError
 from minibio.run.files import check_writable
+from minibio.run.options import Parser
 
 # values of the options that are not given
 DEFAULTS = {
@@ -39,9 +40,9 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Every option; None means the device's own value."""
-    p = argparse.ArgumentParser("minibio bench", description=__doc__.split("\n")[0])
+    p = Parser("minibio bench", description=__doc__)
     commands = p.add_subparsers(dest="what", required=True)
 
     g = commands.add_parser("encoder", help="one forward pass, ours and that of transformers")

@@ -22,7 +22,6 @@ nothing to count, the loss is 0 and its gradient too. Sums run in float32 (float
 function has no such argument where the two differ in nothing, or in what the caller passes.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.reference import cross_entropy_rows, kl_rows, soft_cross_entropy_rows, wide
+from minibio.run.options import Parser
 
 # (equation's model, fidelity) -> what kernels.attention_kl computes for it
 DIVERGENCE = {
@@ -443,5 +443,5 @@ def denominators() -> str:
 
 def main(argv=None) -> None:
     """`python -m minibio equations`."""
-    argparse.ArgumentParser("minibio equations", description=main.__doc__).parse_args(argv)
+    Parser("minibio equations", description=main.__doc__).parse_args(argv)
     print(denominators())

@@ -8,7 +8,6 @@ in another order.
     python -m minibio convert SRC DST --head mlm
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from minibio.model.names import (
 from minibio.model.weights import check_numbers, clean, read_weights, tie
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, staged_dir, write_json
+from minibio.run.options import Parser
 from minibio.text.tokenizer import Tokenizer
 
 # ---- reading
@@ -270,7 +270,7 @@ def save(
 
 
 def main(argv=None) -> None:
-    p = argparse.ArgumentParser("minibio convert", description=__doc__.split("\n")[0])
+    p = Parser("minibio convert", description=__doc__)
     p.add_argument("src", type=Path, metavar="SRC", help="Hugging Face directory")
     p.add_argument("dst", type=Path, metavar="DST", help="new directory")
     p.add_argument("--head", choices=HEADS, help="default: the one that SRC's config.json names")

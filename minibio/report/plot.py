@@ -8,7 +8,6 @@ and how they score beside the paper's. Everything is drawn straight into a file,
 matplotlib is an extra (`pip install minibio[plot]`) and imported only here.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import NamedTuple
 
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
+from minibio.run.options import Parser
 
 # Okabe and Ito (2008): told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -266,7 +266,7 @@ def labels(paths: list[Path]) -> list[str]:
 
 
 def main(argv=None) -> None:
-    p = argparse.ArgumentParser("minibio plot", description=__doc__.split("\n")[0])
+    p = Parser("minibio plot", description=__doc__)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="holds log.jsonl")
     p.add_argument("--out", type=Path, default=Path("loss.png"), help="picture (default: loss.png)")
     args = p.parse_args(argv)

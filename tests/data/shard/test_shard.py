@@ -640,10 +640,25 @@ def test_the_command_reports_leakage(tmp_path, tokenizer_dir, capsys):
     assert row["examples"] == [{"citation": "5", "sentence": sentence}]
 
 
-def test_the_command_needs_inputs_or_verify(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_the_command_needs_inputs_or_verify():
+    with pytest.raises(InputError, match="expected INPUT... and --out DIR, or --verify DIR"):
         main(["--tokenizer", "x"])
-    assert ended.value.code == 2 and "INPUT... and --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "refusal"),
+    [
+        ("data.shard --lengt 3", "--lengt is not an option; did you mean --length?"),
+        ("data.shard in.txt --length many", "--length: invalid int value: 'many'"),
+        ("data.pubmed in.xml", "the following arguments are required: --out"),
+    ],
+)
+def test_refused_options_are_one_line(command, refusal):
+    name, *_ = words = command.split()
+    ended = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (2, f"{name}: error: {refusal}\n")
 
 
 def test_the_command_prints_the_count_table(tmp_path, tokenizer_dir, capsys):
