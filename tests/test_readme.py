@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
+import torch
 
 import eval as evaluation
 import train
@@ -21,7 +22,11 @@ from data.pubmed import __main__ as pubmed
 from data.shard import __main__ as shard
 from helpers import ROOT
 from minibio import __main__ as library
+from minibio import config
+from minibio.batch import Batch, Counts
 from minibio.config import MODELS
+from minibio.distil import objectives
+from minibio.model.heads import Model
 from pubmed_files import article, pubmed_file
 from toy_tasks import (
     DISEASES,
@@ -94,8 +99,8 @@ def run(words, *more):
 def workplace(tmp_path, monkeypatch):
     """A directory in which everything that the pages fetch is made up; models are small."""
     monkeypatch.chdir(tmp_path)
-    for name, config in MODELS.items():
-        monkeypatch.setitem(MODELS, name, small(config))
+    for name, row in MODELS.items():
+        monkeypatch.setitem(MODELS, name, small(row))
     tokenizer = make_tokenizer()
     make_encoder(tmp_path / "biobert-base-cased-v1.2", tokenizer, C=48, H=12, F=64, L=12, P=64)
     for folder in ("pubmed", "ner", "relation/gad"):
@@ -151,13 +156,72 @@ def test_the_page_of_the_methods(workplace):
     assert (workplace / "runs/staged/model.safetensors").exists()
 
 
-PAGES = [ROOT / "README.md", *(p for f in ("minibio", "kernels", "data")
+def test_the_walk_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.mkdtemp", lambda: str(tmp_path))
+    *steps, method = blocks(ROOT / "minibio/walk.md", "python")
+    assert len(steps) == 8 and "class MiniLM" in method
+    names = {}
+    for code in steps:
+        exec(compile(code, "walk.md", "exec"), names)
+        printed = re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
+        assert printed and capsys.readouterr().out.splitlines() == printed, code
+
+
+@pytest.fixture
+def minilm(monkeypatch):
+    """The names of the page's method, which is known to train.py until the test ends."""
+    for table in (config.METHODS, config.SAMPLE, config.SAMPLE_TEACHERS, objectives.OBJECTIVES):
+        monkeypatch.setitem(table, "minilm", None)  # taken away afterwards
+    names = {"__name__": "minilm"}
+    exec(compile(blocks(ROOT / "minibio/walk.md", "python")[-1], "minilm.py", "exec"), names)
+    return names
+
+
+def test_the_method_of_the_walk_is_minilms_relations(minilm):
+    """Against softmax(x x^T) written out for each sequence, in float64."""
+    torch.manual_seed(0)
+    shape = {"V": 50, "P": 16, "init_std": 0.5, "F": 16}
+    teacher = Model(config.ModelConfig("bert", L=3, C=24, H=2, **shape)).double().eval()
+    student = Model(config.ModelConfig("bert", L=2, C=16, H=8, **shape)).double().eval()
+    objective = minilm["MiniLM"](student, teacher.requires_grad_(False), config.METHODS["minilm"])
+    batch = Batch.from_sequences([[1, 5, 7, 9, 2], [1, 8, 2]], predict=[2], labels=[4])
+    taught = objectives.teach(teacher, batch, objective.needs)
+    terms = objective(batch, taught, Counts.of([batch]))
+    expected = 0
+    kept_s, kept_t = student(batch, keep=(2,)).kept[2], teacher(batch, keep=(3,)).kept[3]
+    for x_s, x_t in ((kept_s.q, kept_t.q), (kept_s.k, kept_t.k)):
+        for rows in (slice(0, 5), slice(5, 8)):
+            r_s, r_t = (
+                (y @ y.mT / y.shape[-1] ** 0.5).softmax(-1)
+                for x in (x_s, x_t)
+                for y in [x[rows].flatten(1).unflatten(1, (4, -1)).transpose(0, 1)]
+            )
+            expected += (r_t * (r_t / r_s).log()).sum() / (4 * 8)
+    torch.testing.assert_close(terms["relations"], expected, rtol=1e-10, atol=1e-12)
+    mlm = torch.nn.functional.cross_entropy(student(batch).logits, batch.labels)
+    torch.testing.assert_close(terms["mlm"], mlm, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(terms["loss"], mlm + expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_method_of_the_walk_trains(workplace, minilm):
+    for words, _ in islice(commands(ROOT / "README.md"), 5):
+        run(words)
+    ((words, _),) = commands(ROOT / "minibio/walk.md")
+    assert words[0] == "minilm.py"
+    run(["train.py", *words[1:]])
+    assert "--method minilm" in (workplace / "runs/minilm/README.md").read_text("utf-8")
+    log = (workplace / "runs/minilm/log.jsonl").read_text("utf-8")
+    assert '"relations"' in log and (workplace / "runs/minilm/model.safetensors").exists()
+
+
+PAGES = [ROOT / "README.md", ROOT / "minibio/walk.md", *(p for f in ("minibio", "kernels", "data")
                                for p in sorted((ROOT / f).rglob("README.md")))]  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8"))
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", prose)
     for target, heading in links:
         other = page.parent / target if target else page
         assert other.exists(), target

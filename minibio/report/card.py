@@ -58,7 +58,8 @@ def write_model(
 def model_card(record: dict, config: ModelConfig) -> str:
     """Markdown with the Hugging Face front matter, from the run's record (run.json)."""
     rows = "\n".join(f"| {name} | {record[name]} |" for name in FIELDS if name in record)
-    what = STAGED if record.get("stages") else WHAT[record["method"]]
+    method = record["method"]  # one of WHAT, or a method of the reader's own
+    what = STAGED if record.get("stages") else WHAT.get(method, f"--method {method}")
     loss, first = record["held_out"]["mlm_loss"], record["held_out_first"]["mlm_loss"]
     terms = ", ".join(f"{name} {x:.4g}" for name, x in record["losses"].items())
     load = "model, tokenizer = minibio.load(directory)"
