@@ -105,7 +105,7 @@ def add_predict(g: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="the lines are JSON (tasks/predict.py)")
     add("--out", type=Path, help="file to write (default: standard output)")
     add("--batch", type=positive, default=32, help="texts (%(default)s)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(%(default)s)")
 
 
 def add_fine_tuning(g: argparse.ArgumentParser, task: str) -> None:
@@ -201,10 +201,11 @@ from minibio.distil.objectives import Objective, teach
 from minibio.model.convert import load, save
 from minibio.model.heads import Model
 from minibio.report import scores as report
-from minibio.run import checkpoint, dist, log, optim
-from minibio.run.dist import Ranks, autocast
+from minibio.run import checkpoint, dist, log, optim, precision
+from minibio.run.dist import Ranks
 from minibio.run.gradients import Gradients, reduce_terms
 from minibio.run.log import Progress
+from minibio.run.precision import autocast
 from minibio.run.rundir import RunDir, StopRequest
 from minibio.tasks import finetune, relation
 from minibio.tasks.finetune import Best, Score, Task
@@ -417,7 +418,10 @@ def experiment(args: argparse.Namespace, recipe: Recipe, parts: dict[str, Task],
     """
     ranks = dist.start(args.device)
     try:
+        chosen, why = precision.resolve(recipe.precision, ranks)
+        recipe = dataclasses.replace(recipe, precision=chosen)
         rows = {**vars(recipe), "device": ranks.device, "processes": ranks.world}
+        rows["precision"] += f" ({why})"
         for name in OF_A_TEACHER if args.teacher is None else ():
             del rows[name]
         log.print_rows(f"{args.out}: {args.model} learns {args.command}", rows)

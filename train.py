@@ -111,10 +111,11 @@ from minibio.model.attention import use_kernels
 from minibio.model.heads import Model
 from minibio.model.transformer import compile_layers
 from minibio.report import card, estimate
-from minibio.run import dist, files, log, optim
-from minibio.run.dist import Ranks, autocast
+from minibio.run import dist, files, log, optim, precision
+from minibio.run.dist import Ranks
 from minibio.run.gradients import Gradients, reduce_terms
 from minibio.run.log import Progress
+from minibio.run.precision import autocast
 from minibio.run.rundir import RunDir, StopRequest
 from minibio.text.corpus import Corpus
 from minibio.text.feed import Feed, ahead
@@ -210,6 +211,9 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
     """Build what `run` names, train it and write `paths.out`; False if a signal stopped it."""
     files.check_writable(paths.out)
     chosen = resolve_kernels(run.kernels, ranks.device)
+    row = METHODS[run.method]
+    changed = {name for name, x in vars(run).items() if x != getattr(row, name)}
+    run, why_precision = resolve_precision(run, ranks)
     corpus = Corpus(paths.corpus, "train", seed=run.seed, length=run.length)
     teacher = None
     if run.method != "mlm":
@@ -238,9 +242,8 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
         "corpus": str(paths.corpus), "documents": corpus.n_documents,
         "teacher": str(paths.teacher), "start": str(paths.start), "processes": ranks.world,
     }  # fmt: skip
-    row = METHODS[run.method]
-    changed = {name for name, x in vars(run).items() if x != getattr(row, name)}
-    log.print_rows(f"run (* differs from METHODS[{run.method!r}])", vars(run), changed)
+    rows = {**vars(run), "precision": f"{run.precision} ({why_precision})"}
+    log.print_rows(f"run (* differs from METHODS[{run.method!r}])", rows, changed)
     chosen = {op: f"{impl} ({why})" for op, (impl, why) in chosen.items()}
     log.print_rows("data and device", {**facts, "device": ranks.device, **chosen, "out": paths.out})
     if run.method == "mlm" and paths.start is None:
@@ -295,6 +298,16 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
         "seconds": figures["seconds"],
     })  # fmt: skip
     return True
+
+
+def resolve_precision(run: RunConfig, ranks: Ranks) -> tuple[RunConfig, str]:
+    """`run` with the precision that `auto` is here, of student and teacher, and its reason."""
+    own, why = precision.resolve(run.precision, ranks)
+    if own == "bf16":  # autocast's products are the teacher's too: round it once, not in every step
+        taught = own
+    else:
+        taught, _ = precision.resolve(run.teacher_precision, ranks)
+    return dataclasses.replace(run, precision=own, teacher_precision=taught), why
 
 
 def resolve_kernels(names: str, device: torch.device) -> dict[str, tuple[str, str]]:

@@ -229,16 +229,17 @@ class RunConfig:
     clip: float = option(1.0, "largest norm of the gradient", above=0, may_differ=True)
     seed: int = option(42, "of weights, samples, masks and dropout", least=0)
     # how it is computed: equal to rounding
-    precision: str = option(
-        "fp32",
-        "bf16: products under autocast; fp64: to check against",
-        choices=("fp32", "bf16", "fp64"),
+    precision: str = option(  # the authors: fp16
+        "auto",
+        "bf16: products under autocast; fp64: to check against; auto: bf16 where the processor "
+        "multiplies it, else fp32",
+        choices=("auto", "fp32", "bf16", "fp64"),
         may_differ=True,
     )
     teacher_precision: str = option(
         "fp32",
-        "of its products; auto: bf16 where the processor multiplies it",
-        choices=("fp32", "bf16", "auto"),
+        "of its products under a student in fp32; auto as there",
+        choices=("auto", "fp32", "bf16"),
         may_differ=True,
     )
     tf32: bool = option(False, "fp32 products in TF32, on GPUs", may_differ=True)
@@ -378,7 +379,10 @@ class Recipe:
     length: int = option(512, "tokens of the longest window", least=3)
     seed: int = option(42, "of the head, the order of examples and dropout", least=0)
     precision: str = option(
-        "fp32", "bf16: products under autocast", choices=("fp32", "bf16"), may_differ=True
+        "auto",
+        "bf16: products under autocast; auto: where the processor multiplies it, else fp32",
+        choices=("auto", "fp32", "bf16"),
+        may_differ=True,
     )
     patience: int = option(  # 0: all epochs are trained
         0, "epochs without a better score on the development set before the run ends", least=0

@@ -214,7 +214,7 @@ def pipeline(task, directory):
 def test_pipelines_find_the_same_names(tuned):
     texts = ["The patient had Gout and a sign of Colic disorder", "no sign of acute Sepsis then"]
     pipe = pipeline("token-classification", tuned / "tuned-ner")
-    predictor = Predictor(tuned / "tuned-ner")
+    predictor = Predictor(tuned / "tuned-ner", precision="fp32")
     n = 0
     for text, ours in zip(texts, predictor([{"text": text} for text in texts]), strict=True):
         theirs = pipe(text, aggregation_strategy="first")
@@ -229,7 +229,8 @@ def test_pipelines_give_the_same_label(tuned):
     texts = [json.loads(line)["text"] for line in lines]
     pipe = pipeline("text-classification", tuned / "tuned-relation")
     items = [{"text": t, "example": x, "spans": x.spans} for t, x in map(marked, texts)]
-    for ours, theirs in zip(Predictor(tuned / "tuned-relation")(items), pipe(texts), strict=True):
+    predictor = Predictor(tuned / "tuned-relation", precision="fp32")
+    for ours, theirs in zip(predictor(items), pipe(texts), strict=True):
         assert ours["label"] == theirs["label"]
         assert ours["probability"] == pytest.approx(theirs["score"], abs=1e-4)
 
@@ -249,7 +250,7 @@ def test_question_answering_with_transformers_gives_the_same_answer(tuned):
     ]
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(tuned / "tuned-qa")
     tokens = transformers.AutoTokenizer.from_pretrained(tuned / "tuned-qa")
-    predictor = Predictor(tuned / "tuned-qa")
+    predictor = Predictor(tuned / "tuned-qa", precision="fp32")
     for paragraph in paragraphs[:4]:
         question, context = paragraph["qas"][0]["question"], paragraph["context"]
         (ours,) = predictor([{"question": question, "snippets": [context]}])

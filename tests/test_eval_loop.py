@@ -26,7 +26,7 @@ from minibio.tasks.relation import RelationTask
 from toy_tasks import make_encoder, make_tokenizer, write_chemprot, write_ner, write_qa
 
 ALONE = Ranks(0, 0, 1, torch.device("cpu"))
-RECIPE = Recipe(epochs=2, batch=8, lr=3e-3, seed=5, log_every=5)
+RECIPE = Recipe(epochs=2, batch=8, lr=3e-3, seed=5, log_every=5, precision="fp32")
 
 
 def execute(source, task, recipe, out, ranks=ALONE, **options):

@@ -24,7 +24,8 @@ from minibio.run.log import Progress
 SHAPE = ["--layers", 2, "--width", 24, "--heads", 2, "--ffn", 32]
 STEPS = 20
 RUN = ["--steps", STEPS, "--batch", 8, "--length", 24, "--log-every", 3, "--eval-every", 10,
-       "--lr", 3e-3, "--warmup", 4, "--clip", 0.5, "--device", "cpu"]  # fmt: skip
+       "--lr", 3e-3, "--warmup", 4, "--clip", 0.5, "--device", "cpu",
+       "--precision", "fp32"]  # fmt: skip
 
 
 # ---- faults, by name

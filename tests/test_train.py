@@ -21,7 +21,8 @@ from minibio.model.convert import load
 from minibio.run import errors
 
 SMALL = ["--layers", "2", "--width", "24", "--heads", "2", "--ffn", "32"]
-SHORT = ["--steps", "4", "--batch", "4", "--length", "24", "--log-every", "2", "--eval-every", "2"]
+SHORT = ["--steps", "4", "--batch", "4", "--length", "24", "--log-every", "2", "--eval-every", "2",
+         "--precision", "fp32"]  # fmt: skip
 WORDS = "the gene protein of in tumour BRCA1 p53 inhibits binds aspirin fever acute chronic".split()
 
 
@@ -138,6 +139,35 @@ def test_bf16_follows_fp32(corpus, teacher, tmp_path):
     for x, y in zip(wide, narrow, strict=True):
         if x["event"] == "train":
             assert x["loss"] == pytest.approx(y["loss"], rel=2e-2)
+
+
+@pytest.mark.parametrize(("has_it", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_resolved_printed_and_kept(
+    corpus, teacher, tmp_path, monkeypatch, capsys, has_it, expected
+):
+    """The record has what was done, not what was asked for: another machine may see otherwise."""
+    monkeypatch.setattr("minibio.run.precision.has_bf16_products", lambda device: has_it)
+    run(corpus, tmp_path / "a", "--teacher", teacher, "--precision", "auto")
+    text = capsys.readouterr()
+    assert f"precision        {expected} (auto: the " in text.out and "warning" not in text.err
+    config = json.loads((tmp_path / "a" / "run.json").read_text())["config"]
+    assert (config["precision"], config["teacher_precision"]) == (expected, expected)
+    log = run(corpus, tmp_path / "b", "--teacher", teacher, "--precision", expected)
+    assert log[-2]["mlm_loss"] == held_out_loss(tmp_path / "a")
+
+
+def held_out_loss(out):
+    return json.loads((out / "run.json").read_text())["held_out"]["mlm_loss"]
+
+
+def test_another_machine_resumes_auto_in_its_own_precision(corpus, tmp_path, monkeypatch, capsys):
+    for has_it, steps in ((True, 2), (False, 4)):
+        monkeypatch.setattr("minibio.run.precision.has_bf16_products", lambda device, x=has_it: x)
+        options = ["--precision", "auto", "--save-every", "2", "--steps", steps]
+        if steps == 4:
+            (tmp_path / "run.json").unlink()  # as if it had been killed after step 2
+        run(corpus, tmp_path, *options, method="mlm")
+    assert re.search(r"^ +precision +bf16 -> fp32$", capsys.readouterr().out, re.M)
 
 
 def test_two_processes_agree_with_one(corpus, teacher, tmp_path):

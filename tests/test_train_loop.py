@@ -26,7 +26,7 @@ from minibio.run.rundir import RunDir
 
 ALONE = dist.Ranks(0, 0, 1, torch.device(DEVICE))
 PLAN = RunConfig("mlm", steps=12, lr=1e-2, warmup=3, weight_decay=0.1, clip=0.05, seed=1,
-                 log_every=3, eval_every=100, save_every=100)  # fmt: skip
+                 log_every=3, eval_every=100, save_every=100, precision="fp32")  # fmt: skip
 
 
 class Line:

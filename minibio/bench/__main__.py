@@ -17,7 +17,7 @@ from kernels.machine import describe, version
 from minibio.bench.encoder import encoder
 from minibio.bench.step import LENGTHS, WAYS, Settings, steps
 from minibio.config import MODELS
-from minibio.distil.objectives import OBJECTIVES, TEACHER_PRECISIONS
+from minibio.distil.objectives import OBJECTIVES
 from minibio.run import errors
 from minibio.run.dist import pick_device
 from minibio.run.errors import InputError
@@ -61,7 +61,7 @@ def parser() -> Parser:
     g.add_argument(
         "--teacher-precision",
         nargs="+",
-        choices=TEACHER_PRECISIONS,
+        choices=("auto", "fp32", "bf16"),
         default=["fp32", "auto"],
         help="under a student in fp32",
     )

@@ -35,8 +35,9 @@ from minibio.model.heads import Model
 from minibio.model.transformer import compile_layers
 from minibio.report.estimate import products_per_second, step_flops
 from minibio.run import optim
-from minibio.run.dist import autocast
+from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
+from minibio.run.precision import autocast, resolve
 
 PREDICTED = 0.15  # share of tokens, as in masked-LM training
 EQUAL = 1e-5  # relative, of losses in float32
@@ -270,8 +271,8 @@ def teacher_precisions(method: str, way: Way, args: Settings, device: torch.devi
         return ["fp32"]
     if way.precision == "bf16":
         return ["bf16"]
-    auto = "bf16" if has_bf16_products(device) else "fp32"
-    return list(dict.fromkeys(auto if p == "auto" else p for p in args.teacher_precision))
+    ranks = Ranks(0, 0, 1, device)
+    return list(dict.fromkeys(resolve(p, ranks)[0] for p in args.teacher_precision))
 
 
 def steps(args: Settings, device: torch.device, table: Table) -> None:

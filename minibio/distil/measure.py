@@ -9,7 +9,7 @@ from kernels.reference import cross_entropy_rows
 from minibio.batch import Batch
 from minibio.model.heads import Model
 from minibio.run import dist
-from minibio.run.dist import autocast
+from minibio.run.precision import autocast
 
 
 @torch.no_grad()

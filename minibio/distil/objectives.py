@@ -21,7 +21,6 @@ import torch.nn as nn
 from torch import Tensor
 
 import kernels
-from kernels.machine import has_bf16_products
 from kernels.reference import wide
 from minibio.batch import Batch, Counts
 from minibio.config import RunConfig
@@ -485,7 +484,7 @@ OBJECTIVES = {
 }
 
 
-TEACHER_PRECISIONS = ("fp32", "bf16", "auto")
+TEACHER_PRECISIONS = ("fp32", "bf16")
 
 
 def freeze(teacher: Model, precision: str = "fp32") -> Model:
@@ -495,16 +494,14 @@ def freeze(teacher: Model, precision: str = "fp32") -> Model:
     states and predictions stay float32, so that its losses differ from float32's by less than 1e-4.
 
     Args:
-        precision: of the encoder's products: "fp32" (as the student's) | "bf16" | "auto", bf16
-            where the processor has such products.
+        precision: of the encoder's products: "fp32" (as the student's) | "bf16".
     """
     if precision not in TEACHER_PRECISIONS:
         raise ValueError(
             f"freeze: precision is {precision!r}, expected one of {', '.join(TEACHER_PRECISIONS)}"
         )
     teacher.eval().requires_grad_(False)
-    device = teacher.encoder.embeddings.token.weight.device
-    if precision == "bf16" or precision == "auto" and has_bf16_products(device):
+    if precision == "bf16":
         for module in teacher.encoder.modules():
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)

@@ -170,11 +170,6 @@ def pick_device(name: str | None, local: int | None = None) -> torch.device:
     return torch.device("cuda", index)
 
 
-def autocast(precision: str, device: torch.device):
-    """The context of a forward pass: bf16 products under fp32 weights and losses, or plain fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 def stop(ranks: Ranks) -> None:
     """Leave the group."""
     while PULSE:

@@ -18,8 +18,9 @@ from minibio.model.convert import load, load_with_report, read_config, save
 from minibio.model.heads import Model
 from minibio.model.names import head_of
 from minibio.run import dist, files
-from minibio.run.dist import Ranks, autocast
+from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
+from minibio.run.precision import autocast
 from minibio.text.tokenizer import Tokenizer
 
 

@@ -26,9 +26,10 @@ import torch
 
 from minibio.model.convert import load, read_config
 from minibio.model.names import head_of
-from minibio.run.dist import autocast
+from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
+from minibio.run.precision import autocast, resolve
 from minibio.tasks import ner, qa, relation, tags
 from minibio.tasks.metrics import UNTYPED
 from minibio.tasks.reading import HALF, json_object, name_of, read_lines
@@ -71,14 +72,15 @@ class Predictor:
     """A model with its head, and how its texts were prepared when it was trained.
 
     Args:
-        path: a directory of `eval.py ner`, `relation` or `qa`, or any other Hugging Face directory
-              with such a head.
-        B:    texts a batch; the answers do not depend on it, but for rounding.
+        path:      a directory of `eval.py ner`, `relation` or `qa`, or any other Hugging Face
+                   directory with such a head.
+        B:         texts a batch; the answers do not depend on it, but for rounding.
+        precision: of the products: auto | fp32 | bf16 (run/precision.py).
     Raises:
         InputError: it has another head, a regression's, no tokenizer, or labels that are no tags.
     """
 
-    def __init__(self, path: Path, B: int = 32, device="cpu", precision: str = "fp32"):
+    def __init__(self, path: Path, B: int = 32, device="cpu", precision: str = "auto"):
         raw, where = read_config(path)
         self.head = head_of(raw)
         if self.head not in RECORDS:
@@ -99,6 +101,7 @@ class Predictor:
                 raise InputError(f"{where} is of a regression, expected a classifier of 2 labels")
         self.device, self.B = torch.device(device), B
         self.model.to(self.device)
+        precision, _ = resolve(precision, Ranks(0, 0, 1, self.device))
         self.context = partial(autocast, precision, self.device)
         found = settings(path / RECORDS[self.head], 384 if self.head == "span" else 512)
         self.length = min(found["length"], self.model.config.P)

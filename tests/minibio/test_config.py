@@ -92,7 +92,7 @@ def test_the_papers_checkpoints_have_their_method_model_and_numbers(name):
     assert MODELS[row.model].V == (CASED if row.cased else UNCASED)
     run = METHODS[row.method]
     assert (run.batch, run.length, run.betas, run.adam_eps) == (192, 256, (0.9, 0.999), 1e-8)
-    assert (run.clip, run.schedule, run.precision, run.seed) == (1.0, "linear", "fp32", 42)  # F44
+    assert (run.clip, run.schedule, run.precision, run.seed) == (1.0, "linear", "auto", 42)  # F44
     assert (run.steps, run.lr, run.warmup, run.weight_decay) == {
         "distil": (100_000, 5e-4, 5_000, 0.0),  # F39, F41-F43
         "compact": (100_000, 5e-4, 5_000, 1e-4),

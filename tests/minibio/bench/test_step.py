@@ -14,6 +14,7 @@ from kernels.bench.timing import Table
 from minibio.bench import __main__ as bench
 from minibio.bench import step as bench_step
 from minibio.bench.step import LENGTHS, WAYS, Settings, random_batch
+from minibio.run import precision
 from minibio.run.errors import InputError
 
 CPU = torch.device("cpu")
@@ -53,7 +54,8 @@ def test_lengths():
 
 def test_the_table(tmp_path, capsys, monkeypatch):
     pytest.importorskip("transformers", reason="nothing to compare with")
-    monkeypatch.setattr(bench_step, "has_bf16_products", lambda device: True)
+    for module in (bench_step, precision):
+        monkeypatch.setattr(module, "has_bf16_products", lambda device: True)
     rows = run(
         tmp_path / "step.csv", "--methods", "compact", "mlm", "--fidelity", "released", "paper"
     )
@@ -203,7 +205,7 @@ def test_teacher_precisions(monkeypatch):
         return bench_step.teacher_precisions(method, WAYS[way], ARGS, CPU)
 
     for has_it, expected in ((True, ["fp32", "bf16"]), (False, ["fp32"])):
-        monkeypatch.setattr(bench_step, "has_bf16_products", lambda device, has_it=has_it: has_it)
+        monkeypatch.setattr(precision, "has_bf16_products", lambda device, has_it=has_it: has_it)
         assert precisions("compact", "minibio") == expected
         assert precisions("compact", "minibio-bf16") == ["bf16"]
         assert precisions("mlm", "minibio") == ["fp32"]

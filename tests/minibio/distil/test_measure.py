@@ -6,7 +6,8 @@ import torch
 from helpers import DEVICE, random_batch, tiny_config
 from minibio.distil.measure import held_out
 from minibio.model.heads import Model
-from minibio.run.dist import Ranks, autocast
+from minibio.run.dist import Ranks
+from minibio.run.precision import autocast
 
 RANKS = Ranks(0, 0, 1, torch.device(DEVICE))
 

@@ -639,16 +639,24 @@ def test_a_narrow_teacher_teaches_nearly_the_same():
         objective(b, teach(teacher, b, objective.needs), Counts.of([b]))["loss"].backward()
 
 
-def test_freezing_rests_the_teacher(monkeypatch):
-    for has_it, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(
-            "minibio.distil.objectives.has_bf16_products", lambda device, has_it=has_it: has_it
-        )
-        teacher = freeze(Model(TEACHER).train(), "auto")
+@pytest.mark.parametrize("method", ["distil", "tiny", "compact"])
+def test_under_autocast_a_teacher_rounded_once_teaches_the_same_bits(method):
+    found = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(1)
+        objective, teacher = build(method)
+        objective, teacher, b = objective.float(), freeze(teacher.float(), precision), batch(5, 9)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(objective(b, teach(teacher, b, objective.needs), Counts.of([b])))
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
+
+
+def test_freezing_rests_the_teacher():
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        teacher = freeze(Model(TEACHER).train(), precision)
         assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
         assert teacher.encoder.layers[0].ffn.up.weight.dtype == dtype
-        assert freeze(Model(TEACHER)).encoder.layers[0].ffn.up.weight.dtype == torch.float32
-    with pytest.raises(ValueError, match="expected one of fp32, bf16, auto"):
+    with pytest.raises(ValueError, match="expected one of fp32, bf16"):
         freeze(Model(TEACHER), "fp16")
 
 

@@ -26,7 +26,7 @@ from toy_tasks import (
     write_qa,
 )
 
-RECIPE = Recipe(length=40, batch=8)
+RECIPE = Recipe(length=40, batch=8, precision="fp32")
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,9 @@ def directories(tmp_path_factory):
 
 def run(directory, text, tmp_path, is_json=False, B=4):
     (tmp_path / "text").write_text(text, "utf-8")
-    return list(predict(Predictor(directory, B=B), str(tmp_path / "text"), is_json))
+    return list(
+        predict(Predictor(directory, B=B, precision="fp32"), str(tmp_path / "text"), is_json)
+    )
 
 
 LINES = [
