@@ -18,7 +18,6 @@ of compare, speed and table are in the modules that `ELSEWHERE` names.
 
 import argparse
 import dataclasses
-import hashlib
 import importlib
 import json
 import math
@@ -201,7 +200,7 @@ from minibio.distil.objectives import Objective, teach
 from minibio.model.convert import load, save
 from minibio.model.heads import Model
 from minibio.report import scores as report
-from minibio.run import checkpoint, dist, log, optim, precision
+from minibio.run import checkpoint, dist, fingerprint, log, optim, precision
 from minibio.run.dist import Ranks
 from minibio.run.gradients import Gradients, reduce_terms
 from minibio.run.log import Progress
@@ -347,8 +346,8 @@ def execute(task: Task, source: Path, recipe: Recipe, out: Path, ranks: Ranks, *
     config = {
         **{name: x for name, x in vars(recipe).items() if name not in HOW},
         "task": task.name, "labels": task.labels, **task.facts,
-        "model_is": finetune.digest(model), "teacher_is": finetune.digest(teacher),
-        "examples_are": hashlib.sha256(repr(list(task.examples)).encode()).hexdigest(),
+        "model_is": fingerprint.of_weights(model), "teacher_is": fingerprint.of_weights(teacher),
+        "examples_are": fingerprint.of_value(list(task.examples)),
         "shape": vars(model.config),
     }  # fmt: skip
     torch.manual_seed(recipe.seed)  # of projections

@@ -111,7 +111,7 @@ from minibio.model.attention import use_kernels
 from minibio.model.heads import Model
 from minibio.model.transformer import compile_layers
 from minibio.report import card, estimate
-from minibio.run import dist, files, log, optim, precision
+from minibio.run import dist, files, fingerprint, log, optim, precision
 from minibio.run.dist import Ranks
 from minibio.run.gradients import Gradients, reduce_terms
 from minibio.run.log import Progress
@@ -258,8 +258,8 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
         **vars(run), "world": ranks.world, "shape": vars(student.config),
         "phase_steps": getattr(objective, "phase_steps", None),  # more steps would move the phases
         # directories move; their contents may not change
-        "corpus_is": fingerprint(paths.corpus, ranks),
-        "teacher_is": fingerprint(paths.teacher, ranks),
+        "corpus_is": contents(paths.corpus, ranks),
+        "teacher_is": contents(paths.teacher, ranks),
     }  # fmt: skip
     with RunDir(
         paths.out, ranks, config, may_differ=options.may_differ(RunConfig), keep=run.keep,
@@ -318,12 +318,12 @@ def resolve_kernels(names: str, device: torch.device) -> dict[str, tuple[str, st
         raise InputError(f"--kernels {names}: {error}") from None
 
 
-def fingerprint(directory: Path | None, ranks: Ranks) -> str | None:
-    """A hash of the contents of a directory of weights or of token shards."""
+def contents(directory: Path | None, ranks: Ranks) -> str | None:
+    """The fingerprint of a directory of weights or of token shards."""
     if directory is None:
         return None
     paths = sorted(directory.glob("*.safetensors")) or [directory / "meta.json"]
-    return dist.from_rank0(lambda: files.fingerprint(paths), ranks)
+    return dist.from_rank0(lambda: fingerprint.of_files(paths), ranks)
 
 
 # the built-in sample

@@ -37,11 +37,6 @@ def attention_scores(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor
     return torch.einsum("ihd,jhd->hij", wide(q), wide(k)) * scale
 
 
-def attention_rows(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
-    """Attention map of one sequence: (T, H, D) twice -> (H, T, T), rows sum to 1."""
-    return attention_scores(q, k, scale).softmax(-1)
-
-
 def row_divergence(z_s: Tensor, z_t: Tensor, divergence: str) -> Tensor:
     """Divergence of two attention rows, summed over keys.
 

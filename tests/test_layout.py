@@ -31,7 +31,7 @@ FOLDERS = {
     "minibio.tasks": "entities, relations, questions",
     "minibio.report": "tables, pictures, model cards",
     "minibio.bench": "what `python -m minibio bench` runs",
-    "data": "worker processes, fingerprints",
+    "data": "worker processes",
     "data.fetch": "downloads",
     "data.pubmed": "PubMed's XML to JSON lines",
     "data.shard": "JSON lines to token shards",

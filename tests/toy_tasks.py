@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import torch
 
@@ -118,3 +119,18 @@ def write_qa(directory, seed=0):
     for name, value in (("train", train), ("test", test), ("golden", golden)):
         (directory / f"{name}.json").write_text(json.dumps(value, indent=1), "utf-8")
     return directory
+
+
+def read_submission(path) -> dict[str, list[str]]:
+    """Question -> answers, the best first: the first string of each list, as BioASQ's scorer reads.
+
+    A question without exact_answer has none, and counts as wrong.
+    """
+    found = {}
+    for question in json.loads(Path(path).read_text("utf-8"))["questions"]:
+        if question.get("type", "factoid") == "factoid":
+            answers = question.get("exact_answer", [])
+            answers = [answers] if isinstance(answers, str) else answers
+            answers = [[x] if isinstance(x, str) else x for x in answers]
+            found[str(question["id"])] = [texts[0] if texts else "" for texts in answers]
+    return found

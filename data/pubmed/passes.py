@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.fingerprint import fingerprint, identity
 from data.pubmed import index
 from data.pubmed.citations import DELETIONS, Damaged, Record, citation, deleted, elements
+from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, staged_file, write_json
 
@@ -68,16 +68,18 @@ class Source:
             note = read_json(self.note)
         except InputError:
             return {}
-        return note if note.pop("check", None) == fingerprint(note) else {}
+        return note if note.pop("check", None) == fingerprint.of_parts(note) else {}
 
     def write(self, note: dict) -> None:
         note = json.loads(json.dumps(note))  # as it will be read again
-        write_json(self.note, note | {"check": fingerprint(note)})
+        write_json(self.note, note | {"check": fingerprint.of_parts(note)})
 
     def is_parsed(self) -> bool:
         note = self.noted()
         return (
-            bool(note) and note["input"] == identity(self.path) and note["parsed"] == self.parsed()
+            bool(note)
+            and note["input"] == fingerprint.of_state(self.path)
+            and note["parsed"] == self.parsed()
         )
 
     def is_selected(self, fates: np.ndarray | None = None) -> bool:
@@ -85,12 +87,12 @@ class Source:
         note = self.noted()
         if "selected" not in note or note["selected"] != size(self.result):
             return False
-        return fates is None or note["fates"] == fingerprint(fates)
+        return fates is None or note["fates"] == fingerprint.of_parts(fates)
 
     def parsed(self) -> list:
         """The output of the first pass, to be compared."""
         events = self.index.read_bytes() if self.index.exists() else None
-        return [size(self.citations), fingerprint(events)]
+        return [size(self.citations), fingerprint.of_parts(events)]
 
     def remove(self) -> None:
         for path in (self.note, self.result, self.citations, self.index):
@@ -108,7 +110,7 @@ def size(path: Path) -> int | None:
 def parse(options: Options, source: Source) -> str | None:
     """Write the citations and the index of one file; a message where it is damaged."""
     source.remove()
-    before, counts, events = identity(source.path), Counter(), bytearray()
+    before, counts, events = fingerprint.of_state(source.path), Counter(), bytearray()
     try:
         with writer(source.citations) as lines:
             for element in elements(source.path):
@@ -193,7 +195,8 @@ def select(job: tuple[Source, np.ndarray]) -> None:
             source.remove()
             raise InputError(f"{source.citations} was damaged ({error}); run again") from None
     source.write(
-        note | {"fates": fingerprint(fates), "selected": size(source.result), "totals": counts}
+        note
+        | {"fates": fingerprint.of_parts(fates), "selected": size(source.result), "totals": counts}
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.fingerprint import fingerprint
+from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
 
@@ -236,7 +236,7 @@ class Sentences:
     @property
     def fingerprint(self) -> str:
         """Changes with any sentence."""
-        return fingerprint(self.parts)
+        return fingerprint.of_parts(self.parts)
 
     def index(self) -> None:
         """Sort the sentences by the hash of their anchor: the first letters of the longest part."""

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.fingerprint import fingerprint
 from data.shard import records
 from data.shard.leakage import Sentences
 from data.shard.records import FLAGS, Block, Document, documents
+from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 from minibio.text.shards import MISMATCH, open_part, read_header, write_part
@@ -56,7 +56,7 @@ class Recipe:
         sentences = self.sentences.fingerprint if self.sentences else None
         tokenizer = Tokenizer.from_dir(self.tokenizer).fingerprint
         options = (self.length, self.split_long, self.keep_eval, self.duplicates)
-        return fingerprint(2, records.BLOCK, tokenizer, options, sentences)
+        return fingerprint.of_parts(2, records.BLOCK, tokenizer, options, sentences)
 
 
 class Maker:

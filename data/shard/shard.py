@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.fingerprint import identity
 from data.parallel import check_workers, n_cores
 from data.shard import leakage
 from data.shard.duplicates import EXACT, KEPT, LEAKED, OLDER, drop_exact, drop_older
 from data.shard.pieces import COUNTED, Piece, Recipe, key_hash
 from data.shard.records import FLAGS, blocks, check_inputs, documents
 from data.shard.workplace import TooFew, all_pieces, prepare, tokenise, workplace
+from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import beside, check_dir, locked, read_json, staged_dir, write_json
 from minibio.run.options import Parser
@@ -91,7 +91,7 @@ def shard(
         "held_out": held_out, "split_long": split_long, "duplicates": duplicates,
         "keep_eval": keep_eval, "exclude": [str(path) for path in exclude],
         "sentences": sentences.fingerprint if sentences else None,
-        "inputs": [f"{path.name} {identity(path)}" for path in inputs],
+        "inputs": [f"{path.name} {fingerprint.of_state(path)}" for path in inputs],
     }  # fmt: skip
     if not overwrite and (counts := finished(out, options)):
         return counts

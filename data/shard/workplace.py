@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from data.fingerprint import identity
 from data.parallel import ordered
 from data.shard.pieces import Maker, Piece, Recipe
 from data.shard.records import Block, blocks
+from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import beside, locked, read_json, write_json
 
@@ -58,7 +58,7 @@ def discard(folder: Path) -> None:
 
 def prepare(place: Path, inputs: list[Path], recipe: Recipe) -> list[Path]:
     """The folder of each input's pieces; pieces of other inputs or options are removed."""
-    folders = [place / identity(path) for path in inputs]
+    folders = [place / fingerprint.of_state(path) for path in inputs]
     state = place / "recipe.txt"
     is_same = state.is_file() and state.read_bytes() == recipe.fingerprint.encode()
     for folder in place.iterdir():

@@ -38,7 +38,6 @@ PARTS = ("weights", "optimizer", "ranks")
 FOLDER, LOG = "checkpoints", "log.jsonl"  # in the run's directory
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW, for each parameter
 ANY_MACHINE = frozenset({"world"})  # of a configuration: the same run all the same
-AGAIN = "resume with the version that wrote it, or start again with --overwrite"
 ADVICE = "resume with the options of the run that wrote it"
 ABSENT = "not recorded"
 
@@ -170,9 +169,9 @@ def check_fields(state: dict, place: Path) -> None:
         kind = types.get(name)
         if name not in state or kind is None:
             what = "has no" if kind else "has an unknown"
-            raise InputError(f"{place / store.STATE} {what} {name!r}: of another version; {AGAIN}")
+            raise InputError(f"{place / store.STATE} {what} {name!r}: {store.OTHER_VERSION}")
         if type(state[name]) is not kind:
-            expected = f"expected {kind.__name__}; {AGAIN}"
+            expected = f"expected {kind.__name__}: {store.OTHER_VERSION}"
             raise InputError(f"{place / store.STATE}: {name} is {state[name]!r}, {expected}")
 
 

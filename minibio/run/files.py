@@ -6,13 +6,11 @@ place that cannot be written, a directory already in use, a damaged JSON file, i
 """
 
 import fcntl
-import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -170,15 +168,6 @@ def staged_file(path):
     with locked(staged):
         yield staged
         os.replace(staged, path)
-
-
-def fingerprint(paths: Iterable[Path]) -> str:
-    """One hash of the contents of several files, in their order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 # first bytes of what comes in a file's place

@@ -16,6 +16,7 @@ import torch
 from minibio.run.dist import Ranks, print0
 from minibio.run.errors import InputError
 from minibio.run.files import finite
+from minibio.run.store import OTHER_VERSION
 
 
 @dataclass
@@ -37,10 +38,10 @@ class Progress:
 
     @staticmethod
     def read(counters: dict, where: Path) -> "Progress":
-        """The counts of a checkpoint, of a run that goes on.
+        """The counts of a checkpoint, of a run that resumes.
 
         Raises:
-            InputError: they are another version's.
+            InputError: they are of another version.
         """
         blank = asdict(Progress())
         for name in {**blank, **counters}:
@@ -48,8 +49,7 @@ class Progress:
             kinds = list if name == "mark" else kinds
             if name not in blank or not isinstance(counters.get(name), kinds):
                 raise InputError(
-                    f"{where}: the counter {name!r} is {counters.get(name)!r}: of another version; "
-                    f"resume with the version that wrote it, or start again with --overwrite"
+                    f"{where}: the counter {name!r} is {counters.get(name)!r}: {OTHER_VERSION}"
                 )
         return Progress(**{**counters, "stopped": ""})
 

@@ -28,6 +28,9 @@ from minibio.run.files import read_json
 
 FORMAT, VERSION = "minibio checkpoint", 1
 STATE, MANIFEST = "state.json", "manifest.json"
+OTHER_VERSION = (
+    "of another version; resume with the version that wrote it, or start again with --overwrite"
+)
 # .before: the older one of the same step, whole, aside while the newer takes its place
 NAME = re.compile(r"step-(\d{8,})(\.before)?")
 

@@ -4,7 +4,6 @@
 and `QaTask` are at the ends of ner.py, relation.py and qa.py.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -71,11 +70,6 @@ class Task:
         return 2 * self.recipe.batch, device, partial(autocast, self.recipe.precision, device)
 
 
-def fingerprint(*values) -> str:
-    """A hash of data, whatever files it came in."""
-    return hashlib.sha256(repr(values).encode()).hexdigest()
-
-
 # the start
 
 
@@ -117,18 +111,6 @@ def load_teacher(path: Path, task: Task, tokenizer: Tokenizer, length: int) -> M
             f"--length {teacher.config.P}"
         )
     return teacher.float().eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def digest(model: Model | None) -> str | None:
-    """A hash of the weights; None for no model."""
-    if model is None:
-        return None
-    total = hashlib.sha256()
-    for name, x in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(x.cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 # early stopping

@@ -22,11 +22,12 @@ import torch.nn as nn
 from minibio.batch import Batch
 from minibio.config import Recipe
 from minibio.model.heads import Model
+from minibio.run import fingerprint
 from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 from minibio.tasks import tags as schemes
-from minibio.tasks.finetune import Task, fingerprint
+from minibio.tasks.finetune import Task
 from minibio.tasks.metrics import entity_scores
 from minibio.tasks.reading import cut, forward, read_lines
 from minibio.text.tokenizer import Tokenizer
@@ -499,7 +500,7 @@ class NerTask(Task):
             "data": self.data,
             "scheme": self.scheme or self.found,
             "counts": counts,
-            "data_is": fingerprint(self.sets),
+            "data_is": fingerprint.of_value((self.sets,)),
         }
 
     def collate(self, examples: Sequence[Window]) -> Batch:

@@ -31,10 +31,11 @@ import torch.nn as nn
 from minibio.batch import Batch
 from minibio.config import Recipe
 from minibio.model.heads import Model
+from minibio.run import fingerprint
 from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, write_json
-from minibio.tasks.finetune import Task, fingerprint
+from minibio.tasks.finetune import Task
 from minibio.tasks.metrics import bioasq_scores
 from minibio.tasks.reading import Node, cut, forward, json_object, read_lines
 from minibio.text.tokenizer import Tokenizer
@@ -226,24 +227,6 @@ def read_golden(path: str | Path) -> dict[str, list[str]]:
     if not golden:
         raise InputError(f"{path} holds no factoid question, expected BioASQ's form: questions")
     return golden
-
-
-def read_submission(path: str | Path) -> dict[str, list[str]]:
-    """Question -> answers, the best first: the first string of each list, as BioASQ's scorer reads.
-
-    A question without exact_answer has none, and counts as wrong.
-
-    Raises:
-        InputError: the file is not JSON or lacks a part.
-    """
-    return {
-        node.id(): [
-            texts[0] if texts else ""
-            for texts in (read_exact(node) if "exact_answer" in node.value else [])
-        ]
-        for node in Node.read(path).children("questions")
-        if node.value.get("type", "factoid") == "factoid"
-    }
 
 
 def read_exact(node: Node) -> list[list[str]]:
@@ -563,7 +546,9 @@ class QaTask(Task):
                 "test_questions": len(self.asked),
                 **({} if self.n_misplaced is None else {"misplaced": self.n_misplaced}),
             },
-            "data_is": fingerprint(self.passages, list(self.tests.values()), self.golden),
+            "data_is": fingerprint.of_value(
+                (self.passages, list(self.tests.values()), self.golden)
+            ),
         }
 
     def windows(self, passages: Sequence[Passage]) -> list[Window]:

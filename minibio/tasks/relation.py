@@ -23,10 +23,11 @@ import torch.nn as nn
 from minibio.batch import Batch
 from minibio.config import Recipe
 from minibio.model.heads import Model
+from minibio.run import fingerprint
 from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
-from minibio.tasks.finetune import Task, fingerprint
+from minibio.tasks.finetune import Task
 from minibio.tasks.metrics import relation_scores
 from minibio.tasks.reading import HALF, cut, forward, json_object, read_lines
 from minibio.text.tokenizer import Tokenizer
@@ -473,7 +474,7 @@ class RelationTask(Task):
             **self.choices,
             "classes": len(self.labels),
             "counts": {name: len(x) for name, x in self.parts.items()},
-            "data_is": fingerprint(self.parts),
+            "data_is": fingerprint.of_value((self.parts,)),
         }
 
     def collate(self, examples: Sequence[Feature]) -> Batch:

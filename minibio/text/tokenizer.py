@@ -11,7 +11,6 @@ contradiction is refused. Where they say nothing, the vocabulary decides.
 """
 
 import codecs
-import hashlib
 import json
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import check_content, read_json, write_json
 
@@ -80,7 +80,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Hex SHA-256 of pieces and casing: what a model and its shards must have in common."""
         text = "\n".join(["cased" if self.cased else "uncased", *self.pieces])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fingerprint.of_bytes([text.encode()])
 
     def __repr__(self) -> str:
         return f"Tokenizer(V={self.V}, {'cased' if self.cased else 'uncased'})"

@@ -39,7 +39,6 @@ def test_attention_of_two_tokens():
     out, lse = reference.attention(q, k, v, boundaries([2]))
     assert out.flatten().tolist() == pytest.approx([6, 7])  # 4/2 + 8/2,  4/4 + 3 * 8/4
     assert lse.flatten().tolist() == pytest.approx([math.log(2), math.log(4)])
-    assert reference.attention_rows(q, k)[0, 1].tolist() == pytest.approx([1 / 4, 3 / 4])
 
 
 def test_the_default_scale_is_one_over_the_root_of_the_width():
@@ -204,12 +203,6 @@ def test_gradients_are_those_of_the_readme(divergence):
 # ---- properties
 
 
-def test_rows_of_a_map_sum_to_one():
-    a = reference.attention_rows(torch.randn(9, 2, 4) * 5, torch.randn(9, 2, 4) * 5)
-    assert (a >= 0).all()
-    assert_near("rows", a.sum(-1), torch.ones(2, 9), 1e-6)
-
-
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_equal_maps_do_not_diverge_and_others_do(divergence):
     q, k, v, q_t, k_t = tensors()
@@ -332,7 +325,7 @@ def test_each_row_has_the_bits_of_its_own_sequence():
     out, _ = reference.attention(
         *xs[:3], boundaries((2, 3)), dropout=0.5, keep=reference.pack_bits(is_kept)
     )
-    a = reference.attention_rows(xs[0][2:], xs[1][2:])
+    a = reference.attention_scores(xs[0][2:], xs[1][2:]).softmax(-1)
     expected = torch.zeros_like(out)
     expected[3, 1] = 2 * a[1, 1, 2] * xs[2][4, 1]
     assert_near("out", out, expected, 1e-12)

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from data.fingerprint import identity
 from data.shard.records import blocks
 from data.shard.workplace import TooFew, all_pieces, is_whole, missing, prepare, workplace
 from minibio.run.errors import InputError
+from minibio.run.fingerprint import of_state
 
 
 class Recipe:
@@ -82,7 +82,7 @@ def test_what_is_stale_is_removed(tmp_path, inputs):
     assert all([p.name for p in folder.iterdir()] == ["000000.npz"] for folder in folders)
     inputs[0].write_text("changed")
     changed = prepare(place, inputs, recipe)
-    assert changed[0] == place / identity(inputs[0]) and not folders[0].exists()
+    assert changed[0] == place / of_state(inputs[0]) and not folders[0].exists()
     assert list(folders[1].glob("*.npz")), "what still holds was removed"
     prepare(place, inputs, Recipe(place, "another length"))
     assert not list(place.glob("*/*.npz")) and (place / "tokenizer").is_dir()

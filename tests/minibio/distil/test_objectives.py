@@ -109,7 +109,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(method):
 def maps(a, lengths):
     """The attention maps of each sequence: [(H, T, T)]."""
     pieces = zip(a.q.split(lengths), a.k.split(lengths), strict=True)
-    return [reference.attention_rows(q, k) for q, k in pieces]
+    return [reference.attention_scores(q, k).softmax(-1) for q, k in pieces]
 
 
 def kl(p, q):

@@ -19,6 +19,7 @@ from minibio.tasks.relation import RelationTask
 from toy_tasks import (
     make_encoder,
     make_tokenizer,
+    read_submission,
     squad,
     write_chemprot,
     write_gad,
@@ -271,7 +272,7 @@ def test_questions(tokenizer, tmp_path, capsys):
     assert batch.labels.tolist()[0] == [first, last] and batch.segments.tolist()[:2] == [0, 0]
     model = head(tokenizer, tmp_path, "span")
     scores = task.test(model, tmp_path)
-    written = qa.read_submission(tmp_path / "submission.json")
+    written = read_submission(tmp_path / "submission.json")
     want = metrics.bioasq_scores(qa.read_golden(data / "golden.json"), written)
     assert {k: scores[k] for k in want} == want and want["questions"] == 10
     assert all(0 < len(answers) <= 5 for answers in written.values())
@@ -298,7 +299,7 @@ def test_several_test_files_and_the_released_order(tokenizer, tmp_path):
     assert scores["questions"] == 16 and [x["questions"] for x in parts.values()] == [10, 6]
     mean = (10 * parts["test"]["mrr"] + 6 * parts["test2"]["mrr"]) / 16
     assert scores["mrr"] == pytest.approx(mean)
-    written = qa.read_submission(tmp_path / "submission.json")
+    written = read_submission(tmp_path / "submission.json")
     assert {len(answers) for answers in written.values()} == {2}  # one of each snippet
     without = prepared(QaTask(data / "train.json", tests, []), tokenizer, RECIPE).test(
         model, tmp_path
@@ -317,7 +318,7 @@ def test_two_test_files_of_one_name_that_ask_the_same(tokenizer, tmp_path):
     def answers(paths):
         task = QaTask(data / "train.json", paths, [data / "golden.json"], order="released")
         scores = prepared(task, tokenizer, RECIPE).test(model, tmp_path)
-        return scores, qa.read_submission(tmp_path / "submission.json")
+        return scores, read_submission(tmp_path / "submission.json")
 
     scores, both = answers(tests)
     one_scores, one = answers(tests[:1])
