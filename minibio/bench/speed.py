@@ -15,13 +15,11 @@ speed meets them all; every combination has as many rounds as fit into `--second
 
     fp32    as loaded
     bf16    weights and products; norms and softmax inside are PyTorch's own for that type
-    int8    the weights of all linear layers, one scale a matrix; their inputs are quantised as they
-            come, one scale a call. On CPUs only. Tables of embeddings stay fp32
+    int8    the products of all linear layers (model/int8.py). On CPUs only; the rest stays fp32
 """
 
 import argparse
 import copy
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +28,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 from safetensors.torch import save
-from torch import Tensor
 
 from kernels.bench.timing import Table, extra_mib, milliseconds
 from kernels.machine import describe
@@ -38,6 +35,7 @@ from minibio.batch import Batch
 from minibio.config import MODELS
 from minibio.model.convert import load
 from minibio.model.heads import Model
+from minibio.model.int8 import to_int8
 from minibio.report import plot
 from minibio.run import log
 from minibio.run.dist import Ranks, pick_device
@@ -65,49 +63,12 @@ def open_encoder(name: str) -> nn.Module:
     return load(name, head="encoder")[0].float().encoder
 
 
-def quantised(encoder: nn.Module) -> nn.Module:
-    """A copy whose linear layers multiply int8 by int8.
-
-    Raises:
-        InputError: this PyTorch has no quantised products.
-    """
-    if torch.backends.quantized.engine == "none":
-        raise InputError("--precision int8: this PyTorch has no quantised products on this CPU")
-    try:
-        from torch.ao.quantization import quantize_dynamic
-    except ImportError:
-        raise InputError(
-            f"--precision int8: PyTorch {torch.__version__} no longer has quantize_dynamic"
-        ) from None
-    with warnings.catch_warnings():  # its successor is a package of its own
-        warnings.simplefilter("ignore")
-        return quantize_dynamic(encoder, {nn.Linear}, torch.qint8)
-
-
 def at_precision(encoder: nn.Module, precision: str, device: torch.device) -> nn.Module:
     """A copy of `encoder`, which is fp32, in this precision."""
     if precision == "int8":
-        return quantised(encoder)
+        return to_int8(encoder)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     return copy.deepcopy(encoder).to(device, dtype)
-
-
-def stored(encoder: nn.Module) -> dict[str, Tensor]:
-    """Tensors of an encoder on disk; of a quantised layer its int8 weights, scale, zero, bias."""
-    tensors = {}
-    for name, x in encoder.state_dict().items():
-        layer = name.removesuffix("._packed_params._packed_params")
-        if isinstance(x, Tensor):
-            if not name.endswith((".scale", ".zero_point")):  # of a static output; not used
-                tensors[name] = x
-        elif layer != name:
-            weight, bias = x
-            tensors |= {
-                f"{layer}.weight": weight.int_repr().view(torch.uint8), f"{layer}.bias": bias,
-                f"{layer}.scale": torch.tensor(weight.q_scale(), dtype=torch.float64),
-                f"{layer}.zero_point": torch.tensor(weight.q_zero_point()),
-            }  # fmt: skip
-    return {name: x.detach() for name, x in tensors.items()}
 
 
 def texts(V: int, B: int, T: int, device: torch.device) -> Batch:
@@ -188,7 +149,7 @@ def subjects(grid: Grid, device: torch.device) -> list[Subject]:
         n = sum(p.numel() for p in encoder.parameters())
         for precision in grid.precision:
             other = at_precision(encoder, precision, device)
-            tensors = stored(other)
+            tensors = other.state_dict()
             weights = sum(x.nbytes for x in tensors.values()) / 2**20
             disk = len(save({name: x.contiguous() for name, x in tensors.items()})) / 2**20
             found.append(Subject(label, precision, other, n, weights, disk))

@@ -1,0 +1,99 @@
+"""int8 products against float64's, on processors with and without instructions for them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn as nn
+
+from helpers import ROOT, random_batch, tiny_config
+from minibio.model import int8
+from minibio.model.heads import Model
+
+
+def quantised(x, most):
+    """Row by row, in float64: integers as float64, and (N, 1) scales."""
+    scale = x.double().abs().amax(1, keepdim=True) / most
+    return (x.double() / scale).round(), scale
+
+
+@pytest.mark.parametrize(
+    ("N", "C_in", "C_out"), [(1, 1, 1), (7, 26, 5), (int8.ROWS, 48, 3), (int8.ROWS + 1, 33, 70)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_its_definition(N, C_in, C_out, bias):
+    linear = nn.Linear(C_in, C_out, bias=bias)
+    x = torch.randn(N, C_in) * 10 ** torch.randn(N, 1)
+    (q_x, s_x), (q_W, s_W) = quantised(x, 127), quantised(linear.weight, int8.weight_range())
+    expected = q_x @ q_W.T * s_x * s_W.T + (linear.bias.double() if bias else 0)
+    with torch.no_grad():
+        y = int8.Int8Linear(linear)(x)
+    assert y.dtype == torch.float32
+    # a quotient may lie so near to a half that float32 rounds it the other way: one step of q_x
+    step = (s_x * 127 * s_W.T).abs()
+    assert ((y - expected).abs() <= 1e-5 * expected.abs() + 1.01 * step).all()
+    assert ((y - expected).abs() > 1e-5 * (expected.abs() + step)).float().mean() < 0.01
+    truth = x.double() @ linear.weight.double().T + (linear.bias.double() if bias else 0)
+    assert (y - truth).norm() < 0.02 * truth.norm()
+
+
+def test_a_tokens_result_is_its_own():
+    """A large activation elsewhere takes nothing from it, and nor does the number of tokens."""
+    layer = int8.Int8Linear(nn.Linear(24, 8))
+    x = torch.randn(300, 24)
+    other = x.clone()
+    other[1:] *= 1e4
+    assert torch.equal(layer(x)[0], layer(other)[0])
+    assert torch.equal(layer(x)[:5], layer(x[:5]))
+    assert torch.equal(layer(x.view(3, 100, 24)).flatten(0, 1), layer(x))
+
+
+def test_rows_of_zeros_and_no_rows():
+    linear = nn.Linear(6, 4)
+    nn.init.zeros_(linear.weight[2])
+    layer = int8.Int8Linear(linear)
+    assert torch.equal(layer(torch.zeros(3, 6)), linear.bias.detach().expand(3, 4))
+    assert torch.equal(layer(torch.randn(3, 6))[:, 2], linear.bias.detach()[2].expand(3))
+    assert layer(torch.zeros(0, 6)).shape == (0, 4)
+
+
+SUMS_IN_16_BITS = """
+import torch
+from minibio.model import int8
+linear = torch.nn.Linear(64, 8, bias=False)
+torch.nn.init.constant_(linear.weight, 0.5)  # the largest sums of two products that there are
+y = int8.Int8Linear(linear)(torch.full((3, 64), 2.0))
+print(int8.weight_range(), float((y - 64.0).abs().max()))
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "DEFAULT"])
+def test_sums_are_exact_on_every_processor(isa):
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", SUMS_IN_16_BITS], env=env, text=True,
+                          capture_output=True, check=True)  # fmt: skip
+    most, error = done.stdout.split()
+    assert float(error) < 1e-4
+    assert int(most) in ((63, 127) if isa == "AVX2" else (int8.weight_range(),))
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "mobilebert"])
+def test_an_encoder_has_only_its_linear_layers_changed(family):
+    encoder = Model(tiny_config(family), "encoder").eval().encoder
+    before = {name: x.clone() for name, x in encoder.state_dict().items()}
+    small = int8.to_int8(encoder)
+    assert all(torch.equal(x, before[name]) for name, x in encoder.state_dict().items())
+    kinds = {name: type(m) for name, m in small.named_modules()}
+    for name, module in encoder.named_modules():
+        expected = int8.Int8Linear if isinstance(module, nn.Linear) else type(module)
+        assert kinds[name] is expected, name
+    state = small.state_dict()
+    assert {name for name in state if not name.endswith(".scale")} == {*before}
+    read = safetensors.torch.load(safetensors.torch.save(state))
+    assert all(torch.equal(read[name], x) for name, x in state.items())
+    with torch.inference_mode():
+        a, b = (m(random_batch()).last for m in (encoder, small))
+    assert 0 < float((a - b).norm() / a.norm()) <= 0.05
