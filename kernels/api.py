@@ -44,7 +44,7 @@ def attention(
         ValueError: shapes, dtypes, devices, boundaries, `dropout`, `keep` or `impl` do not fit.
     """
     op = "attention"
-    impl, _ = resolve_impl(op, impl, q.device)
+    impl, _ = resolve_impl(op, impl, q.device, q.dtype)
     checks.check_attention(op, {"q": q, "k": k, "v": v}, cu_seqlens, max_len, dropout, keep)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seed = draw_seed(q, dropout, keep)
@@ -101,7 +101,7 @@ def attention_kl(
             receive.
     """
     op = "attention_kl"
-    impl, _ = resolve_impl(op, impl, q_s.device)
+    impl, _ = resolve_impl(op, impl, q_s.device, q_s.dtype)
     checks.check_attention_kl(
         op, {"q_s": q_s, "k_s": k_s, "v_s": v_s}, {"q_t": q_t, "k_t": k_t}, lse_t,
         divergence, cu_seqlens, max_len, dropout, keep,

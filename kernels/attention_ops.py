@@ -3,13 +3,13 @@
 An operator is opaque to `torch.compile`, which needs only the shapes of its results (the fake
 implementation), and to autograd, which is given its backward. Both directions are pure functions of
 their arguments: dropout's mask follows from a seed that is one of them. The computation itself:
-`forward` and `backward` of torch_attention.py and triton_attention.py.
+`forward` and `backward` of torch_attention.py, triton_attention.py and cuda_attention.py.
 """
 
 import torch
 from torch import Tensor
 
-from kernels import torch_attention
+from kernels import cuda_attention, torch_attention
 from kernels.reference import Call, Forward
 
 
@@ -17,6 +17,8 @@ def implementation(impl: str):
     """The module of that name; Triton is imported when it is first asked for."""
     if impl == "torch":
         return torch_attention
+    if impl == "cuda":
+        return cuda_attention
     assert impl == "triton", impl
     from kernels import triton_attention
 

@@ -2,30 +2,20 @@
 
 kernels/cuda/logit_rows.cu says what is computed; read it first. It knows nothing of PyTorch: a C
 function takes pointers and strides, ctypes calls it, and `torch.library` makes an operator of the
-call, so that `torch.compile` goes through it. So nothing here depends on the version of PyTorch,
-and compiling takes seconds.
-
-The library is in $MINIBIO_CACHE, or ~/.cache/minibio, under a name with a hash of source, flags,
-architecture and compiler: a change of any of these is another file. The compiler's log, with the
-registers of every kernel, is beside it.
+call, so that `torch.compile` goes through it. kernels/cuda_build.py compiles it.
 """
 
 import ctypes
-import hashlib
 import math
-import os
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).parent / "cuda" / "logit_rows.cu"
-# -ftz: 2^x is one instruction; what it flushes to zero, below 1e-38, is a logit's gradient or less
-FLAGS = ("-O3", "-std=c++17", "-ftz=true", "-Xptxas=-v", "-Xcompiler=-fPIC", "-shared")
+from kernels import cuda_build
+
+SOURCE = cuda_build.SOURCES / "logit_rows.cu"
 DIVERGENCES = ("kl_ts", "soft_ce")
 VERSIONS = {"naive": 1, "fast": 2}
 WIDTHS = {torch.float32: 4, torch.bfloat16: 2}  # bytes
@@ -43,111 +33,15 @@ class Rows(ctypes.Structure):
     )
 
 
-# ---- compile -------------------------------------------------------------------------------------
-
-
-def find_nvcc() -> Path | None:
-    """nvcc of $CUDA_HOME, of the PATH, or of /usr/local/cuda, in this order."""
-    homes = [os.environ["CUDA_HOME"]] if os.environ.get("CUDA_HOME") else []
-    on_path = shutil.which("nvcc")
-    found = [Path(home, "bin", "nvcc") for home in homes]
-    found += [Path(on_path)] if on_path else []
-    found += [Path("/usr/local/cuda/bin/nvcc")]
-    return next((path for path in found if os.access(path, os.X_OK)), None)
-
-
-@cache
-def nvcc_version(nvcc: Path) -> str:
-    """The output of `nvcc --version`."""
-    return subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-
-
-def unavailable(device: torch.device) -> str | None:
-    """The reason why the kernel cannot run on tensors of this device; None: it can."""
-    if device.type != "cuda":
-        return f"tensors on {device.type}, and the kernel needs a CUDA device"
-    if torch.version.hip is not None:
-        return "this PyTorch is built for ROCm, and the kernel needs CUDA"
-    if find_nvcc() is None:
-        return "no nvcc in $CUDA_HOME/bin, on the PATH or in /usr/local/cuda/bin"
-    return None
-
-
-def cache_dir() -> Path:
-    """The directory in which libraries are kept."""
-    return Path(os.environ.get("MINIBIO_CACHE") or Path.home() / ".cache" / "minibio")
-
-
-def architecture(device: torch.device) -> str:
-    """nvcc's name for a device: sm_80, sm_90a."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
-
-
-def build(arch: str) -> Path:
-    """The library for `arch` ("sm_80", "sm_90a"), compiled unless the cache has it.
-
-    Several processes may build at once: each writes a directory of its own, and renames.
-
-    Raises:
-        RuntimeError: nvcc is missing or failed (with its last lines and the place of its log), or
-            the cache cannot be written.
-    """
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise RuntimeError("cuda_rows: no nvcc in $CUDA_HOME/bin, the PATH or /usr/local/cuda/bin")
-    code = f"-gencode=arch={arch.replace('sm_', 'compute_')},code={arch}"
-    key = hashlib.sha256()
-    for part in (SOURCE.read_bytes(), *FLAGS, arch, nvcc_version(nvcc)):
-        part = part if isinstance(part, bytes) else part.encode()
-        key.update(len(part).to_bytes(8, "little") + part)
-    path = cache_dir() / f"{SOURCE.stem}-{arch}-{key.hexdigest()[:16]}.so"
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as place:
-            made = Path(place, path.name)
-            done = subprocess.run(
-                [nvcc, *FLAGS, code, "-o", made, SOURCE],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
-            made.with_suffix(".log").write_text(done.stdout, "utf-8")
-            os.replace(made.with_suffix(".log"), path.with_suffix(".log"))
-            if done.returncode == 0:
-                os.replace(made, path)
-    except OSError as error:
-        raise RuntimeError(
-            f"cuda_rows: cannot build in {path.parent}: {error.strerror}; set MINIBIO_CACHE"
-        ) from None
-    if done.returncode != 0:
-        last = " | ".join(done.stdout.strip().splitlines()[-3:])
-        raise RuntimeError(
-            f"cuda_rows: nvcc failed on {SOURCE.name} for {arch}: {last} "
-            f"(all of it: {path.with_suffix('.log')})"
-        )
-    return path
-
-
 def load(path: Path) -> ctypes.CDLL:
-    """The library, its two functions declared."""
-    library = ctypes.CDLL(str(path))
-    library.logit_rows.argtypes = (
-        ctypes.POINTER(Rows), ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
-    )  # fmt: skip
-    library.logit_rows.restype = ctypes.c_int
-    library.error_text.argtypes = (ctypes.c_int,)
-    library.error_text.restype = ctypes.c_char_p
-    return library
+    """The library, its functions declared."""
+    return cuda_build.load(path, "logit_rows")
 
 
 @cache
 def library(arch: str) -> ctypes.CDLL:
-    """`build` and `load`, once a process."""
-    return load(build(arch))
-
-
-# ---- call ----------------------------------------------------------------------------------------
+    """The library for `arch`, built and loaded once a process."""
+    return load(cuda_build.build(SOURCE, arch))
 
 
 def pick_threads(V: int) -> int:
@@ -181,20 +75,16 @@ def launch(
     strides = (0 if x is None else x.stride(0) for x in (x_s, x_t))
     widths = (0 if x is None else WIDTHS[x.dtype] for x in (x_s, x_t, b_s, b_t))
     rows = Rows(*pointers, *strides, R, V, *widths, temperature, divergence == "kl_ts")
-    error = lib.logit_rows(
-        ctypes.byref(rows), VERSIONS[version], threads or pick_threads(V), stream
-    )
-    if error:
-        raise RuntimeError(
-            f"logit_rows: CUDA error {error} ({lib.error_text(error).decode()}) at the launch of "
-            f"{R} rows of {V} {x_s.dtype} logits"
-        )
+    cuda_build.launch(
+        lib, "logit_rows", rows, VERSIONS[version], threads or pick_threads(V), stream,
+        f"{R} rows of {V} {x_s.dtype} logits",
+    )  # fmt: skip
     return ce, kd
 
 
 def place(device: torch.device) -> tuple[ctypes.CDLL, int]:
     """The library for a device, and its current stream."""
-    return library(architecture(device)), torch.cuda.current_stream(device).cuda_stream
+    return library(cuda_build.architecture(device)), torch.cuda.current_stream(device).cuda_stream
 
 
 @torch.library.custom_op("minibio::logit_rows", mutates_args=("x_s",))
@@ -294,7 +184,7 @@ def logit_rows(
     """
     op = "logit_rows"
     # while torch.compile traces, nothing is looked up on disk: the operator reports what is missing
-    reason = None if torch.compiler.is_compiling() else unavailable(x_s.device)
+    reason = None if torch.compiler.is_compiling() else cuda_build.unavailable(x_s.device)
     if reason is not None:
         raise ValueError(f"{op}: {reason}")
     R, V = (*x_s.shape, 0, 0)[:2]  # `check` has the last word on x_s

@@ -6,11 +6,11 @@ from importlib.util import find_spec
 
 import torch
 
-from kernels import cuda_rows
+from kernels import cuda_attention, cuda_build
 
 IMPLEMENTATIONS = {
-    "attention": ("reference", "torch", "triton"),
-    "attention_kl": ("reference", "torch", "triton"),
+    "attention": ("reference", "torch", "triton", "cuda"),
+    "attention_kl": ("reference", "torch", "triton", "cuda"),
     "masked_mlm": ("reference", "torch", "triton", "triton-stream", "cuda"),
 }
 # Names on a command line -> the operations they stand for.
@@ -19,9 +19,13 @@ GROUPS = {"attention": ("attention", "attention_kl"), "mlm": ("masked_mlm",)}
 HAS_TRITON = find_spec("triton") is not None
 
 
-def resolve_impl(op: str, impl: str, device: torch.device) -> tuple[str, str]:
+def resolve_impl(
+    op: str, impl: str, device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[str, str]:
     """(implementation, reason) for `op` on `device`.
 
+    Args:
+        dtype: of the student's tensors; None = not asked about.
     Raises:
         ValueError: there is no such operation, it has no such implementation, or the one asked
             for cannot run here. Nothing is ever replaced by something else.
@@ -47,9 +51,14 @@ def resolve_impl(op: str, impl: str, device: torch.device) -> tuple[str, str]:
                 f"(or set TRITON_INTERPRET=1 to step through the kernels, slowly)"
             )
     if impl == "cuda":
-        reason = cuda_rows.unavailable(device)
+        reason = cuda_build.unavailable(device)
         if reason is not None:
             raise ValueError(f"{op}: impl is 'cuda', which cannot run here: {reason}")
+        if op in GROUPS["attention"] and dtype not in (None, *cuda_attention.FLAGS):
+            raise ValueError(
+                f"{op}: impl is 'cuda', expected torch.float32, not {dtype}: it is the plain one; "
+                f"use triton"
+            )
     return impl, "asked for"
 
 
@@ -82,6 +91,8 @@ def parse_choice(text: str) -> dict[str, str]:
     return choice
 
 
-def resolve_choice(choice: Mapping[str, str], device: torch.device) -> dict[str, tuple[str, str]]:
+def resolve_choice(
+    choice: Mapping[str, str], device: torch.device, dtype: torch.dtype | None = None
+) -> dict[str, tuple[str, str]]:
     """Operation -> `resolve_impl` of what was chosen for it."""
-    return {op: resolve_impl(op, impl, device) for op, impl in choice.items()}
+    return {op: resolve_impl(op, impl, device, dtype) for op, impl in choice.items()}

@@ -2,6 +2,7 @@
 
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 import kernels
@@ -82,3 +83,50 @@ def assert_as_truth(got, inputs, truth, inputs_64, limit, limit_rows=None):
     g_64 = gradients(outputs_64, inputs_64, cotangents)
     for name, x, y in zip(("dq", "dk", "dv"), g, g_64, strict=True):
         assert_near(name, x, y, limit)
+
+
+def hashed(seed, row, T):
+    """Dropout's 32-bit words of one row of a map, by NumPy."""
+    with np.errstate(over="ignore"):
+
+        def mix(x):
+            x ^= x >> np.uint32(16)
+            x *= np.uint32(0x7FEB352D)
+            x ^= x >> np.uint32(15)
+            x *= np.uint32(0x846CA68B)
+            return x ^ (x >> np.uint32(16))
+
+        first = mix(np.uint32(row & 0xFFFFFFFF) ^ np.uint32(seed & 0xFFFFFFFF))
+        second = mix(first ^ np.uint32(seed >> 32) ^ np.uint32(row >> 32))
+        x = first + np.arange(T, dtype=np.uint32) * np.uint32(0x9E3779B9)
+        x ^= x >> np.uint32(16)
+        x *= np.uint32(0x7FEB352D)
+        x ^= second
+        x ^= x >> np.uint32(15)
+        return x * np.uint32(0x846CA68B)
+
+
+GPU_SHAPES = [((200, 31, 0, 1, 256), 12, 26, 64), ((128, 128), 4, 32, 256), ((512, 77), 2, 64, 64)]
+
+
+def accuracy(qkv, teacher, lengths, divergence, impl, options):
+    """Errors of a result and its gradients against float64, each as a norm relative to the truth's.
+
+    Each entry of a map and of its gradient is rounded by itself, so the norm of the sums over them
+    carries the rounding's mean size; the largest of many thousand errors has no such limit.
+    """
+    qkv_64 = [x.detach().double().requires_grad_() for x in qkv]
+    truth = compute(
+        "reference", qkv_64, [x.double() for x in teacher], lengths, divergence, **options
+    )
+    got = compute(impl, qkv, teacher, lengths, divergence, **options)
+    torch.manual_seed(9)
+    g = [torch.randn_like(x) for x in truth[:-1]]
+    grads_64 = torch.autograd.grad(truth[:-1], qkv_64, g)
+    grads = torch.autograd.grad(
+        got[:-1], qkv, [x.to(y.dtype) for x, y in zip(g, got, strict=False)]
+    )
+    return [
+        ((x.double() - y).norm() / y.norm()).item()
+        for x, y in zip((*got, *grads), (*truth, *grads_64), strict=True)
+    ]

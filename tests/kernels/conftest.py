@@ -1,7 +1,8 @@
 """The CUDA source on a CPU: g++ compiles it against tests/kernels/emulator (its header explains).
 
-`emulator` is the library made of it, as `kernels.cuda_rows.load` gives it; `cuda_on_cpu` lets the
-public function and its operator run on it. Without g++ such tests are skipped.
+`emulator` is the library made of the row kernel, as `kernels.cuda_rows.load` gives it, and
+`attention_emulators` those of attention; `cuda_on_cpu` and `cuda_attention_here` let the public
+functions and their operators run on them. Without g++ such tests are skipped.
 """
 
 import ctypes
@@ -12,8 +13,8 @@ import subprocess
 
 import pytest
 
-from helpers import ROOT
-from kernels import cuda_rows
+from helpers import DEVICE, ROOT
+from kernels import cuda_attention, cuda_build, cuda_rows
 
 FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror",
          "-Wno-unknown-pragmas", f"-I{ROOT / 'tests' / 'kernels' / 'emulator'}")  # fmt: skip
@@ -52,16 +53,16 @@ patch_language_once_a_launch()
 
 @pytest.fixture(scope="session")
 def compile_for_cpu(tmp_path_factory):
-    """(source text, extra flags, main file) -> what g++ makes of it: each once a session."""
+    """(text, extra flags, its file name, main file) -> what g++ makes of it: each once a session."""
     gxx = shutil.which("g++")
     if gxx is None:
         pytest.skip("no g++")
     folder, made = tmp_path_factory.mktemp("emulator"), {}
 
-    def compile_(text, *flags, main=None):
-        key = hashlib.sha256(repr((text, flags, main)).encode()).hexdigest()[:16]
+    def compile_(text, *flags, name="logit_rows.cu", main=None):
+        key = hashlib.sha256(repr((text, flags, name, main)).encode()).hexdigest()[:16]
         if key not in made:
-            source = folder / key / "logit_rows.cu"
+            source = folder / key / name
             source.parent.mkdir()
             source.write_text(text, "utf-8")
             out = folder / f"{key}.out"
@@ -78,10 +79,10 @@ def compile_for_cpu(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def load_for_cpu(compile_for_cpu):
-    """Source text, extra flags -> its library on the emulator."""
+    """Source text, extra flags, its module -> its library on the emulator."""
 
-    def load(text, *flags):
-        library = cuda_rows.load(compile_for_cpu(text, *flags))
+    def load(text, *flags, module=cuda_rows):
+        library = module.load(compile_for_cpu(text, *flags, name=module.SOURCE.name))
         library.emulator_order.argtypes = [ctypes.c_uint]
         library.emulator_shared_limit.argtypes = [ctypes.c_int]
         return library
@@ -91,13 +92,24 @@ def load_for_cpu(compile_for_cpu):
 
 @pytest.fixture(scope="session")
 def emulator(load_for_cpu):
+    """The row kernel."""
     return load_for_cpu(cuda_rows.SOURCE.read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def attention_emulators(load_for_cpu):
+    """The kernels of attention, by type."""
+    text = cuda_attention.SOURCE.read_text("utf-8")
+    return {
+        dtype: load_for_cpu(text, *flags, module=cuda_attention)
+        for dtype, flags in cuda_attention.FLAGS.items()
+    }
 
 
 @pytest.fixture
 def nvcc_cache(tmp_path_factory, monkeypatch):
     """nvcc's libraries go to a cache of this session, and are compiled once for all tests."""
-    if cuda_rows.find_nvcc() is None:
+    if cuda_build.find_nvcc() is None:
         pytest.skip("no nvcc")
     folder = tmp_path_factory.getbasetemp() / "nvcc"
     monkeypatch.setenv("MINIBIO_CACHE", str(folder))
@@ -106,6 +118,18 @@ def nvcc_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def cuda_on_cpu(emulator, monkeypatch):
     """kernels.cuda_rows takes tensors on the CPU."""
-    monkeypatch.setattr(cuda_rows, "unavailable", lambda device: None)
+    monkeypatch.setattr(cuda_build, "unavailable", lambda device: None)
     monkeypatch.setattr(cuda_rows, "place", lambda device: (emulator, None))
     return emulator
+
+
+@pytest.fixture
+def cuda_attention_here(request, monkeypatch):
+    """kernels.cuda_attention takes tensors of this machine: without a GPU, on the emulator."""
+    if DEVICE == "cuda":
+        if cuda_build.find_nvcc() is None:
+            pytest.skip("no nvcc")
+        return
+    emulators = request.getfixturevalue("attention_emulators")
+    monkeypatch.setattr(cuda_build, "unavailable", lambda device: None)
+    monkeypatch.setattr(cuda_attention, "place", lambda device, dtype: (emulators[dtype], None))

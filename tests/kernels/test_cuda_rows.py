@@ -1,139 +1,21 @@
-"""kernels/cuda_rows.py: finding nvcc, the cache, the checks, the operator; and the GPU itself.
+"""kernels/cuda_rows.py: the checks, the operator; and the GPU itself.
 
 What the kernel computes is tested in test_logit_rows.py, on a CPU. Here the public function runs on
-the emulator too (the fixture `cuda_on_cpu`), and nvcc is a script where only the cache matters.
+the emulator too (the fixture `cuda_on_cpu`).
 """
-
-import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 
 from helpers import LIMIT, assert_near
-from kernels import cuda_rows, reference
+from kernels import cuda_build, cuda_rows, reference
 
 f32, b16 = torch.float32, torch.bfloat16
 
 
-# ---- nvcc ----------------------------------------------------------------------------------------
-
-FAKE = """#!/bin/sh
-[ "$1" = --version ] && { echo "release $FAKE_VERSION"; exit 0; }
-echo "$@" >> "$FAKE_CALLS"
-while [ "$1" != -o ]; do shift; done
-echo half > "$2"; sleep "${FAKE_SLEEP:-0}"; echo whole > "$2"
-echo "first line"; echo "ptxas: this is wrong"; echo "and that is why"
-exit "${FAKE_STATUS:-0}"
-"""
-
-
-@pytest.fixture
-def fake_nvcc(tmp_path, monkeypatch):
-    """A CUDA_HOME whose nvcc notes its calls; a cache of its own. -> function: the calls so far."""
-    nvcc, calls = tmp_path / "home" / "bin" / "nvcc", tmp_path / "calls"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.write_text(FAKE)
-    nvcc.chmod(0o755)
-    for name, value in {"CUDA_HOME": nvcc.parent.parent, "MINIBIO_CACHE": tmp_path / "cache",
-                        "FAKE_CALLS": calls, "FAKE_VERSION": "1"}.items():  # fmt: skip
-        monkeypatch.setenv(name, str(value))
-    cuda_rows.nvcc_version.cache_clear()
-    yield lambda: calls.read_text().splitlines() if calls.exists() else []
-    cuda_rows.nvcc_version.cache_clear()
-
-
-def test_cuda_home_goes_first_then_the_path(fake_nvcc, tmp_path, monkeypatch):
-    on_path = tmp_path / "path" / "nvcc"
-    on_path.parent.mkdir()
-    on_path.write_text(FAKE)
-    on_path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{on_path.parent}:{os.environ['PATH']}")
-    assert cuda_rows.find_nvcc() == tmp_path / "home" / "bin" / "nvcc"
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nothing here"))
-    assert cuda_rows.find_nvcc() == on_path
-    monkeypatch.delenv("CUDA_HOME")
-    assert cuda_rows.find_nvcc() == on_path
-
-
-def test_a_build_is_kept(fake_nvcc, tmp_path):
-    path = cuda_rows.build("sm_90a")
-    assert path.parent == tmp_path / "cache" and path.name.startswith("logit_rows-sm_90a-")
-    assert path.read_text() == "whole\n"
-    assert "this is wrong" in path.with_suffix(".log").read_text()
-    assert cuda_rows.build("sm_90a") == path
-    (call,) = fake_nvcc()
-    assert "-gencode=arch=compute_90a,code=sm_90a" in call and str(cuda_rows.SOURCE) in call
-    assert all(flag in call for flag in cuda_rows.FLAGS)
-    assert {p.suffix for p in path.parent.iterdir()} == {".so", ".log"}, "something was left behind"
-
-
-def test_the_cache_is_in_the_home_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("MINIBIO_CACHE", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cuda_rows.cache_dir() == tmp_path / ".cache" / "minibio"
-
-
-def test_whatever_makes_another_library_makes_another_name(fake_nvcc, tmp_path, monkeypatch):
-    names = [cuda_rows.build("sm_90a"), cuda_rows.build("sm_80")]
-    monkeypatch.setattr(cuda_rows, "FLAGS", (*cuda_rows.FLAGS, "-lineinfo"))
-    names.append(cuda_rows.build("sm_90a"))
-    monkeypatch.setenv("FAKE_VERSION", "2")
-    cuda_rows.nvcc_version.cache_clear()
-    names.append(cuda_rows.build("sm_90a"))
-    changed = tmp_path / "logit_rows.cu"
-    changed.write_text(cuda_rows.SOURCE.read_text("utf-8") + "\n")
-    monkeypatch.setattr(cuda_rows, "SOURCE", changed)
-    names.append(cuda_rows.build("sm_90a"))
-    assert len(set(names)) == len(fake_nvcc()) == 5
-
-
-def test_a_failure_is_one_line(fake_nvcc, monkeypatch):
-    monkeypatch.setenv("FAKE_STATUS", "1")
-    with pytest.raises(RuntimeError, match="nvcc failed on logit_rows.cu for sm_80") as raised:
-        cuda_rows.build("sm_80")
-    text = str(raised.value)
-    assert "this is wrong | and that is why" in text and "\n" not in text
-    log = text.split("all of it: ")[1].rstrip(")")
-    assert "first line" in Path(log).read_text()
-    monkeypatch.setenv("FAKE_STATUS", "0")
-    assert cuda_rows.build("sm_80").read_text() == "whole\n"
-
-
-def test_a_cache_that_cannot_be_written_is_named(fake_nvcc, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("MINIBIO_CACHE", str(tmp_path / "file"))
-    with pytest.raises(RuntimeError, match="cannot build in .*file: .*; set MINIBIO_CACHE"):
-        cuda_rows.build("sm_80")
-
-
-def test_builds_at_once_do_not_meet(fake_nvcc, monkeypatch):
-    """Each of three compiles slowly, half a file first; none sees anything but a whole one."""
-    monkeypatch.setenv("FAKE_SLEEP", "0.3")
-    with ThreadPoolExecutor(3) as pool:
-        paths = list(pool.map(cuda_rows.build, ["sm_80"] * 3))
-    assert [path.read_text() for path in paths] == ["whole\n"] * 3 and len(fake_nvcc()) == 3
-    names = os.listdir(cuda_rows.cache_dir())
-    assert sorted(name.split(".")[-1] for name in names) == ["log", "so"]
-
-
-def test_why_it_cannot_run(monkeypatch):
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert "tensors on cpu" in cuda_rows.unavailable(cpu)
-    monkeypatch.setattr(cuda_rows, "find_nvcc", lambda: None)
-    assert "no nvcc" in cuda_rows.unavailable(cuda)
-    with pytest.raises(RuntimeError, match="no nvcc"):
-        cuda_rows.build("sm_80")
-    monkeypatch.setattr(cuda_rows, "find_nvcc", lambda: "nvcc")
-    assert cuda_rows.unavailable(cuda) is None
-    monkeypatch.setattr(torch.version, "hip", "7")
-    assert "ROCm" in cuda_rows.unavailable(cuda)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_nvcc_makes_loads_without_a_gpu_and_says_so(nvcc_cache):
-    lib = cuda_rows.load(cuda_rows.build("sm_90a"))
+    lib = cuda_rows.load(cuda_build.build(cuda_rows.SOURCE, "sm_90a"))
     x = torch.randn(2, 9)
     with pytest.raises(
         RuntimeError, match=r"CUDA error \d+ \(.*driver.*\) at the launch of 2 rows of 9"
@@ -298,7 +180,7 @@ def test_compile_goes_through(cuda_on_cpu):
 
 @pytest.fixture
 def needs_nvcc():
-    if cuda_rows.find_nvcc() is None:
+    if cuda_build.find_nvcc() is None:
         pytest.skip("no nvcc")
 
 

@@ -1,6 +1,6 @@
-"""kernels/cuda/logit_rows.cu under nvcc, for GPUs that need not be here, and under the sanitizers.
+"""kernels/cuda/*.cu under nvcc, for GPUs that need not be here, the rows under the sanitizers too.
 
-What it computes is in test_logit_rows.py.
+What they compute is in test_logit_rows.py and test_cuda_attention.py.
 """
 
 import os
@@ -8,9 +8,10 @@ import re
 import subprocess
 
 import pytest
+import torch
 
 from helpers import ROOT
-from kernels import cuda_rows
+from kernels import cuda_attention, cuda_build, cuda_rows
 
 SOURCE = cuda_rows.SOURCE.read_text("utf-8")
 
@@ -56,21 +57,39 @@ def test_a_planted_fault_of_memory_is_named(compile_for_cpu, right, wrong, messa
 # ---- nvcc ----------------------------------------------------------------------------------------
 
 
-def test_the_source_opens_with_its_compile_line():
-    head = " ".join(line.removeprefix("//").strip() for line in SOURCE.splitlines()[:6])
+@pytest.mark.parametrize("module", [cuda_rows, cuda_attention], ids=lambda x: x.SOURCE.stem)
+def test_the_source_opens_with_its_compile_line(module):
+    text = module.SOURCE.read_text("utf-8")
+    head = " ".join(line.removeprefix("//").strip() for line in text.splitlines()[:6])
     code = "-gencode=arch=compute_90a,code=sm_90a"
-    assert " ".join(("nvcc", *cuda_rows.FLAGS, code)) in head
+    assert " ".join(("nvcc", *cuda_build.FLAGS, code)) in head
+
+
+def compiled(source, arch, *flags):
+    """Names and registers of the kernels that nvcc makes; none spills, and nothing is warned of."""
+    log = cuda_build.build(source, arch, *flags).with_suffix(".log").read_text("utf-8")
+    found = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", log)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", log)
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    assert {where for _, where in found} == {arch} and "warning" not in log
+    assert spills == [("0", "0", "0")] * len(found) and len(registers) == len(found)
+    return [name for name, _ in found], registers
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
-def test_nvcc_compiles_it_without_spilling(nvcc_cache, arch):
+def test_nvcc_compiles_the_rows_without_spilling(nvcc_cache, arch):
     """Two versions for four pairs of types; 64 registers is all that 1,024 threads can have."""
-    log = cuda_rows.build(arch).with_suffix(".log").read_text("utf-8")
-    kernels = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", log)
-    assert len(kernels) == 8 and {where for _, where in kernels} == {arch}
-    assert sum("fast_rows" in name for name, _ in kernels) == 4
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", log)
-    assert spills == [("0", "0", "0")] * 8
-    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
-    assert len(registers) == 8 and max(registers) <= 64
-    assert "warning" not in log
+    names, registers = compiled(cuda_rows.SOURCE, arch)
+    assert len(names) == 8 and sum("fast_rows" in name for name in names) == 4
+    assert max(registers) <= 64
+
+
+@pytest.mark.parametrize(("arch", "dtype"), [
+    ("sm_80", torch.float32), ("sm_90a", torch.float32), ("sm_90a", torch.float64),
+], ids=str)  # fmt: skip
+def test_nvcc_compiles_attention_without_spilling(nvcc_cache, arch, dtype):
+    """Three naive kernels, and three of the other version for each of three widths of heads."""
+    names, registers = compiled(cuda_attention.SOURCE, arch, *cuda_attention.FLAGS[dtype])
+    assert len(names) == 12 and sum("naive" in name for name in names) == 3
+    # four blocks of 128 threads and more have room on a multiprocessor with 65,536
+    assert max(registers) <= (128 if dtype == torch.float32 else 255)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import cuda_rows, dispatch
+from kernels import cuda_build, dispatch
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs Triton (tests/kernels/test_triton_present.py)"
@@ -47,6 +47,7 @@ EVERY = kernels.IMPLEMENTATIONS
         ("auto", ("auto", "auto", "auto")),
         ("triton", ("triton", "triton", "triton")),
         ("mlm=cuda", ("auto", "auto", "cuda")),
+        ("attention=cuda", ("cuda", "cuda", "auto")),
         ("attention=triton", ("triton", "triton", "auto")),
         ("attention=torch, mlm=triton-stream", ("torch", "torch", "triton-stream")),
     ],
@@ -66,7 +67,8 @@ def test_every_implementation_can_be_chosen():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cuda", "attention has no implementation 'cuda', expected auto, reference, torch, triton"),
+        ("cudnn", "attention has no implementation 'cudnn', expected auto, .*, triton, cuda"),
+        ("triton-stream", "attention has no implementation 'triton-stream', expected auto"),
         ("mlm=cudnn", "mlm has no implementation 'cudnn', expected .*triton-stream, cuda"),
         ("", "attention has no implementation '', expected auto"),
         ("softmax=torch", "'softmax' is not an operation, expected attention or mlm"),
@@ -106,16 +108,26 @@ def test_never_the_interpreter_unless_it_was_switched_on(monkeypatch):
 
 
 def test_without_nvcc_the_kernel_in_cuda_is_refused(monkeypatch):
-    with pytest.raises(ValueError, match="masked_mlm: impl is 'cuda', .* tensors on cpu"):
-        kernels.resolve_impl("masked_mlm", "cuda", CPU)
-    monkeypatch.setattr(cuda_rows, "find_nvcc", lambda: None)
+    for op in EVERY:
+        with pytest.raises(ValueError, match=f"{op}: impl is 'cuda', .* tensors on cpu"):
+            kernels.resolve_impl(op, "cuda", CPU)
+    monkeypatch.setattr(cuda_build, "find_nvcc", lambda: None)
     with pytest.raises(ValueError, match="impl is 'cuda', which cannot run here: no nvcc in"):
         kernels.resolve_impl("masked_mlm", "cuda", CUDA)
 
 
+def test_attention_in_cuda_is_of_float32(monkeypatch):
+    monkeypatch.setattr(cuda_build, "find_nvcc", lambda: "nvcc")
+    for dtype in (None, torch.float32, torch.float64):
+        assert kernels.resolve_impl("attention_kl", "cuda", CUDA, dtype)[0] == "cuda"
+    with pytest.raises(ValueError, match="expected torch.float32, not torch.bfloat16: .* triton$"):
+        kernels.resolve_choice({"attention": "cuda"}, CUDA, torch.bfloat16)
+    assert kernels.resolve_impl("masked_mlm", "cuda", CUDA, torch.bfloat16)[0] == "cuda"
+
+
 def test_what_cannot_run_is_refused_and_never_replaced():
-    with pytest.raises(ValueError, match="impl is 'cuda', expected auto, reference, torch, triton"):
-        kernels.resolve_impl("attention", "cuda", CPU)
+    with pytest.raises(ValueError, match="impl is 'cudnn', expected auto, reference, torch, tr"):
+        kernels.resolve_impl("attention", "cudnn", CPU)
     with pytest.raises(
         ValueError, match="op is 'softmax', expected one of attention, attention_kl, masked_mlm"
     ):

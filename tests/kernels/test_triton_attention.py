@@ -3,7 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from attention_cases import B16, F16, F32, F64, assert_as_truth, compute, mask_of, row_of, tensors
+from attention_cases import (
+    B16,
+    F16,
+    F32,
+    F64,
+    GPU_SHAPES,
+    accuracy,
+    assert_as_truth,
+    compute,
+    hashed,
+    mask_of,
+    row_of,
+    tensors,
+)
 
 import kernels
 from helpers import DEVICE, LIMIT, assert_near
@@ -66,29 +79,10 @@ def test_a_given_mask_is_wide_where_products_are_of_float64(dtype, bits):
     assert given["ptr_keep"].dtype == bits and torch.equal(given["ptr_keep"].to(keep.dtype), keep)
 
 
-def hashed(seed, row, T):
-    """Dropout's 32-bit words of one row of a map, by NumPy."""
-    with np.errstate(over="ignore"):
-
-        def mix(x):
-            x ^= x >> np.uint32(16)
-            x *= np.uint32(0x7FEB352D)
-            x ^= x >> np.uint32(15)
-            x *= np.uint32(0x846CA68B)
-            return x ^ (x >> np.uint32(16))
-
-        first = mix(np.uint32(row & 0xFFFFFFFF) ^ np.uint32(seed & 0xFFFFFFFF))
-        second = mix(first ^ np.uint32(seed >> 32) ^ np.uint32(row >> 32))
-        x = first + np.arange(T, dtype=np.uint32) * np.uint32(0x9E3779B9)
-        x ^= x >> np.uint32(16)
-        x *= np.uint32(0x7FEB352D)
-        x ^= second
-        x ^= x >> np.uint32(15)
-        return x * np.uint32(0x846CA68B)
-
-
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
 @pytest.mark.parametrize("divergence", ["none", "kl_ts"])
-def test_the_drawn_mask_is_the_hash_of_seed_row_and_key(divergence, monkeypatch):
+@pytest.mark.usefixtures("cuda_attention_here")
+def test_the_drawn_mask_is_the_hash_of_seed_row_and_key(divergence, impl, monkeypatch):
     """The same bits given and drawn, in forward and backward, whatever the blocks."""
     lengths, H, p = (17, 5), 2, 0.4
     seed = 0x123456789ABCDEF
@@ -105,7 +99,7 @@ def test_the_drawn_mask_is_the_hash_of_seed_row_and_key(divergence, monkeypatch)
     for size in (16, 32):
         truth = compute("reference", qkv_64, teacher, lengths, divergence, dropout=p, keep=keep)
         cut_into(Config(size, size, 4, 1), monkeypatch)
-        got = compute("triton", qkv, teacher, lengths, divergence, dropout=p)
+        got = compute(impl, qkv, teacher, lengths, divergence, dropout=p)
         assert_as_truth(got, qkv, truth, qkv_64, LIMIT[F64])
 
 
@@ -125,31 +119,34 @@ def test_the_hash_is_fair():
         assert abs(correlation) < 5 / a.size**0.5
 
 
-def test_offsets_do_not_wrap_at_two_thousand_million(monkeypatch):
+@pytest.mark.parametrize(("impl", "dtype"), [("triton", F16), ("cuda", F32)])
+@pytest.mark.usefixtures("cuda_attention_here")
+def test_offsets_do_not_wrap_at_two_thousand_million(impl, dtype, monkeypatch):
     """A row whose tensors reach past 2^31 elements: the interpreter wraps as a GPU does."""
     N, H, D = 3, 1, 4
     stride = 2**30 + 16  # elements from token to token; the memory between is never touched
-    storage = torch.empty(2 * stride + 16, dtype=torch.float16, device=DEVICE)
+    storage = torch.empty(2 * stride + 16, dtype=dtype, device=DEVICE)
     big = storage.as_strided((N, H, D), (stride, D, 1))
-    small = torch.randn(N, H, D, device=DEVICE).half()
+    small = torch.randn(N, H, D, device=DEVICE).to(dtype)
     big.copy_(small)
     cut_into(Config(16, 16, 4, 1), monkeypatch)
     for place in range(5):
         tensors = [small] * 5
         tensors[place] = big
-        got = kernels.attention_kl(*tensors, *row_of((3,)), divergence="kl_st", impl="triton")
+        got = kernels.attention_kl(*tensors, *row_of((3,)), divergence="kl_st", impl=impl)
         for name, x in zip(("out", "rows", "lse"), got, strict=True):
             assert_near(name, x, expected_of(small)[name], 2e-3)
 
 
-@pytest.mark.usefixtures("banded_empty")
+@pytest.mark.usefixtures("banded_empty", "cuda_attention_here")
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
 @pytest.mark.parametrize("places", [(0, 5, 12), (0, 5, 30), (0, 20, 30)])
-def test_boundaries_beyond_the_row_are_cut_to_it(places):
+def test_boundaries_beyond_the_row_are_cut_to_it(places, impl):
     """A GPU's are not read back to be checked, so the kernels see to it that nothing is harmed."""
     (q, k, v), (q_t, k_t) = tensors(((9,), 2, 4, 6), F32)
     cu_seqlens = torch.tensor(places, dtype=torch.int32, device=DEVICE)
     out, *_ = attention_ops.attention(
-        q, k, v, q_t, k_t, None, None, None, cu_seqlens, 30, "kl_st", 0.0, 0.5, 0.5, "triton"
+        q, k, v, q_t, k_t, None, None, None, cu_seqlens, 30, "kl_st", 0.0, 0.5, 0.5, impl
     )
     g = torch.autograd.grad(out.sum(), (q, k, v))  # the bands around them are checked at the end
     first = min(places[1], 9)
@@ -169,31 +166,6 @@ def expected_of(x):
 
 
 # ---- on a GPU
-
-GPU_SHAPES = [((200, 31, 0, 1, 256), 12, 26, 64), ((128, 128), 4, 32, 256), ((512, 77), 2, 64, 64)]
-
-
-def accuracy(qkv, teacher, lengths, divergence, impl, options):
-    """Errors of a result and its gradients against float64, each as a norm relative to the truth's.
-
-    Each entry of a map and of its gradient is rounded by itself, so the norm of the sums over them
-    carries the rounding's mean size; the largest of many thousand errors has no such limit.
-    """
-    qkv_64 = [x.detach().double().requires_grad_() for x in qkv]
-    truth = compute(
-        "reference", qkv_64, [x.double() for x in teacher], lengths, divergence, **options
-    )
-    got = compute(impl, qkv, teacher, lengths, divergence, **options)
-    torch.manual_seed(9)
-    g = [torch.randn_like(x) for x in truth[:-1]]
-    grads_64 = torch.autograd.grad(truth[:-1], qkv_64, g)
-    grads = torch.autograd.grad(
-        got[:-1], qkv, [x.to(y.dtype) for x, y in zip(g, got, strict=False)]
-    )
-    return [
-        ((x.double() - y).norm() / y.norm()).item()
-        for x, y in zip((*got, *grads), (*truth, *grads_64), strict=True)
-    ]
 
 
 @pytest.mark.gpu

@@ -204,17 +204,30 @@ alignas(16) unsigned char shared[emulator::MAX_SHARED];
 
 inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
 
-// All threads of the warp post a value; then each reads that of thread (its own number ^ lanes). A
+// All threads of the warp post a value; then each reads that of another, `from` of the warp's 32. A
 // thread can be one shuffle ahead of another, not two: two places each are enough.
+namespace emulator {
+template <typename X>
+X shuffle(X value, int from) {
+  static_assert(sizeof value <= sizeof posted[0][0], "a shuffle takes 32 or 64 bits");
+  const int me = running;
+  auto& place = posted[n_shuffles[me]++ % 2];
+  std::memcpy(&place[me], &value, sizeof value);
+  wait(AT_SHUFFLE);
+  X other;
+  std::memcpy(&other, &place[me / WARP * WARP + from], sizeof other);
+  return other;
+}
+}  // namespace emulator
+
 template <typename X>
 X __shfl_xor_sync(unsigned, X value, int lanes) {
-  const int me = emulator::running;
-  auto& place = emulator::posted[emulator::n_shuffles[me]++ % 2];
-  std::memcpy(&place[me], &value, sizeof value);
-  emulator::wait(emulator::AT_SHUFFLE);
-  X other;
-  std::memcpy(&other, &place[me ^ lanes], sizeof other);
-  return other;
+  return emulator::shuffle(value, (emulator::running ^ lanes) % emulator::WARP);
+}
+
+template <typename X>
+X __shfl_sync(unsigned, X value, int lane) {
+  return emulator::shuffle(value, lane);
 }
 
 // ---- what a launcher calls ---------------------------------------------------------------------
