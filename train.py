@@ -210,10 +210,10 @@ def evaluate(student: Model, batches: list[Batch], run: RunConfig, run_dir: RunD
 def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -> bool:
     """Build what `run` names, train it and write `paths.out`; False if a signal stopped it."""
     files.check_writable(paths.out)
-    chosen = resolve_kernels(run.kernels, ranks.device)
     row = METHODS[run.method]
     changed = {name for name, x in vars(run).items() if x != getattr(row, name)}
     run, why_precision = resolve_precision(run, ranks)
+    chosen = resolve_kernels(run, ranks.device)
     corpus = Corpus(paths.corpus, "train", seed=run.seed, length=run.length)
     teacher = None
     if run.method != "mlm":
@@ -310,12 +310,14 @@ def resolve_precision(run: RunConfig, ranks: Ranks) -> tuple[RunConfig, str]:
     return dataclasses.replace(run, precision=own, teacher_precision=taught), why
 
 
-def resolve_kernels(names: str, device: torch.device) -> dict[str, tuple[str, str]]:
+def resolve_kernels(run: RunConfig, device: torch.device) -> dict[str, tuple[str, str]]:
     """Fused operation -> its implementation, and why that one."""
+    is_bf16 = "bf16" in (run.precision, run.teacher_precision if run.method != "mlm" else "")
+    dtype = torch.bfloat16 if is_bf16 else torch.float32  # float64 runs wherever float32 does
     try:
-        return kernels.resolve_choice(kernels.parse_choice(names), device)
+        return kernels.resolve_choice(kernels.parse_choice(run.kernels), device, dtype)
     except ValueError as error:
-        raise InputError(f"--kernels {names}: {error}") from None
+        raise InputError(f"--kernels {run.kernels}: {error}") from None
 
 
 def contents(directory: Path | None, ranks: Ranks) -> str | None:

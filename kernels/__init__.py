@@ -5,9 +5,9 @@
     masked_mlm      the losses of the masked-LM head, from hidden states
 
 Each has several implementations. `reference` is the definition (kernels/reference.py); `torch`
-needs no kernel of ours; `triton` is for GPUs, and so are `triton-stream` and `cuda` of masked_mlm,
-the ends of its design space. `impl="auto"` chooses; `resolve_impl` gives the choice and its reason.
-Nothing here imports Triton before it is used, and nothing here knows of models or training.
+needs no kernel of ours; `triton` is for GPUs, and so are `cuda`, in CUDA C++, and `triton-stream`
+of masked_mlm. `impl="auto"` chooses; `resolve_impl` gives the choice and its reason. Nothing here
+imports Triton before it is used, and nothing here knows of models or training.
 
 Precision is that of the tensors given: an autocast region around a call changes nothing inside it.
 """

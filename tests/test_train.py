@@ -505,6 +505,10 @@ def test_an_implementation_that_cannot_run_is_refused(capsys, monkeypatch, tmp_p
     line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "triton",
                    "--out", tmp_path / "out")  # fmt: skip
     assert "--kernels triton: attention: impl is 'triton', expected" in line
+    monkeypatch.setattr("kernels.cuda_build.unavailable", lambda device: None)
+    line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "attention=cuda",
+                   "--precision", "bf16", "--out", tmp_path / "out")  # fmt: skip
+    assert "attention=cuda: attention: impl is 'cuda', expected torch.float32, not" in line
 
 
 def test_a_model_that_is_not_there_is_named_with_the_command_that_fetches_it(corpus, capsys):

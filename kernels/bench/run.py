@@ -106,23 +106,25 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def pick_impls(op: str, names: list[str] | None, device: torch.device) -> list[str]:
+def pick_impls(
+    op: str, names: list[str] | None, device: torch.device, dtype: torch.dtype
+) -> list[str]:
     """The implementations `names` of an operation; without names all that run on the device.
 
     Triton's interpreter is never timed.
 
     Raises:
-        ValueError: one of them does not exist, or does not run here.
+        ValueError: one of them does not exist, or does not run here or in this type.
     """
     if names is not None:
-        names = [kernels.resolve_impl(op, name, device)[0] for name in names]
+        names = [kernels.resolve_impl(op, name, device, dtype)[0] for name in names]
         if device.type == "cpu" and "triton" in names:
             raise ValueError("--impl has triton, which on a CPU is interpreted and never timed")
         return list(dict.fromkeys(names))
     found = []
     for name in kernels.IMPLEMENTATIONS[op]:
         try:
-            kernels.resolve_impl(op, name, device)
+            kernels.resolve_impl(op, name, device, dtype)
         except ValueError:
             continue
         if device.type == "cuda" or name != "triton":
@@ -347,13 +349,14 @@ def main(argv=None) -> int:
     operation = OPERATIONS[args.op]
     try:
         device = pick_device(args.device)
+        dtype = args.dtype or DEFAULT_DTYPE[device.type]
         repeats = REPEATS[device.type] if args.repeats is None else args.repeats
         if repeats < 1:
             raise ValueError(f"--repeats is {repeats}, expected at least 1")
         if args.tune:
             impls = [kernels.resolve_impl(operation.KERNEL, "triton", device)[0]]
         else:
-            impls = pick_impls(operation.KERNEL, args.impl, device)
+            impls = pick_impls(operation.KERNEL, args.impl, device, DTYPES[dtype])
         default = operation.TUNED_SHAPES if args.tune else operation.SHAPES[device.type]
         shapes = [operation.Shape.parse(name) for name in args.shapes or default]
         options = {name: getattr(args, name) for name in operation.OPTIONS}
@@ -364,7 +367,7 @@ def main(argv=None) -> int:
     bench = Benchmark(
         args.op,
         device,
-        args.dtype or DEFAULT_DTYPE[device.type],
+        dtype,
         args.seed,
         repeats,
         operation.RIVALS if args.sides is None else args.sides,

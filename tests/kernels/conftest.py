@@ -53,7 +53,7 @@ patch_language_once_a_launch()
 
 @pytest.fixture(scope="session")
 def compile_for_cpu(tmp_path_factory):
-    """(text, extra flags, its file name, main file) -> what g++ makes of it: each once a session."""
+    """(text, extra flags, its file name, main file) -> what g++ makes of it, once a session."""
     gxx = shutil.which("g++")
     if gxx is None:
         pytest.skip("no g++")

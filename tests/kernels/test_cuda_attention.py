@@ -161,7 +161,7 @@ def test_a_planted_fault_is_seen(load_for_cpu, monkeypatch, fault):
     monkeypatch.setattr(cuda_attention, "place", lambda device, dtype: (library, None))
     with pytest.raises(AssertionError):
         for divergence in DIVERGENCES:
-            check(((34, 3), 1, 3, 4), divergence)
+            check(((40, 34), 1, 3, 4), divergence)
 
 
 # ---- what is refused -----------------------------------------------------------------------------

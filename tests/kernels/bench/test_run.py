@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 
+from kernels import cuda_build
 from kernels.bench import attention as bench_attention
 from kernels.bench import run as bench
 from kernels.bench.attention import SHAPES, Shape
@@ -214,9 +215,19 @@ def test_rows_are_on_disk_as_soon_as_they_are_known(tmp_path, monkeypatch):
     assert sizes == [1, 1 + 1 + 15]
 
 
-def test_the_interpreter_is_never_timed(capsys):
-    assert bench.pick_impls("attention_kl", None, torch.device("cpu")) == ["reference", "torch"]
-    assert bench.pick_impls("attention_kl", ["auto", "torch"], torch.device("cpu")) == ["torch"]
+def test_the_interpreter_is_never_timed():
+    asked = torch.device("cpu"), torch.float32
+    assert bench.pick_impls("attention_kl", None, *asked) == ["reference", "torch"]
+    assert bench.pick_impls("attention_kl", ["auto", "torch"], *asked) == ["torch"]
+
+
+def test_attention_in_cuda_is_timed_in_the_type_it_has(monkeypatch):
+    monkeypatch.setattr(cuda_build, "find_nvcc", lambda: "nvcc")
+    for dtype, has_it in ((torch.float32, True), (torch.bfloat16, False)):
+        names = bench.pick_impls("attention_kl", None, torch.device("cuda"), dtype)
+        assert ("cuda" in names) == has_it
+    with pytest.raises(ValueError, match="not torch.bfloat16"):
+        bench.pick_impls("attention_kl", ["cuda"], torch.device("cuda"), torch.bfloat16)
 
 
 @pytest.mark.parametrize(
