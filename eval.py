@@ -22,6 +22,7 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -61,6 +62,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 def add_ner(g: argparse.ArgumentParser) -> None:
     add = g.add_argument
     add("--data", type=Path, required=True, help="directory of train.tsv, test.tsv and devel.tsv")
+    add("--type", type=kind, help="of the entities, where tags have none: Disease (entity)")
     add("--scheme", choices=SCHEMES, help="rewrite the tags (default: as train.tsv has them)")
     add(
         "--columns",
@@ -131,6 +133,13 @@ def columns(text: str) -> list[str]:
     if sorted(name for name in names if name != "_") != ["tag", "word"]:
         raise argparse.ArgumentTypeError(f"{text!r}, expected word and tag, _ for any other column")
     return names
+
+
+def kind(text: str) -> str:
+    """An argparse type: a word, as tags have it behind B-."""
+    if not re.fullmatch(r"[^\s-]\S*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a word: Disease")
+    return text
 
 
 def fold(text: str) -> int | str:
@@ -423,12 +432,16 @@ def experiment(args: argparse.Namespace, recipe: Recipe, parts: dict[str, Task],
         rows["precision"] += f" ({why})"
         for name in OF_A_TEACHER if args.teacher is None else ():
             del rows[name]
+        rows["seed"] = " ".join(map(str, args.seeds or [recipe.seed]))
         log.print_rows(f"{args.out}: {args.model} learns {args.command}", rows)
         records = {}
         for seed in args.seeds or [recipe.seed]:
             own = dataclasses.replace(recipe, seed=seed)
             for part, task in parts.items():
                 out = args.out / part / (f"seed-{seed}" if args.seeds else "")
+                heading = [part, f"seed {seed}" if args.seeds else ""]
+                if any(heading):
+                    dist.print0(f"\n{', '.join(filter(None, heading))}: {out}")
                 source = args.model
                 if first is not None:
                     source, stage = (
@@ -460,7 +473,7 @@ def experiment(args: argparse.Namespace, recipe: Recipe, parts: dict[str, Task],
 
 def run_ner(args: argparse.Namespace, recipe: Recipe) -> None:
     """Named entities."""
-    experiment(args, recipe, {"": NerTask(args.data, args.scheme, args.columns)})
+    experiment(args, recipe, {"": NerTask(args.data, args.scheme, args.columns, args.type)})
 
 
 def run_relation(args: argparse.Namespace, recipe: Recipe) -> None:

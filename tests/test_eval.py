@@ -224,6 +224,29 @@ def test_pipelines_find_the_same_names(tuned):
     assert n >= 3
 
 
+def test_transformers_groups_the_names_of_an_untyped_set(tmp_path):
+    """B and I alone would be two types to it, and each word an entity."""
+    tokenizer, words = make_tokenizer(), "had acute Gout disorder and then a Colic".split()
+    (tmp_path / "set").mkdir()
+    tags = dict(zip(words, "O O B I O O O B".split(), strict=True))
+    text = "".join(f"{word}\t{tag}\n" for word, tag in tags.items())
+    for name in ("train", "test"):
+        (tmp_path / "set" / f"{name}.tsv").write_text(f"{text}\n" * 8, "utf-8")
+    model = make_encoder(tmp_path / "random", tokenizer)
+    given = ["--model", model, "--data", tmp_path / "set", *FAST, "--epochs", 60]
+    evaluation.main(["ner", *map(str, given), "--type", "Disease", "--out", str(tmp_path / "out")])
+    pipe, text = pipeline("token-classification", tmp_path / "out"), " ".join(words)
+    found = pipe(text, aggregation_strategy="first")
+    assert [(x["entity_group"], text[x["start"] : x["end"]]) for x in found] == [
+        ("Disease", "Gout disorder"), ("Disease", "Colic")
+    ]  # fmt: skip
+    # by pieces too, no word but the names' is in a group, and none is of the type B or I
+    simple = pipe(text, aggregation_strategy="simple")
+    assert {x["entity_group"] for x in simple} == {"Disease"}
+    spans = {i for x in simple for i in range(x["start"], x["end"]) if text[i] != " "}
+    assert "".join(text[i] for i in sorted(spans)) == "GoutdisorderColic"
+
+
 def test_pipelines_give_the_same_label(tuned):
     lines = (tuned / "chemprot" / "test.jsonl").read_text("utf-8").splitlines()[:4]
     texts = [json.loads(line)["text"] for line in lines]

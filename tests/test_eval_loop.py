@@ -167,7 +167,10 @@ def test_the_record_and_the_directory(done, encoder, data):
     assert record == json.loads((out / "ner.json").read_text("utf-8"))
     assert record["task"] == "ner" and record["data"] == "toy" and record["seed"] == 5
     assert record["model"] == str(encoder) and record["teacher"] is None
-    assert record["config"]["labels"] == ["O", "B", "I"] and record["config"]["length"] == 40
+    assert (
+        record["config"]["labels"] == ["O", "B-entity", "I-entity"]
+        and record["config"]["length"] == 40
+    )
     assert record["config"]["counts"]["test"]["sentences"] == 16 and record["steps"] == 10
     assert sorted(p.name for p in out.iterdir()) == [
         "config.json", "log.jsonl", "model.safetensors", "ner.json", "test.conll",

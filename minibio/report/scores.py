@@ -13,6 +13,12 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 
          2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064,
          2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
 
+ONE_ANSWER = {
+    "ner": "every word is tagged {!r}",
+    "relation": "every example is labelled {!r}",
+    "qa": "every question is answered {!r}",
+}
+
 
 def percent(x: float | None) -> str:
     """0.8793 -> 87.93; None, a missing figure, -> -."""
@@ -38,8 +44,13 @@ def columns(title: str, rows: Mapping[str, object]) -> str:
 
 
 def scores(record: dict) -> str:
-    """The scores in a fine-tuning's record, as a table and the note that it needs."""
-    return {"ner": ner, "relation": relation, "qa": qa}[record["task"]](record["test"])
+    """The scores in a fine-tuning's record, as a table and the notes that it needs."""
+    test = record["test"]
+    text = {"ner": ner, "relation": relation, "qa": qa}[record["task"]](test)
+    if test.get("only_answer") is not None:
+        said = ONE_ANSWER[record["task"]].format(test["only_answer"])
+        text += f"* {said}: these are the scores of a constant\n"
+    return text
 
 
 def row(name: str, figures: Mapping[str, float]) -> list[str]:
@@ -64,12 +75,18 @@ def ner(test: dict) -> str:
 
 
 def relation(test: dict) -> str:
-    """Both averages, the published one first, and each class."""
-    names = {"micro": "micro, over the relations", "macro": "macro, the mean of the classes"}
+    """Both averages, the published one first, and each class; none counts those of no relation."""
+    n = len(test["per_class"]) - len(test.get("negative", ()))
+    names = {
+        "micro": "micro, over the relations",
+        "macro": f"macro, the mean of {n} class{'es' * (n != 1)}",
+    }
     main = test["main"]
     other = "macro" if main == "micro" else "micro"
     body = [row(f"{names[main]} *", test[main]), row(names[other], test[other])]
-    body += [row(f"  {label}", figures) for label, figures in test["per_class"].items()]
+    for label, figures in test["per_class"].items():
+        is_negative = label in test.get("negative", ())
+        body.append(row(f"  {label}{', no relation' * is_negative}", figures))
     head = ["test", "precision", "recall", "F1", "examples"]
     accuracy = f"accuracy {percent(test['accuracy'])}"
     is_published = test.get("published", True)

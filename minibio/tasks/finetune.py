@@ -4,7 +4,7 @@
 and `QaTask` are at the ends of ner.py, relation.py and qa.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,10 @@ from minibio.run import dist, files
 from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
 from minibio.run.precision import autocast
+from minibio.tasks.reading import normalised
 from minibio.text.tokenizer import Tokenizer
+
+SETS = ("train", "devel", "test")
 
 
 class Task:
@@ -39,6 +42,7 @@ class Task:
     examples: Sequence  # of the training set
     lengths: Sequence[int]  # tokens of each
     facts: dict  # for the record; fits JSON
+    printed = ""  # of `print_sets`
 
     def prepare(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         """Cut all sets for this tokenizer and `recipe.length`.
@@ -60,6 +64,39 @@ class Task:
         """The score on the development set that decides when to stop."""
         raise NotImplementedError
 
+    def labels_as_here(self, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """The labels of a model that was fine-tuned earlier, under the names they have here."""
+        return labels
+
+    def print_sets(self, counts: str, texts: Mapping[str, Sequence[str]], what: str) -> None:
+        """Print what the sets hold and what they have in common; once, if called again.
+
+        Args:
+            counts: the sets, in one line.
+            texts:  of each set: train, test and, where there is one, devel.
+            what:   they are: sentences.
+        Raises:
+            InputError: early stopping by a development set that is the training or the test set.
+        """
+        pairs = [("test", "train"), *[("devel", x) for x in ("train", "test") if "devel" in texts]]
+        known = {name: [normalised(text) for text in each] for name, each in texts.items()}
+        shared = {(a, b): in_common(known[a], known[b]) for a, b in pairs}
+        for (a, b), n in shared.items():
+            if self.recipe.patience and a == "devel" and n == len(texts[a]):
+                raise InputError(
+                    f"--early-stopping: all {n:,} {what} of devel are in {b}, so devel cannot say "
+                    f"when to stop; give it {what} of its own, or leave out --early-stopping"
+                )
+        common = "; ".join(
+            f"{n:,} of {len(texts[a]):,} {what} of {a} are in {b} too"
+            for (a, b), n in shared.items()
+            if n or b == "train"
+        )
+        text = f"{counts}\n{common}"
+        if text != self.printed:
+            dist.print0(text)
+        self.printed = text
+
     def check_length(self, recipe: Recipe, least: int, what: str) -> None:
         if recipe.length < least:
             raise InputError(f"--length is {recipe.length}, expected at least {least}: {what}")
@@ -68,6 +105,12 @@ class Task:
         """The last arguments of a task's `predict`: examples a batch, device, autocast."""
         device = next(model.parameters()).device
         return 2 * self.recipe.batch, device, partial(autocast, self.recipe.precision, device)
+
+
+def in_common(texts: Sequence[str], others: Sequence[str]) -> int:
+    """Number of texts that are among the others; blank ones are not."""
+    others = set(others) - {""}
+    return sum(text in others for text in texts)
 
 
 # the start
@@ -103,6 +146,7 @@ def load_teacher(path: Path, task: Task, tokenizer: Tokenizer, length: int) -> M
     if head_of(read_config(path)[0]) != task.head:
         raise InputError(f"--teacher {path} is not fine-tuned for {task.name}; do that first")
     teacher, theirs = load(path, head=task.head)
+    teacher.labels = task.labels_as_here(teacher.labels)
     if theirs is None or theirs.fingerprint != tokenizer.fingerprint:
         raise InputError(f"--teacher {path} has another vocabulary than --model: share one")
     if teacher.config.P < length:

@@ -17,7 +17,7 @@ All figures are fractions of 1, and 0 where there is nothing to divide by.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 UNTYPED = "entity"  # the type of tags that carry none: B, I, O
 
@@ -78,6 +78,12 @@ def per_kind(right: Counter, predicted: Counter, gold: Counter) -> dict[str, dic
     }
 
 
+def only_answer(answers: Iterable[str]) -> str | None:
+    """The answer that a model gives to every one of several examples; None where it has two."""
+    counts = Counter(answers)
+    return next(iter(counts)) if len(counts) == 1 and counts.total() > 1 else None
+
+
 def relation_scores(
     gold: Sequence[str], predicted: Sequence[str], negative: Sequence[str] = ()
 ) -> dict:
@@ -95,7 +101,8 @@ def relation_scores(
         negative: labels that state no relation; they count in the accuracy only.
     Returns:
         {"accuracy", "micro": {"precision", "recall", "f1", "support"}, "macro": {"precision",
-        "recall", "f1", "classes": how many}, "per_class": {label: the four, negative ones too}}.
+        "recall", "f1", "classes": how many}, "per_class": {label: the four, negative ones too},
+        "negative": those of them that state no relation, "only_answer": of `only_answer`}.
     Raises:
         ValueError: the two differ in length.
     """
@@ -118,6 +125,8 @@ def relation_scores(
         "micro": precision_recall(**sums),
         "macro": {**macro, "classes": len(positive)},
         "per_class": per_class,
+        "negative": [label for label in per_class if label in negative],
+        "only_answer": only_answer(predicted),
     }
 
 

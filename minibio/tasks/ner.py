@@ -13,6 +13,7 @@ model the first pieces are read.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,14 +28,15 @@ from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
 from minibio.tasks import tags as schemes
-from minibio.tasks.finetune import Task
-from minibio.tasks.metrics import entity_scores
+from minibio.tasks.finetune import SETS, Task
+from minibio.tasks.metrics import UNTYPED, entity_scores, only_answer
 from minibio.tasks.reading import cut, forward, read_lines
 from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of token TAB tag"
 BOUNDARY = re.compile(r"-DOCSTART-([ \t]|$)|###MEDLINE:\d+\s*$")  # of documents
 CHUNK = 8192  # words given to the tokenizer at a time
+LONGEST = 1000  # words of a sentence, in a file that has a single one
 
 
 class Sentence(NamedTuple):
@@ -238,8 +240,8 @@ def read_sets(
         the sets, the scheme that train keeps, how many sentences of train did not keep it, and the
         scheme's name as train writes it: BILOU and BMES are kept as IOBES.
     Raises:
-        InputError: a file is missing or damaged, train holds no entity, or the tags of one file
-            carry types and those of another do not.
+        InputError: a file is missing or damaged, has no blank line between sentences, train holds
+            no entity, or the tags of one file carry types and those of another do not.
     """
     directory = Path(directory)
     names = ["train", "test"]
@@ -249,7 +251,13 @@ def read_sets(
     stems = {name: found[0] if name == "devel" else name for name in names}
     sets, written = {}, {}
     for name, stem in stems.items():
-        sets[name], written[name] = read_tagged(directory / f"{stem}.tsv", columns=columns)
+        path = directory / f"{stem}.tsv"
+        sets[name], written[name] = read_tagged(path, columns=columns)
+        if len(sets[name]) == 1 and len(sets[name][0].words) > LONGEST:
+            raise InputError(
+                f"{path} has no blank line: one sentence of {len(sets[name][0].words):,} words; "
+                "put a blank line behind each sentence"
+            )
     like = {name: next((t for t in label_names(x) if t != "O"), None) for name, x in sets.items()}
     if like["train"] is None:
         raise InputError(f"{directory / 'train.tsv'} tags no entity, so there is nothing to learn")
@@ -383,12 +391,15 @@ def score(sentences: Sequence[Sentence], windows: Sequence[Window], found) -> di
 
     Args:
         found: the tags of all pieces, as `predict` returns them.
+    Returns:
+        {"word", "piece": of `entity_scores`, "only_answer": the tag of every word, if all have one}
     """
     words, pieces = rejoin(windows, found)
     _, gold_pieces = rejoin(windows, [window.tags for window in windows])
     return {
         "word": entity_scores([s.tags for s in sentences], words),
         "piece": entity_scores(gold_pieces, pieces),
+        "only_answer": only_answer(tag for row in words for tag in row),
     }
 
 
@@ -454,17 +465,30 @@ class NerTask(Task):
     Args:
         scheme:  the tags that are learnt; None = the scheme of train.tsv.
         columns: of the files, as for `read_tsv`.
+        kind:    the type of entities in files whose tags have none; None = `UNTYPED`.
     Raises:
-        InputError: the sets are not as `read_sets` wants them.
+        InputError: the sets are not as `read_sets` wants them; `kind` is given and tags have types.
     """
 
     name, head = "ner", "token"
 
     def __init__(
-        self, directory: Path, scheme: str | None = None, columns: Sequence[str] | None = None
+        self,
+        directory: Path,
+        scheme: str | None = None,
+        columns: Sequence[str] | None = None,
+        kind: str | None = None,
     ):
-        self.data, self.scheme = directory.resolve().name, scheme
-        self.sets, self.found, broken, written = read_sets(directory, scheme, columns)
+        self.data, self.scheme, self.kind = directory.resolve().name, scheme, kind or UNTYPED
+        sets, self.found, broken, written = read_sets(directory, scheme, columns)
+        self.data_is = fingerprint.of_value((sets,))
+        is_typed = any("-" in tag for tag in label_names(sets["train"]))
+        if kind and is_typed:
+            raise InputError(f"--type {kind}: the tags of {directory} have types of their own")
+        self.sets = {
+            name: [Sentence(s.words, list(self.labels_as_here(s.tags))) for s in sentences]
+            for name, sentences in sets.items()
+        }
         learnt = f", learnt as {scheme or self.found}" * (written != self.found)
         self.has_devel = "devel" in self.sets
         print0(
@@ -478,9 +502,14 @@ class NerTask(Task):
             if new:
                 print0(f"{name}.tsv has tags that train.tsv lacks, which count as missed: {new}")
 
+    def labels_as_here(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Tags, those of B and I as B-entity and I-entity: transformers takes B for a type."""
+        return tuple(x if x == "O" or "-" in x else f"{x}-{self.kind}" for x in labels)
+
     def prepare(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         self.check_length(recipe, 3, "[CLS], a piece, [SEP]")
         self.recipe, self.labels = recipe, label_names(self.sets["train"])
+        self.describe()
         self.windows = {
             name: make_windows(sentences, tokenizer, recipe.length)
             for name, sentences in self.sets.items()
@@ -500,8 +529,20 @@ class NerTask(Task):
             "data": self.data,
             "scheme": self.scheme or self.found,
             "counts": counts,
-            "data_is": fingerprint.of_value((self.sets,)),
+            "data_is": self.data_is,
         }
+
+    def describe(self) -> None:
+        """Print the sets."""
+        sizes, kinds = [], Counter()
+        for name in sorted(self.sets, key=SETS.index):
+            found = [e.kind for s in self.sets[name] for e in schemes.entities(s.tags)]
+            sizes.append(f"{name} {len(self.sets[name]):,} with {len(found):,} entities")
+            kinds.update(found if name == "train" else ())
+        types = ", ".join(f"{kind}: {n:,}" for kind, n in kinds.most_common())
+        texts = {name: [" ".join(s.words) for s in x] for name, x in self.sets.items()}
+        counts = f"sentences: {', '.join(sizes)}; types of train: {types}"
+        self.print_sets(counts, texts, "sentences")
 
     def collate(self, examples: Sequence[Window]) -> Batch:
         return collate(examples, self.labels)

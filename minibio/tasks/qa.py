@@ -19,7 +19,6 @@ of the released code, 128 pieces shared by neighbours, is a step of `length - 12
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -36,8 +35,8 @@ from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, write_json
 from minibio.tasks.finetune import Task
-from minibio.tasks.metrics import bioasq_scores
-from minibio.tasks.reading import Node, cut, forward, json_object, read_lines
+from minibio.tasks.metrics import bioasq_scores, only_answer
+from minibio.tasks.reading import Node, cut, forward, json_object, normalised, read_lines
 from minibio.text.tokenizer import Tokenizer
 
 MAX_QUESTION = 64  # pieces, as in BERT's run_squad.py; the rest of a longer one is not read
@@ -241,12 +240,6 @@ def read_exact(node: Node) -> list[list[str]]:
 
 
 # what train and test share
-
-
-def normalised(question: str) -> str:
-    """A question's letters and digits: case, accents' encoding, spaces and marks do not count."""
-    text = unicodedata.normalize("NFKC", question).casefold()
-    return " ".join("".join(c if c.isalnum() else " " for c in text).split())
 
 
 def without_overlap(
@@ -533,6 +526,7 @@ class QaTask(Task):
         self.recipe, self.tokenizer = recipe, tokenizer
         self.examples = training_pairs(self.windows(self.passages))
         self.lengths = [len(window.tokens) for window, _ in self.examples]
+        self.describe()
         self.facts = {
             "data": self.data,
             "tests": [path.stem for path in self.tests],
@@ -550,6 +544,17 @@ class QaTask(Task):
                 (self.passages, list(self.tests.values()), self.golden)
             ),
         }
+
+    def describe(self) -> None:
+        """Print the sets."""
+        sets = {"train": self.passages, "test": self.every_test}
+        sizes = ", ".join(
+            f"{name} {len({p.group for p in x}):,} in {len(x):,} passages"
+            for name, x in sets.items()
+        )
+        n = sum(len(p.answers) for p in self.passages)
+        counts = f"questions: {sizes}; answers of train: {n:,}"
+        self.print_sets(counts, {k: [p.context for p in x] for k, x in sets.items()}, "passages")
 
     def windows(self, passages: Sequence[Passage]) -> list[Window]:
         return make_windows(passages, self.tokenizer, self.recipe.length, self.stride)
@@ -575,7 +580,8 @@ class QaTask(Task):
             answers = rank(self.every_test, *found, self.order)  # questions in several files
         write_json(out / "submission.json", submission(self.every_test, answers))
         write_json(out / "n_best.json", n_best(answers))
-        return {**self.score(answers), "per_file": per_file}
+        first = only_answer(ranked[0].text if ranked else "" for ranked in answers.values())
+        return {**self.score(answers), "per_file": per_file, "only_answer": first}
 
     def score(self, ranked: dict[str, list[Answer]]) -> dict:
         """The scores of these answers; {} without golden ones."""

@@ -18,6 +18,7 @@ import json
 import math
 import re
 import sys
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -167,6 +168,11 @@ def cut(text: str, tokenizer: Tokenizer) -> Pieces:
             word_spans.append((start, end))
         words.append(len(word_spans) - 1)
     return Pieces(ids, spans, words, word_spans)
+
+
+def normalised(text: str) -> str:
+    """The letters and digits of a text: case, accents' encoding, spaces and marks do not count."""
+    return " ".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 # a trained model over many examples

@@ -11,6 +11,7 @@ training file, since a test file may lack one (CHEMPROT's does, F56).
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from minibio.run import fingerprint
 from minibio.run.dist import print0
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
-from minibio.tasks.finetune import Task
+from minibio.tasks.finetune import SETS, Task
 from minibio.tasks.metrics import relation_scores
 from minibio.tasks.reading import HALF, cut, forward, json_object, read_lines
 from minibio.text.tokenizer import Tokenizer
@@ -464,6 +465,7 @@ class RelationTask(Task):
             train, test = split(self.sets["all"], recipe.seed)
             self.parts = {"train": train, "test": test}
         self.labels = label_names(self.parts["train"])
+        self.describe()
         self.features = {
             name: make_features(examples, tokenizer, recipe.length)
             for name, examples in self.parts.items()
@@ -476,6 +478,19 @@ class RelationTask(Task):
             "counts": {name: len(x) for name, x in self.parts.items()},
             "data_is": fingerprint.of_value((self.parts,)),
         }
+
+    def describe(self) -> None:
+        """Print the sets, and the labels that train lacks."""
+        sets = {"devel" if name == "dev" else name: x for name, x in self.parts.items()}
+        sizes = ", ".join(f"{name} {len(sets[name]):,}" for name in sorted(sets, key=SETS.index))
+        labels = Counter(x.label for x in sets["train"])
+        labels = ", ".join(f"{label}: {n:,}" for label, n in labels.most_common())
+        texts = {name: [x.text for x in examples] for name, examples in sets.items()}
+        self.print_sets(f"examples: {sizes}; labels of train: {labels}", texts, "sentences")
+        for name, examples in sets.items():
+            new = sorted(set(label_names(examples)) - set(self.labels))
+            if new:
+                print0(f"{name} has labels that train lacks, which count as missed: {new}")
 
     def collate(self, examples: Sequence[Feature]) -> Batch:
         return collate(examples, self.labels)

@@ -29,10 +29,12 @@ def test_entity_scores_name_what_they_count():
 
 def test_the_published_average_stands_first():
     test = {"accuracy": 0.9, "micro": WORD, "macro": {**WORD, "f1": 0.125, "classes": 2},
-            "per_class": {"A": WORD}, "main": "macro"}  # fmt: skip
+            "per_class": {"A": WORD, "B": WORD, "no": WORD}, "negative": ["no"],
+            "main": "macro"}  # fmt: skip
     text = report.scores({"task": "relation", "test": test})
     assert text.index("macro, the mean") < text.index("micro, over") and "12.50" in text
-    assert "accuracy 90.00" in text
+    assert "accuracy 90.00" in text and "|   B  " in text and "constant" not in text
+    assert "| macro, the mean of 2 classes * |" in text and "|   no, no relation  " in text
     assert list(report.figures({"task": "relation", "test": test})) == [
         "macro f1", "macro precision", "macro recall", "micro f1", "accuracy"
     ]  # fmt: skip

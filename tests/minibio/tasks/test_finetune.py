@@ -2,17 +2,19 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
 
 import minibio
-from helpers import tiny_config
+from helpers import real_data, tiny_config
 from minibio.config import RECIPES, Recipe, recipe_of
 from minibio.model.heads import Model
+from minibio.report.scores import scores
 from minibio.run.errors import InputError
 from minibio.tasks import metrics, ner, qa, relation
-from minibio.tasks.finetune import Task, build_model
+from minibio.tasks.finetune import Task, build_model, load_teacher
 from minibio.tasks.ner import NerTask
 from minibio.tasks.qa import QaTask
 from minibio.tasks.relation import RelationTask
@@ -72,7 +74,7 @@ def test_entities(tokenizer, tmp_path):
         "sentences": 24, "words": sum(len(s.words) for s in test), "windows": 24,
         "pieces": sum(len(w.words) for w in ner.make_windows(test, tokenizer, 40)),
     }  # fmt: skip
-    assert task.labels == ("O", "B", "I") and task.facts["scheme"] == "IOB2"
+    assert task.labels == ("O", "B-entity", "I-entity") and task.facts["scheme"] == "IOB2"
     assert len(task.examples) == len(task.lengths) == 80
     assert task.lengths == [len(w.tokens) for w in task.examples]
     batch = task.collate(task.examples[:2])
@@ -89,7 +91,8 @@ def test_entities(tokenizer, tmp_path):
             gold.append(current[0])
             found.append(current[1])
             current = ([], [])
-    assert gold == [s.tags for s in test]
+    named = {"O": "O", "B": "B-entity", "I": "I-entity"}
+    assert gold == [[named[tag] for tag in s.tags] for s in test]
     assert scores["word"] == metrics.entity_scores(gold, found)
     assert scores["piece"]["support"] > scores["word"]["support"]
     devel = prepared(NerTask(data), tokenizer, RECIPE).devel(model)
@@ -124,9 +127,9 @@ def test_a_tag_that_training_lacks_is_missed(tokenizer, tmp_path, capsys):
     data = write_ner(tmp_path / "set")
     (data / "train.tsv").write_text("Gout\tB\nhad\tO", "utf-8")
     task = prepared(NerTask(data), tokenizer, RECIPE)
-    assert task.labels == ("O", "B")
+    assert task.labels == ("O", "B-entity")
     said = capsys.readouterr().out
-    assert "test.tsv has tags that train.tsv lacks, which count as missed: ['I']" in said
+    assert "test.tsv has tags that train.tsv lacks, which count as missed: ['I-entity']" in said
     model = head(tokenizer, tmp_path, "token", task.labels)
     assert task.test(model, tmp_path)["word"]["recall"] < 1
 
@@ -143,6 +146,88 @@ def test_words_that_leave_nothing_and_words_too_long_are_all_scored(tokenizer, t
     )
     lines = (tmp_path / "test.conll").read_text("utf-8").split("\n")
     assert [line.split(" ")[0] for line in lines[:9]] == words and lines[9:] == ["", ""]
+
+
+def write_sentences(directory, **sets):
+    """A set whose sentences are single words with a tag: "Gout/B"."""
+    directory.mkdir()
+    for name, words in sets.items():
+        lines = (word.replace("/", "\t") for word in words.split())
+        (directory / f"{name}.tsv").write_text("\n\n".join(lines), "utf-8")
+    return directory
+
+
+def test_the_type_of_entities_without_one(tokenizer, tmp_path):
+    sets = {"train": "Gout/B had/O", "test": "Gout/B"}
+    data = write_sentences(tmp_path / "untyped", **sets)
+    task = prepared(NerTask(data, kind="Disease"), tokenizer, RECIPE)
+    assert task.labels == ("O", "B-Disease")
+    assert task.facts["data_is"] == prepared(NerTask(data), tokenizer, RECIPE).facts["data_is"]
+    typed = write_sentences(tmp_path / "typed", train="Gout/B-x had/O", test="Gout/B-x")
+    refused("--type Disease: the tags of .*typed have types", NerTask, typed, kind="Disease")
+    assert prepared(NerTask(typed), tokenizer, RECIPE).labels == ("O", "B-x")
+
+
+def test_a_teacher_from_before_untyped_labels_had_a_name(tokenizer, tmp_path):
+    data = write_sentences(tmp_path / "set", train="Gout/B had/O", test="Gout/B")
+    task = prepared(NerTask(data), tokenizer, RECIPE)
+    minibio.save(head(tokenizer, tmp_path, "token", ["O", "B"]), tokenizer, tmp_path / "old")
+    assert load_teacher(tmp_path / "old", task, tokenizer, 40).labels == task.labels
+
+
+def test_what_the_sets_hold_and_share_is_printed_once(tokenizer, tmp_path, capsys):
+    data = write_sentences(
+        tmp_path / "set",
+        train="Gout/B-joint had/O Ulcer/B-skin Gout!/B-joint",
+        devel="gout/B-joint no/O",
+        test="GOUT/B-joint (had)/O Colic/B-skin sign/O ./O",
+    )
+    (data / "train.tsv").write_text((data / "train.tsv").read_text() + "\n\n.\tO", "utf-8")
+    task = NerTask(data)
+    capsys.readouterr()
+    prepared(prepared(task, tokenizer, RECIPE), tokenizer, Recipe(length=40, seed=1))
+    # a full stop is not a sentence in common
+    assert capsys.readouterr().out == (
+        "sentences: train 5 with 3 entities, devel 2 with 1 entities, test 5 with 2 entities; "
+        "types of train: joint: 2, skin: 1\n"
+        "2 of 5 sentences of test are in train too; 1 of 2 sentences of devel are in train too; "
+        "1 of 2 sentences of devel are in test too\n"
+    )
+
+
+@pytest.mark.parametrize("like", ["train", "test"])
+def test_early_stopping_by_a_development_set_that_is_another(tokenizer, tmp_path, like):
+    data = write_ner(tmp_path / "set")
+    (data / "devel.tsv").write_bytes((data / f"{like}.tsv").read_bytes())
+    prepared(NerTask(data), tokenizer, RECIPE)
+    n = {"train": 80, "test": 24}[like]
+    refused(f"--early-stopping: all {n} sentences of devel are in {like}, so devel cannot say when",
+            prepared, NerTask(data), tokenizer, Recipe(length=40, patience=2))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["train", "devel", "test"])
+def test_a_file_that_is_one_sentence(tmp_path, name):
+    data = write_ner(tmp_path / "set")
+    (data / f"{name}.tsv").write_text("Gout\tB\n" * 1001, "utf-8")
+    refused(rf"{name}\.tsv has no blank line: one sentence of 1,001 words; put", NerTask, data)
+    (data / f"{name}.tsv").write_text("Gout\tB\n" * 1000, "utf-8")
+    NerTask(data)
+
+
+@pytest.mark.parametrize("name", ["NCBI-disease", "JNLPBA"])
+def test_sentences_in_common_of_the_real_sets(tokenizer, capsys, name):
+    """Counted again from the lines of the files."""
+    data, keys = real_data(f"ner/{name}"), {}
+    for stem in ("train", "devel", "test"):
+        blocks = (data / f"{stem}.tsv").read_text("utf-8").split("\n\n")
+        words = ("".join(line.split("\t")[0] for line in x.splitlines()) for x in blocks)
+        keys[stem] = [re.sub(r"\W|_", "", text.lower()) for text in words if text]
+    prepared(NerTask(data), tokenizer, RECIPE)
+    said = capsys.readouterr().out
+    for a, b in (("test", "train"), ("devel", "train"), ("devel", "test")):
+        others = set(keys[b]) - {""}
+        n = sum(key in others for key in keys[a])
+        assert f"{n} of {len(keys[a]):,} sentences of {a} are in {b} too" in said and n > 0
 
 
 def test_bad_sets(tmp_path):
@@ -186,7 +271,7 @@ def test_relations_of_folds(tokenizer, tmp_path):
     rows = read_predictions(tmp_path / "test.tsv")
     gold, found = [row[1] for row in rows], [row[2] for row in rows]
     assert gold == [x.label for x in relation.read(tmp_path / "gad" / "2" / "test.tsv")]
-    scores_of = metrics.relation_scores(gold, found, ("0",))
+    scores_of = metrics.relation_scores(gold, found, ["0"])
     assert scores == {**scores_of, "main": "micro", "published": True}
     assert all(0.5 <= float(row[3]) <= 1 for row in rows)
 
@@ -225,6 +310,84 @@ def test_names_in_place_of_entities(tokenizer, tmp_path):
     )
     assert "ARG" in tokenizer.decode(named).replace(" ", "") and plain != named
     assert "ARG" not in tokenizer.decode(plain).replace(" ", "")
+
+
+@pytest.mark.parametrize("at_random", [False, True])
+def test_labels_that_train_lacks_and_sentences_in_common(tokenizer, tmp_path, capsys, at_random):
+    data = tmp_path / "set"
+    data.mkdir()
+    text = "<< Gout >> {} [[ Ulcer ]]\t{}\n"
+    rows = [("causes", "A"), ("cures", "B"), ("cures it, but", "A"), ("meets", "A")]
+    train = "".join(text.format(*row) for row in rows)
+    # the same sentence with other marks, the same with a label that train lacks, and another
+    test = "[[ Gout ]] causes << Ulcer >>\tA\n" + text.format("cures", "C") + text.format("of", "D")
+    (data / "train.tsv").write_text(train, "utf-8")
+    (data / "test.tsv").write_text(test, "utf-8")
+    task = RelationTask(data, at_random=at_random)
+    capsys.readouterr()
+    if at_random:  # its only test sentence is one of C or D for some seed
+        seeds = {}
+        for seed in range(40):
+            prepared(task, tokenizer, Recipe(length=40, seed=seed))
+            (example,) = task.parts["test"]
+            seeds[example.label] = capsys.readouterr().out
+        assert "labels that train lacks, which count as missed: ['D']" in seeds["D"]
+        assert "lacks" not in seeds["A"] and "examples: train 6, test 1" in seeds["A"]
+        return
+    prepared(task, tokenizer, RECIPE)
+    assert capsys.readouterr().out == (
+        "examples: train 4, test 3; labels of train: A: 3, B: 1\n"
+        "2 of 3 sentences of test are in train too\n"
+        "test has labels that train lacks, which count as missed: ['C', 'D']\n"
+    )
+
+
+def test_sentences_in_common_of_the_real_gad(tokenizer, capsys):
+    """Some of the 208 sentences that GAD holds twice are on both sides of a fold."""
+    data = real_data("relation/gad")
+    for fold in (1, 2):
+        read = [(data / str(fold) / f"{x}.tsv").read_text("utf-8") for x in ("train", "test")]
+        train = {line.split("\t")[0].lower() for line in read[0].splitlines()}
+        test = [line.split("\t")[1].lower() for line in read[1].splitlines()[1:]]
+        prepared(RelationTask(data, fold=fold), tokenizer, RECIPE)
+        n = sum(text in train for text in test)
+        assert f"{n} of {len(test)} sentences of test are in train too" in capsys.readouterr().out
+        assert 2 <= n <= 9
+
+
+@pytest.mark.parametrize("task", ["ner", "relation", "qa"])
+def test_one_answer_to_all_is_said_below_the_scores(tokenizer, tmp_path, task):
+    """A head whose weights are 0 answers by its bias."""
+    if task == "ner":
+        made, kind = NerTask(write_ner(tmp_path / "set")), "token"
+    elif task == "relation":
+        made, kind = RelationTask(write_gad(tmp_path / "set")), "sequence"
+    else:
+        data = write_qa(tmp_path / "set")
+        for name in ("train", "test"):
+            text = (data / f"{name}.json").read_text("utf-8")
+            text = re.sub(r'"context": "(?:\w+ )+(\w+) \w+"', r'"context": "\1"', text)
+            text = re.sub("Ulcer|Sepsis|Colic", "Gout", text)
+            text = re.sub(r'"answer_start": \d+', '"answer_start": 0', text)
+            (data / f"{name}.json").write_text(text, "utf-8")
+        made = QaTask(data / "train.json", [data / "test.json"], [data / "golden.json"])
+        kind = "span"
+    prepared(made, tokenizer, RECIPE)
+    model = head(tokenizer, tmp_path, kind, made.labels)
+    if task != "qa":
+        classifier = list(model.head.parameters())[-2:]
+        with torch.no_grad():
+            for x in classifier:
+                x.zero_()
+            classifier[1][-1 if task == "relation" else 0] = 1
+    test = made.test(model, tmp_path)
+    answer = {"ner": "word is tagged 'O'", "relation": "example is labelled '1'",
+              "qa": "question is answered 'Gout'"}[task]  # fmt: skip
+    said = scores({"task": task, "test": test})
+    assert said.endswith(f"\n* every {answer}: these are the scores of a constant\n")
+    if task == "relation":  # by hand: every positive is found
+        n = sum(x.label == "1" for x in made.parts["test"])
+        assert test["micro"]["recall"] == 1 and test["micro"]["precision"] == n / 20
 
 
 def test_bad_relations(tokenizer, tmp_path):

@@ -178,6 +178,13 @@ def test_relations_by_hand():
     assert_equal(got["per_class"]["CPR:9"], {"precision": 0, "recall": 0, "f1": 0, "support": 1})
     # the mean of 1/2, 2/3 and 0; the negative class is not among them
     assert_equal(got["macro"], {"f1": (1 / 2 + 2 / 3) / 3, "recall": 0.5, "classes": 3})
+    assert got["negative"] == ["false"] and got["only_answer"] is None
+
+
+def test_one_answer_to_all():
+    assert metrics.relation_scores("aab", "aaa")["only_answer"] == "a"
+    assert metrics.only_answer(["O", "O"]) == "O"
+    assert metrics.only_answer("ab") is metrics.only_answer("a") is metrics.only_answer("") is None
 
 
 @settings(derandomize=True, deadline=None)
