@@ -2,18 +2,21 @@
 
     python -m minibio bench encoder    one forward pass, ours and that of transformers
     python -m minibio bench step       one training step, the authors' and ours
+    python -m minibio bench count      ours on a GPU, counted: launches, operations, bytes, waits
 
 Every row is printed, and appended to the CSV file, as soon as it is known.
 """
 
 import argparse
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from kernels.bench.timing import Table
 from kernels.machine import describe, version
+from minibio.bench.count import counts
 from minibio.bench.encoder import encoder
 from minibio.bench.step import LENGTHS, WAYS, Settings, steps
 from minibio.config import MODELS
@@ -28,15 +31,21 @@ from minibio.run.options import Parser
 DEFAULTS = {
     "cpu": {
         "models": ["tiny-biobert"], "precision": ["fp32"],
-        "batch": {"encoder": 16, "step": 8}, "repeats": {"encoder": 7, "step": 3}, "warmup": 1,
-        "by": ["authors", "minibio"],
+        "batch": {"encoder": 16, "step": 8, "count": 192},
+        "repeats": {"encoder": 7, "step": 3}, "warmup": 1,
+        "by": {"step": ["authors", "minibio"], "count": ["minibio", "minibio-bf16"]},
     },
     "cuda": {
         "models": ["tiny-biobert", "distil-biobert", "biobert", "bio-mobilebert"],
         "precision": ["fp32", "bf16"],
         "batch": {"encoder": 128, "step": 192}, "repeats": {"encoder": 30, "step": 5}, "warmup": 2,
-        "by": ["authors", "authors-bf16-compiled", "minibio", "minibio-bf16"],
+        "by": {"step": ["authors", "authors-bf16-compiled", "minibio", "minibio-bf16"]},
     },
+}  # fmt: skip
+
+NOT_TIMED = {  # of `count`, on a GPU or not
+    "repeats": 1, "warmup": 1, "device": "cpu", "threads": None,
+    "teacher_precision": ["fp32"], "teacher_dropout": False,
 }  # fmt: skip
 
 
@@ -50,14 +59,7 @@ def parser() -> Parser:
     g.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
 
     g = commands.add_parser("step", help="one training step, the authors' and ours")
-    g.add_argument(
-        "--methods", nargs="+", choices=OBJECTIVES, default=["compact", "tiny", "distil", "mlm"]
-    )
-    g.add_argument("--by", nargs="+", choices=WAYS, help="ways to make a step")
-    g.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["pubmed"])
-    g.add_argument("--fidelity", nargs="+", choices=("released", "paper"), default=["released"])
-    g.add_argument("--student", choices=MODELS, metavar="NAME", help="(default: the method's own)")
-    g.add_argument("--teacher", choices=MODELS, metavar="NAME", default="biobert")
+    add_steps(g, WAYS)
     g.add_argument(
         "--teacher-precision",
         nargs="+",
@@ -74,16 +76,35 @@ def parser() -> Parser:
     g.add_argument("--warmup", type=int, help="calls of each kind before those that are timed")
 
     for g in commands.choices.values():
+        g.add_argument("--repeats", type=int, help="timed calls of each kind")
+        g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
+        g.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+
+    g = commands.add_parser("count", help="our training step on a GPU, counted without one")
+    add_steps(g, [name for name, way in WAYS.items() if way.is_ours and not way.is_compiled])
+    g.add_argument("--top", type=int, default=12, help="largest operations listed (default: 12)")
+    g.set_defaults(**NOT_TIMED)
+
+    for g in commands.choices.values():
         g.add_argument("--batch", type=int, help="sequences")
         g.add_argument(
             "--length", type=int, default=256, help="tokens of the longest (default: 256)"
         )
-        g.add_argument("--repeats", type=int, help="timed calls of each kind")
         g.add_argument("--seed", type=int, default=0)
-        g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
-        g.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
         g.add_argument("--out", type=Path, help="CSV file")
     return p
+
+
+def add_steps(g: argparse.ArgumentParser, ways: Collection[str]) -> None:
+    """The options that say which steps are measured, or counted."""
+    g.add_argument(
+        "--methods", nargs="+", choices=OBJECTIVES, default=["compact", "tiny", "distil", "mlm"]
+    )
+    g.add_argument("--by", nargs="+", choices=ways, help="ways to make a step")
+    g.add_argument("--lengths", nargs="+", choices=LENGTHS, default=["pubmed"])
+    g.add_argument("--fidelity", nargs="+", choices=("released", "paper"), default=["released"])
+    g.add_argument("--student", choices=MODELS, metavar="NAME", help="(default: the method's own)")
+    g.add_argument("--teacher", choices=MODELS, metavar="NAME", default="biobert")
 
 
 def main(argv=None) -> None:
@@ -99,7 +120,7 @@ def main(argv=None) -> None:
             "--batch, --length, --repeats, --warmup and --threads are expected to be at least 1"
         )
     torch.set_num_threads(threads)
-    if is_default and version("transformers") == "none":
+    if is_default and args.what == "step" and version("transformers") == "none":
         args.by = [name for name in args.by if WAYS[name].is_ours]
         print("without transformers, which is not installed: minibio only")
     out = None if args.out is None else check_writable(args.out)
@@ -117,7 +138,10 @@ def main(argv=None) -> None:
             )
         else:
             settings = Settings(**{name: getattr(args, name) for name in Settings._fields})
-            steps(settings, device, table)
+            if args.what == "count":
+                counts(settings, args.top, table)
+            else:
+                steps(settings, device, table)
 
 
 if __name__ == "__main__":
