@@ -12,11 +12,11 @@ imports Triton before it is used, and nothing here knows of models or training.
 Precision is that of the tensors given: an autocast region around a call changes nothing inside it.
 """
 
-from kernels.api import MaskedLM, attention, attention_kl, masked_mlm
+from kernels.api import MaskedLMLosses, attention, attention_kl, masked_mlm
 from kernels.dispatch import IMPLEMENTATIONS, parse_choice, resolve_choice, resolve_impl
 from kernels.reference import DIVERGENCES, Decoder
 
 __all__ = [
-    "DIVERGENCES", "IMPLEMENTATIONS", "Decoder", "MaskedLM", "attention", "attention_kl",
+    "DIVERGENCES", "IMPLEMENTATIONS", "Decoder", "MaskedLMLosses", "attention", "attention_kl",
     "masked_mlm", "parse_choice", "resolve_choice", "resolve_impl",
 ]  # fmt: skip

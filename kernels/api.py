@@ -145,7 +145,7 @@ def reference_mask(
 # ---- rows of logits
 
 
-class MaskedLM(NamedTuple):
+class MaskedLMLosses(NamedTuple):
     """The losses of one call of `masked_mlm`; () each, float32 (float64 for float64)."""
 
     loss: Tensor  # a_mlm mlm + a_soft soft: the only one with a gradient
@@ -163,7 +163,7 @@ def masked_mlm(
     divergence: str = "kl_ts",
     count: float | Tensor | None = None,
     impl: str = "auto",
-) -> MaskedLM:
+) -> MaskedLMLosses:
     """Eq. 1 and 2 (or 8), weighted and summed, without ever storing the logits x = h E^T + b.
 
         loss = a_mlm mlm + a_soft soft
@@ -189,7 +189,7 @@ def masked_mlm(
         impl:    "auto", "reference", "torch", "triton", "triton-stream" or "cuda"
                  (`kernels.resolve_impl`).
     Returns:
-        `MaskedLM`. M = 0, or nothing counted: 0, with gradients of 0.
+        `MaskedLMLosses`. M = 0, or nothing counted: 0, with gradients of 0.
     Raises:
         ValueError: shapes, types, devices, labels or options do not fit, or the teacher's tensors
             require a gradient, which they never receive.
@@ -227,7 +227,7 @@ def masked_mlm(
     if is_late:
         loss, ce, kd = loss * share, ce * share, kd * share
     a_mlm, a_soft = weights
-    return MaskedLM(loss, ce.detach() / (a_mlm or 1), kd.detach() / (a_soft or 1))
+    return MaskedLMLosses(loss, ce.detach() / (a_mlm or 1), kd.detach() / (a_soft or 1))
 
 
 def wanted(s: Decoder) -> list[bool]:

@@ -434,7 +434,7 @@ def dkdv_kernel(
 WIDEST = 64  # of a teacher's head, in one product; a wider one is summed in pieces
 
 
-class Config(NamedTuple):
+class AttentionConfig(NamedTuple):
     """Block sizes and launch options of one kernel."""
 
     BLOCK_Q: int
@@ -443,7 +443,9 @@ class Config(NamedTuple):
     num_stages: int
 
 
-def pick_config(kernel: str, D: int, D_T: int, divergence: str, dtype: torch.dtype) -> Config:
+def pick_config(
+    kernel: str, D: int, D_T: int, divergence: str, dtype: torch.dtype
+) -> AttentionConfig:
     """The configuration of `kernel` ("forward", "dq" or "dkdv") for heads of D and D_T.
 
     Chosen so that nothing spills on sm_90 and two programs fit on a multiprocessor, by Triton 3.6
@@ -451,14 +453,14 @@ def pick_config(kernel: str, D: int, D_T: int, divergence: str, dtype: torch.dty
     """
     is_wide = D_T > WIDEST
     if dtype == torch.float64:
-        return Config(16, 16, 4, 1)
+        return AttentionConfig(16, 16, 4, 1)
     if dtype == torch.float32 and is_wide:
-        return Config(16, 16, 8, 1)
+        return AttentionConfig(16, 16, 8, 1)
     if dtype == torch.float32:
-        return Config(32, 32, 8 if kernel == "dkdv" else 4, 2)
+        return AttentionConfig(32, 32, 8 if kernel == "dkdv" else 4, 2)
     if kernel == "dkdv":
-        return Config(32, 64, 4, 2)
-    return Config(64, 32 if is_wide else 64, 4, 2)
+        return AttentionConfig(32, 64, 4, 2)
+    return AttentionConfig(64, 32 if is_wide else 64, 4, 2)
 
 
 def padded_width(D: int) -> int:

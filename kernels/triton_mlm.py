@@ -25,23 +25,23 @@ NEVER = tl.constexpr(-1.0e30)
 IGNORED = tl.constexpr(-100)
 
 
-class Config(NamedTuple):
+class RowsConfig(NamedTuple):
     """Block size and launch option of the kernel."""
 
     BLOCK_V: int
     num_warps: int
 
 
-def pick_config(V: int, dtype: torch.dtype) -> Config:
+def pick_config(V: int, dtype: torch.dtype) -> RowsConfig:
     """The configuration for rows of V logits of the student's type.
 
     Chosen so that nothing spills on sm_90 and two programs or three fit on a multiprocessor, by
     Triton 3.6 and by 3.9 (tests/kernels/test_triton_mlm_sm90.py); not yet timed.
     """
     if dtype == torch.float64:
-        return Config(512, 4)
+        return RowsConfig(512, 4)
     num_warps = 8 if dtype == torch.float32 else 4
-    return Config(min(max(triton.next_power_of_2(V), 256), 1024), num_warps)
+    return RowsConfig(min(max(triton.next_power_of_2(V), 256), 1024), num_warps)
 
 
 @triton.jit

@@ -33,7 +33,7 @@ NEVER = tl.constexpr(-1.0e30)
 N_STATISTICS = 7  # of a row and a share of the words
 
 
-class Config(NamedTuple):
+class StreamConfig(NamedTuple):
     """Block sizes and launch options of one kernel."""
 
     BLOCK_M: int
@@ -44,19 +44,19 @@ class Config(NamedTuple):
     num_stages: int
 
 
-def pick_config(kernel: str, dtype: torch.dtype) -> Config:
+def pick_config(kernel: str, dtype: torch.dtype) -> StreamConfig:
     """The configuration of `kernel` ("statistics", "dE" or "dh") for the student's type.
 
     Chosen so that nothing spills on sm_90, by Triton 3.6 and by 3.9
     (tests/kernels/test_triton_mlm_sm90.py); not yet timed.
     """
     if dtype == torch.float64:
-        return Config(16, 16, 16, 16, 4, 1)
+        return StreamConfig(16, 16, 16, 16, 4, 1)
     if dtype == torch.float32:
-        return Config(32, 64, 32, 64, 8, 2)
+        return StreamConfig(32, 64, 32, 64, 8, 2)
     if kernel == "statistics":
-        return Config(64, 128, 64, 64, 8, 3)
-    return Config(64, 64, 64, 128, 8, 2)
+        return StreamConfig(64, 128, 64, 64, 8, 3)
+    return StreamConfig(64, 64, 64, 128, 8, 2)
 
 
 PROGRAMS = 264  # at least, where there is that much to do: two for each processor of an H200
@@ -431,7 +431,9 @@ def stream_dh(s: Decoder, sides: dict, constants: dict) -> Tensor:
     return partial.sum(0).to(s.h.dtype)
 
 
-def launch(kernel, n_programs: int, c: Config, blocks: tuple, like: Tensor, **arguments) -> None:
+def launch(
+    kernel, n_programs: int, c: StreamConfig, blocks: tuple, like: Tensor, **arguments
+) -> None:
     """Start the programs, if there are any."""
     if not n_programs:
         return

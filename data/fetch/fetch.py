@@ -38,7 +38,7 @@ KINDS = {"address": str, "licence": str, "date": str, "revision": str | None, "s
 NEEDED = ("address", "licence", "date", "revision", "size", "sha256")
 
 
-class Record:
+class Manifest:
     """The files of a folder, and fetched.json, which says what they are.
 
         {"format": "minibio fetch", "version": 1, "files": {PLACE:
@@ -54,15 +54,15 @@ class Record:
     def __init__(self, folder: Path):
         self.folder, self.file, self.files = folder, folder / "fetched.json", {}
         if self.file.exists():
-            record = read_json(self.file)
-            if {**record, **FORMAT} != record:
+            manifest = read_json(self.file)
+            if {**manifest, **FORMAT} != manifest:
                 raise InputError(f"{self.file} is not a record of data.fetch; choose another --out")
-            if wrong := damage(record.get("files")):
+            if wrong := damage(manifest.get("files")):
                 raise InputError(
                     f"{self.file}: {wrong}; remove it and run the same command: what is there is "
                     "checked and recorded again"
                 )
-            self.files: dict[str, dict] = record["files"]
+            self.files: dict[str, dict] = manifest["files"]
 
     def at(self, place: str) -> Path:
         return inside(self.folder, place)
@@ -131,9 +131,9 @@ def damage(files) -> str | None:
 
 
 def fetch_one(
-    item: Item, record: Record, web: Web, advance: Callable[[int], None], notes: list[str]
+    item: Item, manifest: Manifest, web: Web, advance: Callable[[int], None], notes: list[str]
 ) -> None:
-    """An item to its place, an archive's files to theirs, and all into the record.
+    """An item to its place, an archive's files to theirs, and all into the manifest.
 
     Raises:
         Failed: it cannot be had, or other bytes are there already.
@@ -142,8 +142,8 @@ def fetch_one(
     missing = None
     for one in sources.alternatives(item, web):
         try:
-            if not record.holds(one.place):
-                download(one, record, web, advance)
+            if not manifest.holds(one.place):
+                download(one, manifest, web, advance)
             break
         except Failed as error:
             if error.status != 404:
@@ -152,19 +152,19 @@ def fetch_one(
     else:
         if not item.is_optional:
             raise missing
-        record.put(item.place, item, absent=True)
+        manifest.put(item.place, item, absent=True)
     if item.is_archive:
         try:
-            unpack_one(item, record, notes)
+            unpack_one(item, manifest, notes)
         except InputError:  # damaged: another fetch need not give these bytes
-            del record.files[item.place]
-            record.save()
+            del manifest.files[item.place]
+            manifest.save()
             raise
 
 
-def download(item: Item, record: Record, web: Web, advance: Callable[[int], None]) -> None:
+def download(item: Item, manifest: Manifest, web: Web, advance: Callable[[int], None]) -> None:
     """One file to its place, or what is there into the record; raises `Failed`."""
-    path, before = record.at(item.place), record.files.get(item.place, {})
+    path, before = manifest.at(item.place), manifest.files.get(item.place, {})
     part, md5 = beside(path, "part"), None
     sha256, address = item.sha256 or before.get("sha256"), before.get("address", item.address)
     if item.has_md5:
@@ -178,7 +178,7 @@ def download(item: Item, record: Record, web: Web, advance: Callable[[int], None
             if value and value != found[name]:
                 raise Failed(f"is there already, {name} {found[name]}, expected {value}; remove it")
         check_archive(item, path, path)
-        record.put(item.place, item, size=path.stat().st_size, sha256=found["sha256"])
+        manifest.put(item.place, item, size=path.stat().st_size, sha256=found["sha256"])
         return
     try:
         sha256, commit = web.download(address, part, sha256, md5, item.is_weights, advance)
@@ -192,7 +192,7 @@ def download(item: Item, record: Record, web: Web, advance: Callable[[int], None
     found = {"revision": commit or item.revision, "size": part.stat().st_size, "sha256": sha256}
     if commit:  # a branch moves: the commit that was met stays
         address = address.replace("/resolve/main/", f"/resolve/{commit}/")
-    record.put(item.place, item, address=address, **found)
+    manifest.put(item.place, item, address=address, **found)
     with open(part, "rb") as file:
         os.fsync(file.fileno())  # the name must not come to the disk before the bytes
     os.replace(part, path)
@@ -209,7 +209,7 @@ def check_archive(item: Item, path: Path, place: Path) -> None:
         )
 
 
-def unpack_one(item: Item, record: Record, notes: list[str]) -> None:
+def unpack_one(item: Item, manifest: Manifest, notes: list[str]) -> None:
     """The files of an archive that are not there yet."""
     offered = set()
 
@@ -217,29 +217,29 @@ def unpack_one(item: Item, record: Record, notes: list[str]) -> None:
         place = sources.place_of(member, item.wanted)
         if place is not None:
             offered.add(place)
-        return None if place is None or record.holds(place) else place
+        return None if place is None or manifest.holds(place) else place
 
-    for place in unpack(record.at(item.place), record.at, choose):
-        path = record.at(place)
+    for place in unpack(manifest.at(item.place), manifest.at, choose):
+        path = manifest.at(place)
         sha256 = digests(path)["sha256"]
         if PINS.get(place, sha256) != sha256:
             notes.append(f"{place}: not the bytes this project measured with (sha256 {sha256})")
-        record.put(place, item, size=path.stat().st_size, sha256=sha256, archive=item.place)
+        manifest.put(place, item, size=path.stat().st_size, sha256=sha256, archive=item.place)
     if lacking := sorted({*item.wanted} - offered):
         raise Failed(f"has no {', '.join(lacking)}")
     if not offered:
         raise Failed("has none of the files that were looked for")
     if not item.wanted:
-        entry = record.files[item.place]
+        entry = manifest.files[item.place]
         found = {"size": entry["size"], "sha256": entry["sha256"], "unpacked": sorted(offered)}
-        record.put(item.place, item, **found)
+        manifest.put(item.place, item, **found)
 
 
 # ---- all items
 
 
 def fetch(
-    what: str, names: tuple[str, ...], record: Record, web: Web, numbers: range | None = None
+    what: str, names: tuple[str, ...], manifest: Manifest, web: Web, numbers: range | None = None
 ) -> dict[str, str]:
     """Fetch what is not there -> {place: what failed}.
 
@@ -254,50 +254,50 @@ def fetch(
         items = sources.items(what, names, numbers, web)
     except Failed as error:
         return {what: str(error)}
-    check_year(items, record)
-    failed, notes = record.faults(is_read=False), []
-    todo = [item for item in items if not record.has(item)]
-    check_space(todo, record)
+    check_year(items, manifest)
+    failed, notes = manifest.faults(is_read=False), []
+    todo = [item for item in items if not manifest.has(item)]
+    check_space(todo, manifest)
     for name in dict.fromkeys(item.set for item in todo):
         print(f"{name}: licence: {LICENCES[name]}")
     total, is_quiet = sum(item.size for item in todo) or None, not (todo and sys.stderr.isatty())
     with tqdm(total=total, unit="B", unit_scale=True, disable=is_quiet) as bar:
         for item in todo:
             try:
-                fetch_one(item, record, web, bar.update, notes)
+                fetch_one(item, manifest, web, bar.update, notes)
             except (Failed, InputError) as error:
                 failed[item.place] = str(error)
     for note in notes:
         print(f"data.fetch: note: {note}", file=sys.stderr)
-    there = [entry["size"] for place, entry in record.files.items() if record.holds(place)]
-    state = f"{sum(map(record.has, items))} of {len(items)} items" if failed else "complete"
-    print(f"{record.folder}: {state}; {len(there)} files, {size_text(sum(there))}")
+    there = [entry["size"] for place, entry in manifest.files.items() if manifest.holds(place)]
+    state = f"{sum(map(manifest.has, items))} of {len(items)} items" if failed else "complete"
+    print(f"{manifest.folder}: {state}; {len(there)} files, {size_text(sum(there))}")
     for item in items:
-        if item.is_weights and record.has(item) and not record.at(item.place).exists():
-            print_recipe(record.at(item.place).parent)
+        if item.is_weights and manifest.has(item) and not manifest.at(item.place).exists():
+            print_recipe(manifest.at(item.place).parent)
     if todo and what == "qa" and "bioasq" not in names:
         print(BIOASQ)
     return failed
 
 
-def check_space(items: list[Item], record: Record) -> None:
+def check_space(items: list[Item], manifest: Manifest) -> None:
     """Raise `InputError` where the disk cannot hold what is to come, as far as sizes are known."""
     need = sum(item.size for item in items)
-    need -= sum(part.stat().st_size for part in record.folder.rglob(".*.part"))
-    if need > (free := shutil.disk_usage(record.folder).free):
+    need -= sum(part.stat().st_size for part in manifest.folder.rglob(".*.part"))
+    if need > (free := shutil.disk_usage(manifest.folder).free):
         raise InputError(
-            f"{record.folder}: about {size_text(need)} to come, {size_text(free)} free; choose "
+            f"{manifest.folder}: about {size_text(need)} to come, {size_text(free)} free; choose "
             "another --out, or a part with --only or --files"
         )
 
 
-def check_year(items: list[Item], record: Record) -> None:
+def check_year(items: list[Item], manifest: Manifest) -> None:
     """PubMed's numbers begin again every December: two years in one folder would be mixed up."""
-    names = [item.place for item in items] + [*record.files]
+    names = [item.place for item in items] + [*manifest.files]
     years = sorted({name[6:8] for name in names if re.match(r"pubmed\d\dn", name)})
     if len(years) > 1:
         raise InputError(
-            f"{record.folder} would hold PubMed's files of {' and '.join(years)}, which have the "
+            f"{manifest.folder} would hold PubMed's files of {' and '.join(years)}, which have the "
             "same numbers: take an empty --out, or --only baseline"
         )
 
@@ -313,7 +313,7 @@ def size_text(n: float) -> str:
     return f"{n:,.1f} GB"
 
 
-def print_items(what: str, names: tuple[str, ...], record: Record) -> None:
+def print_items(what: str, names: tuple[str, ...], manifest: Manifest) -> None:
     """Licence, size and files of each set; nobody is asked."""
     items = [] if what == "pubmed" else sources.items(what, names)
     for name in dict.fromkeys(item.set for item in items) or names:
@@ -322,7 +322,7 @@ def print_items(what: str, names: tuple[str, ...], record: Record) -> None:
         print(f"{name}: about {total}" if of_set else f"{name}: tens of GB, {sources.NLM}/{name}/")
         print(f"  licence: {LICENCES[name]}")
         for item in of_set:
-            state = "there" if record.has(item) else "optional" if item.is_optional else "to come"
+            state = "there" if manifest.has(item) else "optional" if item.is_optional else "to come"
             print(f"  {state:<8}  {item.place}  {item.address}")
     if what == "qa" and "bioasq" not in names:
         print(BIOASQ)
@@ -397,20 +397,20 @@ def main(argv=None) -> int:
     )
     web, folder = Web(args.mirror), args.out or Path("downloads", args.what)
     if args.list:
-        print_items(args.what, names, Record(folder))
+        print_items(args.what, names, Manifest(folder))
         return 0
     if args.verify:
-        record = Record(folder)
-        failed = record.faults(is_read=True)
+        manifest = Manifest(folder)
+        failed = manifest.faults(is_read=True)
         for place, fault in failed.items():
             print(" ".join(f"{place}: {fault}".split()))
-        end = f"{folder}: {len(record.files)} files read, {len(failed)} of them wrong"
+        end = f"{folder}: {len(manifest.files)} files read, {len(failed)} of them wrong"
         print(end, file=sys.stderr if failed else sys.stdout)
         return 1 if failed else 0
     check_writable(folder / "fetched.json")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
-        failed = fetch(args.what, names, Record(folder), web, numbers)
+        failed = fetch(args.what, names, Manifest(folder), web, numbers)
     for place, line in sorted(failed.items()):
         print(" ".join(f"data.fetch: {place}: {line}".split()), file=sys.stderr)
     return 1 if failed else 0

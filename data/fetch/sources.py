@@ -27,7 +27,7 @@ SCIBERT = "06793f77d7278898159ed50da30d173cdc8fdea9"
 BIOBERT_SETS, BIOBERT_QA = "1cGqvAm9IZ_86C4Mj7Zf-w9CFilYVDl8j", "19ft5q44W4SuptJgTwR84xZjsHg1jvjSZ"
 
 
-class Model(NamedTuple):
+class HubModel(NamedTuple):
     """A model of the hub."""
 
     repo: str
@@ -36,15 +36,15 @@ class Model(NamedTuple):
 
 
 MODELS = {
-    "biobert-base-cased-v1.2": Model(
+    "biobert-base-cased-v1.2": HubModel(
         "dmis-lab/biobert-base-cased-v1.2", "67c9c25b46986521ca33df05d8540da1210b3256", 434),
-    "distilbert-base-cased": Model(
+    "distilbert-base-cased": HubModel(
         "distilbert/distilbert-base-cased", "6ea81172465e8b0ad3fddeed32b986cdcdcffcf0", 263),
-    "distilbert-base-uncased": Model(
+    "distilbert-base-uncased": HubModel(
         "distilbert/distilbert-base-uncased", "12040accade4e8a0f71eabdb258fecc2e7e948be", 268),
-    "TinyBERT_General_4L_312D": Model(
+    "TinyBERT_General_4L_312D": HubModel(
         "huawei-noah/TinyBERT_General_4L_312D", "34707a33cd59a94ecde241ac209bf35103691b43", 63),
-    "mobilebert-uncased": Model("google/mobilebert-uncased", "main", 147),
+    "mobilebert-uncased": HubModel("google/mobilebert-uncased", "main", 147),
 }  # fmt: skip
 TEACHER = "biobert-base-cased-v1.2"  # F1: with its masked-LM head, which v1.1 lacks
 NER = ("NCBI-disease", "BC5CDR-disease", "BC5CDR-chem", "BC4CHEMD", "BC2GM", "JNLPBA", "linnaeus",

@@ -61,7 +61,7 @@ def elements(path: Path) -> Iterator[Element]:
     Raises:
         Damaged: not well-formed XML, a damaged archive, another kind of document.
     """
-    document = Document(path, 0)
+    document = XmlDocument(path, 0)
     for chunk in unpacked(path):
         while chunk:
             rest = document.feed(chunk)
@@ -71,12 +71,12 @@ def elements(path: Path) -> Iterator[Element]:
                 document.check_growth()
             else:  # another document follows
                 yield from document.take(slice(None))
-                document, chunk = Document(path, document.end), rest
+                document, chunk = XmlDocument(path, document.end), rest
     document.close()
     yield from document.take(slice(None))
 
 
-class Document:
+class XmlDocument:
     """One XML document, parsed as its bytes come."""
 
     def __init__(self, path: Path, start: int):

@@ -220,7 +220,7 @@ def figures(dice: Dice) -> dict:
 
 
 @dataclass(frozen=True, slots=True)
-class Mention:
+class SampleMention:
     """text[start:end] of its sentence, title or abstract names `thing`."""
 
     start: int
@@ -228,25 +228,25 @@ class Mention:
     thing: Thing
     slot: str
 
-    def moved(self, by: int) -> "Mention":
-        return Mention(self.start + by, self.end + by, self.thing, self.slot)
+    def moved(self, by: int) -> "SampleMention":
+        return SampleMention(self.start + by, self.end + by, self.thing, self.slot)
 
 
 @dataclass(slots=True)
-class Sentence:
+class SampleSentence:
     text: str
-    mentions: list[Mention]
+    mentions: list[SampleMention]
     tag: str
 
 
 @dataclass(slots=True)
-class Document:
+class SampleDocument:
     """A title and an abstract. Offsets in characters; abstract = its sentences joined by spaces."""
 
     id: str
     kind: str
-    title: Sentence
-    sentences: list[Sentence]
+    title: SampleSentence
+    sentences: list[SampleSentence]
     scene: dict[str, Thing] = field(repr=False)
 
     @property
@@ -254,7 +254,7 @@ class Document:
         return " ".join(sentence.text for sentence in self.sentences)
 
     @property
-    def abstract_mentions(self) -> list[Mention]:
+    def abstract_mentions(self) -> list[SampleMention]:
         """The mentions of all sentences, at their offsets in the abstract."""
         moved, start = [], 0
         for sentence in self.sentences:
@@ -288,7 +288,9 @@ class Writer:
         self.is_title = True
         self.used: set[Frame] = set()
 
-    def sentence(self, options: tuple[Frame, ...], heading: str = "", tag: str = "") -> Sentence:
+    def sentence(
+        self, options: tuple[Frame, ...], heading: str = "", tag: str = ""
+    ) -> SampleSentence:
         """A sentence from a frame that the document has not used, one with `tag` if it is given."""
         fresh = [f for f in options if f not in self.used and (not tag or f.tag == tag)]
         frame = self.dice.pick(fresh or options)
@@ -301,7 +303,7 @@ class Writer:
         self.text = self.text.rstrip()
         if self.text[-1] not in ".?":
             self.text += "."
-        return Sentence(self.text, self.mentions, frame.tag)
+        return SampleSentence(self.text, self.mentions, frame.tag)
 
     def render(self, parts: tuple) -> None:
         for part in parts:
@@ -398,7 +400,7 @@ class Writer:
         self.put(text)
         start = len(self.text) - len(text)  # an article may have come before it
         if thing.kind:
-            self.mentions.append(Mention(start, len(self.text), thing, slot))
+            self.mentions.append(SampleMention(start, len(self.text), thing, slot))
 
 
 def document(
@@ -409,7 +411,7 @@ def document(
     disease: Disease | None = None,
     compound: Chemical | None = None,
     tag: str = "",
-) -> Document:
+) -> SampleDocument:
     """The document at `position` of a stream: a pure function of its arguments.
 
     Args:
@@ -443,10 +445,10 @@ def document(
                 break
             add(options, heading if has_headings and i == 0 else "", wanted)
             wanted = ""
-    return Document(f"sample-{position:06d}", kind, title, sentences, scene)
+    return SampleDocument(f"sample-{position:06d}", kind, title, sentences, scene)
 
 
-def documents(seed: int, n: int, stream: int = 0) -> Iterator[Document]:
+def documents(seed: int, n: int, stream: int = 0) -> Iterator[SampleDocument]:
     """The first n documents of a stream of a seed."""
     for position in range(n):
         yield document(seed, stream, position)

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.sample.grammar import Document, Mention, Sentence, document, documents
+from data.sample.grammar import SampleDocument, SampleMention, SampleSentence, document, documents
 from data.sample.lexicon import Dice, world
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, staged_dir, write_json
@@ -123,7 +123,7 @@ def write_corpus(out: Path, seed: int, n: int, progress: bool) -> int:
 # --- named entities ------------------------------------------------------------------------------
 
 
-def tag_tokens(sentence: Sentence, kind: str | None = None) -> list[tuple[str, str]]:
+def tag_tokens(sentence: SampleSentence, kind: str | None = None) -> list[tuple[str, str]]:
     """Tokens and tags: B, I, O for names of one kind; B-kind ... for all kinds if it is None."""
     tagged, mentions = [], [m for m in sentence.mentions if kind in (None, m.thing.kind)]
     for match in TOKEN.finditer(sentence.text):
@@ -136,7 +136,7 @@ def tag_tokens(sentence: Sentence, kind: str | None = None) -> list[tuple[str, s
     return tagged
 
 
-def ner_documents(seed: int, sizes: dict[str, int]) -> dict[str, list[list[Sentence]]]:
+def ner_documents(seed: int, sizes: dict[str, int]) -> dict[str, list[list[SampleSentence]]]:
     """For each split a list of documents, each a list of its sentences with the title first.
 
     From every document come three sentences at most, so that a few sentences name many things.
@@ -172,18 +172,20 @@ def sentence_lines(tagged: list[tuple[str, str]]) -> str:
     return "".join(f"{token}\t{tag}\n" for token, tag in tagged) + "\n"
 
 
-def typed_lines(sentences: list[Sentence]) -> str:
+def typed_lines(sentences: list[SampleSentence]) -> str:
     return "-DOCSTART-\tO\n\n" + "".join(sentence_lines(tag_tokens(s)) for s in sentences)
 
 
 # --- relations -----------------------------------------------------------------------------------
 
 
-def first_mention(sentence: Sentence, slots) -> Mention | None:
+def first_mention(sentence: SampleSentence, slots) -> SampleMention | None:
     return next((m for m in sentence.mentions if m.slot in slots), None)
 
 
-def stated(seed: int, stream: int, kind: str, tags) -> Iterator[tuple[Sentence, Document]]:
+def stated(
+    seed: int, stream: int, kind: str, tags
+) -> Iterator[tuple[SampleSentence, SampleDocument]]:
     """The sentences of a stream that state one of the `tags`, with their documents."""
     position = 0
     while True:
@@ -194,7 +196,7 @@ def stated(seed: int, stream: int, kind: str, tags) -> Iterator[tuple[Sentence, 
         position += 1
 
 
-def replaced(text: str, parts: list[tuple[Mention, str]]) -> str:
+def replaced(text: str, parts: list[tuple[SampleMention, str]]) -> str:
     """`text` with mentions replaced, from the last to the first."""
     for mention, name in sorted(parts, key=lambda part: -part[0].start):
         text = text[: mention.start] + name + text[mention.end :]

@@ -47,7 +47,7 @@ TICK = 0.01  # seconds: the system counts the work of processes no finer
 EVERY = 0.05  # seconds between two readings of the memory
 
 
-class Settings(NamedTuple):
+class BenchOptions(NamedTuple):
     """The options of a measurement."""
 
     inputs: list[Path]
@@ -93,7 +93,7 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def bench_parse(place: Path, given: Settings) -> Iterator[dict]:
+def bench_parse(place: Path, given: BenchOptions) -> Iterator[dict]:
     """All that data.pubmed does with a file before it writes."""
     files = [place / f"{i}.xml" for i in range(len(given.inputs))]
     for file, path in zip(files, given.inputs, strict=True):
@@ -126,14 +126,14 @@ def unpack(path: Path, place: Path) -> tuple[Path, list[str]]:
     return plain, texts
 
 
-def command(plain: Path, given: Settings, *options) -> list[str]:
+def command(plain: Path, given: BenchOptions, *options) -> list[str]:
     """data.shard as a user starts it, into a directory beside its input."""
     options = [*options, "--tokenizer", given.tokenizer, "--workers", given.workers]
     options += ["--out", plain.parent / "out", "--overwrite", "--keep-eval", "--held-out", 0.1]
     return [sys.executable, "-m", "data.shard", *map(str, [plain, *options])]
 
 
-def bench_shard(place: Path, given: Settings) -> Iterator[dict]:
+def bench_shard(place: Path, given: BenchOptions) -> Iterator[dict]:
     """Whole commands, from the file to the shards; rates are of all tokens, cut off ones too."""
     plain, texts = unpack(given.inputs[0], place)
     encoder = Tokenizer.from_dir(given.tokenizer)
@@ -157,7 +157,7 @@ def bench_shard(place: Path, given: Settings) -> Iterator[dict]:
     return race("shard", "million tokens", {"encode_batch_fast": encode, **sides}, given.rounds)
 
 
-def bench_memory(place: Path, given: Settings) -> Iterator[dict]:
+def bench_memory(place: Path, given: BenchOptions) -> Iterator[dict]:
     """The peak of all processes of data.shard together, on the input and on COPIES of it.
 
     A copy has other PMIDs, and the words of each abstract in another order: no two texts are equal.
@@ -203,7 +203,7 @@ def resident(pid: int) -> list[int]:
     return [own, *(size for child in children for size in resident(int(child)))]
 
 
-def bench_sample(place: Path, given: Settings) -> Iterator[dict]:
+def bench_sample(place: Path, given: BenchOptions) -> Iterator[dict]:
     """Batches of `Corpus`."""
     torch.set_num_threads(1)
     for path in given.inputs:
@@ -238,7 +238,7 @@ def main(argv=None) -> None:
     p.add_argument("--out", type=Path, metavar="CSV")
     args = vars(p.parse_args(argv))
     what, out = args.pop("what"), args.pop("out")
-    given = Settings(**args)
+    given = BenchOptions(**args)
     if min(given.rounds, given.workers) < 1:
         raise InputError("--rounds and --workers: expected at least 1")
     if what in ("shard", "memory") and (given.tokenizer is None or len(given.inputs) > 1):

@@ -40,7 +40,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PieceRecipe:
     """All that pieces depend on, beside their block."""
 
     tokenizer: Path  # its directory
@@ -62,7 +62,7 @@ class Recipe:
 class Maker:
     """Makes pieces: built once in each process, then called for block after block."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: PieceRecipe):
         self.recipe, self.tokenizer = recipe, Tokenizer.from_dir(recipe.tokenizer)
         self.is_start = [not piece.startswith("##") for piece in self.tokenizer.pieces]  # of a word
 

@@ -27,7 +27,7 @@ import numpy as np
 from data.parallel import check_workers, n_cores
 from data.shard import leakage
 from data.shard.duplicates import EXACT, KEPT, LEAKED, OLDER, drop_exact, drop_older
-from data.shard.pieces import COUNTED, Piece, Recipe, key_hash
+from data.shard.pieces import COUNTED, Piece, PieceRecipe, key_hash
 from data.shard.records import FLAGS, blocks, check_inputs, documents
 from data.shard.workplace import TooFew, all_pieces, prepare, tokenise, workplace
 from minibio.run import fingerprint
@@ -101,7 +101,9 @@ def shard(
         tokenizer = Tokenizer.train(texts, train_tokenizer, cased)
     with workplace(out) as place:
         tokenizer.save(place / "tokenizer")
-        recipe = Recipe(place / "tokenizer", length, split_long, keep_eval, duplicates, sentences)
+        recipe = PieceRecipe(
+            place / "tokenizer", length, split_long, keep_eval, duplicates, sentences
+        )
         folders = prepare(place, inputs, recipe)
         tokenise(inputs, folders, recipe, workers, progress)
         pieces = all_pieces(inputs, folders)

@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from data.parallel import ordered
-from data.shard.pieces import Maker, Piece, Recipe
+from data.shard.pieces import Maker, Piece, PieceRecipe
 from data.shard.records import Block, blocks
 from minibio.run import fingerprint
 from minibio.run.errors import InputError
@@ -56,7 +56,7 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def prepare(place: Path, inputs: list[Path], recipe: Recipe) -> list[Path]:
+def prepare(place: Path, inputs: list[Path], recipe: PieceRecipe) -> list[Path]:
     """The folder of each input's pieces; pieces of other inputs or options are removed."""
     folders = [place / fingerprint.of_state(path) for path in inputs]
     state = place / "recipe.txt"
@@ -73,7 +73,7 @@ def prepare(place: Path, inputs: list[Path], recipe: Recipe) -> list[Path]:
 
 
 def tokenise(
-    inputs: list[Path], folders: list[Path], recipe: Recipe, workers: int, progress: bool
+    inputs: list[Path], folders: list[Path], recipe: PieceRecipe, workers: int, progress: bool
 ) -> None:
     """Make every piece that is not there yet."""
     from tqdm import tqdm

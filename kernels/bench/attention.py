@@ -50,7 +50,7 @@ EXACT = {"dropout": 0.0}  # no two sides drop the same
 SAVED = 30  # bytes that eager holds for an entry of a map at its peak, as measured in float32
 
 
-class Shape(NamedTuple):
+class AttentionShape(NamedTuple):
     """Student and teacher of one layer, as they meet: `B24-T256-H12-D32-D64`."""
 
     B: int
@@ -61,7 +61,7 @@ class Shape(NamedTuple):
     D_t: int
 
     @classmethod
-    def parse(cls, name: str) -> "Shape":
+    def parse(cls, name: str) -> "AttentionShape":
         """The shape called `name`.
 
         Raises:
@@ -91,6 +91,8 @@ class Shape(NamedTuple):
         """Entries of all maps, padding apart."""
         return self.H * sum(T * T for T in self.lengths(seed))
 
+
+parse_shape = AttentionShape.parse
 
 # Each pair of widths is one of the paper's students with its teacher. The worthiest first: time
 # may run out. The last lies off every block.
@@ -231,28 +233,30 @@ def floor(q_s, k_s, v_s, q_t, k_t, is_key, *, divergence, dropout):
 # ---- all of them
 
 
-class Problem(NamedTuple):
+class AttentionProblem(NamedTuple):
     """The numbers that every side works on, as a row."""
 
-    shape: Shape
+    shape: AttentionShape
     lengths: list[int]
     tensors: tuple[Tensor, ...]  # q_s, k_s, v_s (N, H, D_s), q_t, k_t (N, H, D_t)
     gradients: tuple[Tensor, ...]  # of out (N, H, D_s) and row_loss (N, H)
 
-    def double(self) -> "Problem":
+    def double(self) -> "AttentionProblem":
         """The same numbers in float64."""
         tensors, gradients = (tuple(x.double() for x in y) for y in (self.tensors, self.gradients))
         return self._replace(tensors=tensors, gradients=gradients)
 
 
-def problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -> Problem:
+def problem(
+    shape: AttentionShape, device: torch.device, dtype: torch.dtype, seed: int
+) -> AttentionProblem:
     """Random numbers of that shape."""
     rng = torch.Generator().manual_seed(seed)
     lengths = shape.lengths(seed)
     N, widths = sum(lengths), (shape.D_s,) * 3 + (shape.D_t,) * 2 + (shape.D_s,)
     *tensors, out = (torch.randn(N, shape.H, D, generator=rng).to(device, dtype) for D in widths)
     rows = torch.randn(N, shape.H, generator=rng).to(device)
-    return Problem(shape, lengths, tuple(tensors), (out, rows.to(wide(out[:0]).dtype)))
+    return AttentionProblem(shape, lengths, tuple(tensors), (out, rows.to(wide(out[:0]).dtype)))
 
 
 def leaves(tensors) -> list[Tensor]:
@@ -260,7 +264,7 @@ def leaves(tensors) -> list[Tensor]:
     return [x.clone().requires_grad_(i < 3) for i, x in enumerate(tensors)]
 
 
-def rivals(p: Problem, names, divergence: str, dropout: float) -> list[Contender]:
+def rivals(p: AttentionProblem, names, divergence: str, dropout: float) -> list[Contender]:
     """The sides called `names`, on rectangles."""
     device, T = p.tensors[0].device, max(p.lengths)
     if p.shape.is_ragged:
@@ -295,7 +299,7 @@ def rivals(p: Problem, names, divergence: str, dropout: float) -> list[Contender
     return found
 
 
-def ours(p: Problem, impls, divergence: str, dropout: float) -> list[Contender]:
+def ours(p: AttentionProblem, impls, divergence: str, dropout: float) -> list[Contender]:
     """`kernels.attention_kl` by each implementation, on the row."""
     if not impls:
         return []
@@ -318,12 +322,12 @@ def ours(p: Problem, impls, divergence: str, dropout: float) -> list[Contender]:
     ]  # fmt: skip
 
 
-def sides(p: Problem, names, impls, *, divergence: str, dropout: float) -> list[Contender]:
+def sides(p: AttentionProblem, names, impls, *, divergence: str, dropout: float) -> list[Contender]:
     """Every way of `names` (of RIVALS) and `impls` to compute the same from the same numbers."""
     return rivals(p, names, divergence, dropout) + ours(p, impls, divergence, dropout)
 
 
-def work(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:
+def work(shape: AttentionShape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:
     """{pass: (floating-point operations, bytes)} that the operation cannot do without.
 
     Products of matrices at the entries of real tokens, two operations each: forward the scores of
@@ -347,6 +351,7 @@ def work(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, 
 
 def add_options(p: ArgumentParser) -> None:
     """Options of this operation only."""
+    p.add_argument("--shapes", nargs="+", metavar="NAME", help=AttentionShape.__doc__)
     p.add_argument("--divergence", choices=kernels.DIVERGENCES, default="kl_st")
     p.add_argument("--dropout", type=float, default=0.1, help="share (default: 0.1, as BERT's)")
 
@@ -370,10 +375,10 @@ BLOCKS = ((32, 32), (32, 64), (64, 32), (64, 64), (64, 128), (128, 32), (128, 64
 
 def candidates() -> list:
     """The configurations tried for each kernel, as `pick_config` gives them."""
-    from kernels.triton_attention import Config
+    from kernels.triton_attention import AttentionConfig
 
     return [
-        Config(*block, num_warps=warps, num_stages=stages)
+        AttentionConfig(*block, num_warps=warps, num_stages=stages)
         for block in BLOCKS
         for warps in (4, 8)
         for stages in (2, 3)
@@ -395,7 +400,7 @@ def using(kernel: str, config):
         triton_attention.pick_config = own
 
 
-def chosen(kernel: str, shape: Shape, divergence: str, dtype: torch.dtype):
+def chosen(kernel: str, shape: AttentionShape, divergence: str, dtype: torch.dtype):
     """The configuration in use."""
     from kernels.triton_attention import pick_config
 

@@ -38,7 +38,7 @@ LOSSES = ("both", "ce", "kd")
 SAVED = 20  # bytes that eager holds for a logit at its peak, in float32
 
 
-class Shape(NamedTuple):
+class MLMShape(NamedTuple):
     """Predicted tokens, word pieces, widths of student and teacher: `M922-V28996-d312-d768`."""
 
     M: int
@@ -47,7 +47,7 @@ class Shape(NamedTuple):
     d_t: int
 
     @classmethod
-    def parse(cls, name: str) -> "Shape":
+    def parse(cls, name: str) -> "MLMShape":
         """The shape called `name`.
 
         Raises:
@@ -65,6 +65,8 @@ class Shape(NamedTuple):
     def __str__(self) -> str:
         return f"M{self.M}-V{self.V}-d{self.d_s}-d{self.d_t}"
 
+
+parse_shape = MLMShape.parse
 
 # The paper's masked tokens at 24 and 192 sequences of 256; Eq. 8 scores every token. The worthiest
 # first: time may run out.
@@ -166,19 +168,19 @@ def missing(name: str, device: torch.device, loss: str) -> str:
 # ---- all of them
 
 
-class Problem(NamedTuple):
+class MLMProblem(NamedTuple):
     """The numbers that every side works on."""
 
-    shape: Shape
+    shape: MLMShape
     tensors: tuple[Tensor, ...]  # h_s (M, d_s), E_s (V, d_s), b_s (V,), h_t, E_t, b_t
     labels: Tensor  # (M,)
 
-    def double(self) -> "Problem":
+    def double(self) -> "MLMProblem":
         """The same numbers in float64."""
         return self._replace(tensors=tuple(x.double() for x in self.tensors))
 
 
-def problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -> Problem:
+def problem(shape: MLMShape, device: torch.device, dtype: torch.dtype, seed: int) -> MLMProblem:
     """Random numbers of that shape; logits of a deviation of about 1. The last word is a label."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -191,10 +193,10 @@ def problem(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -
     ]  # fmt: skip
     labels = torch.randint(shape.V, (shape.M,), generator=rng)
     labels[0] = shape.V - 1
-    return Problem(shape, tuple(tensors), labels.to(device))
+    return MLMProblem(shape, tuple(tensors), labels.to(device))
 
 
-def sides(p: Problem, names, impls, **options) -> list[Contender]:
+def sides(p: MLMProblem, names, impls, **options) -> list[Contender]:
     """Every way of `names` (of RIVALS) and `impls` to compute the same from the same numbers."""
     device, dtype = p.tensors[0].device, p.tensors[2].dtype
     tensors = [x.clone().requires_grad_(i < 3) for i, x in enumerate(p.tensors)]
@@ -232,7 +234,7 @@ def sides(p: Problem, names, impls, **options) -> list[Contender]:
     ]  # fmt: skip
 
 
-def work(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:
+def work(shape: MLMShape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:
     """{pass: (floating-point operations, bytes)} that the operation cannot do without.
 
     The products: logits of both models, gradients of the student's hidden states and table. Bytes
@@ -251,6 +253,7 @@ def work(shape: Shape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, 
 
 def add_options(p: ArgumentParser) -> None:
     """Options of this operation only."""
+    p.add_argument("--shapes", nargs="+", metavar="NAME", help=MLMShape.__doc__)
     p.add_argument("--loss", choices=LOSSES, default="both", help="(default: both)")
     p.add_argument("--divergence", choices=ROW_DIVERGENCES, default="kl_ts")
     p.add_argument("--temperature", type=float, default=2.0, help="of kd (default: 2)")
@@ -274,9 +277,11 @@ TUNED_SHAPES = ["M7373-V30522-d312-d768", "M922-V28996-d312-d768"]
 
 def candidates() -> list:
     """The configurations tried, as `pick_config` gives them."""
-    from kernels.triton_mlm import Config
+    from kernels.triton_mlm import RowsConfig
 
-    return [Config(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (4, 8, 16)]
+    return [
+        RowsConfig(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (4, 8, 16)
+    ]
 
 
 @contextmanager
@@ -292,7 +297,7 @@ def using(kernel: str, config):
         triton_mlm.pick_config = own
 
 
-def chosen(kernel: str, shape: Shape, divergence: str, dtype: torch.dtype):
+def chosen(kernel: str, shape: MLMShape, divergence: str, dtype: torch.dtype):
     """The configuration in use."""
     from kernels.triton_mlm import pick_config
 

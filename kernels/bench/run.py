@@ -189,7 +189,7 @@ def check(bench: Benchmark) -> dict[str, str]:
     """{side: its fault}, from small problems without randomness."""
     operation, faults = bench.operation, {}
     for name in operation.CHECKED:
-        problem = bench.problem(operation.Shape.parse(name))
+        problem = bench.problem(operation.parse_shape(name))
         options = {**bench.options, **operation.EXACT}
         (truth,) = operation.sides(problem.double(), (), ["reference"], **options)
         for side in bench.sides(problem, **operation.EXACT):
@@ -258,7 +258,7 @@ def print_faults(bench: Benchmark) -> dict[str, str]:
 def only_check(bench: Benchmark) -> bool:
     """Check the sides and name those that are right; whether all are."""
     faults = print_faults(bench)
-    sides = bench.sides(bench.problem(bench.operation.Shape.parse(bench.operation.CHECKED[0])))
+    sides = bench.sides(bench.problem(bench.operation.parse_shape(bench.operation.CHECKED[0])))
     compared = (side.name for side in sides if side.is_equal and not side.missing)
     equal = [name for name in compared if name not in faults]
     print(f"equal to the definition: {', '.join(equal) or 'none'}")
@@ -334,7 +334,6 @@ def main(argv=None) -> int:
     commands = parser.add_subparsers(dest="op", required=True, metavar="OPERATION")
     for op, operation in OPERATIONS.items():
         p = commands.add_parser(op, description=operation.__doc__.split("\n")[0])
-        p.add_argument("--shapes", nargs="+", metavar="NAME", help=operation.Shape.__doc__)
         p.add_argument("--sides", nargs="*", choices=operation.RIVALS, help="rivals (default: all)")
         p.add_argument("--impl", nargs="+", help="ours (default: all that run on the device)")
         p.add_argument("--dtype", choices=DTYPES, help="default: float32, on a GPU bfloat16")
@@ -358,7 +357,7 @@ def main(argv=None) -> int:
         else:
             impls = pick_impls(operation.KERNEL, args.impl, device, DTYPES[dtype])
         default = operation.TUNED_SHAPES if args.tune else operation.SHAPES[device.type]
-        shapes = [operation.Shape.parse(name) for name in args.shapes or default]
+        shapes = [operation.parse_shape(name) for name in args.shapes or default]
         options = {name: getattr(args, name) for name in operation.OPTIONS}
         operation.check_options(**options)
         table = Table(args.out, describe(device))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 TEACHER = "BioBERT-v1.1"
 
 
-class Table(NamedTuple):
+class PaperTable(NamedTuple):
     """One table: for each task and metric a figure for each model."""
 
     models: tuple[str, ...]
@@ -24,7 +24,7 @@ CONTINUED = ("DistilBERT", "TinyBERT", "MobileBERT", "BioDistilBERT", "BioTinyBE
              "BioMobileBERT")  # fmt: skip
 
 TABLES = {
-    1: Table(DISTILLED, {
+    1: PaperTable(DISTILLED, {
         "NCBI-disease": {
             "P": (85.02, 86.74, 86.91, 82.11, 87.23),
             "R": (87.78, 89.14, 90.50, 88.57, 90.07),
@@ -66,7 +66,7 @@ TABLES = {
             "F": (72.03, 74.72, 75.70, 69.59, 77.87),
         },
     }),
-    2: Table(CONTINUED, {
+    2: PaperTable(CONTINUED, {
         "NCBI-disease": {
             "P": (85.02, 79.59, 84.29, 86.93, 80.41, 86.36),
             "R": (87.78, 81.36, 88.07, 88.31, 85.66, 88.07),
@@ -108,7 +108,7 @@ TABLES = {
             "F": (72.03, 66.33, 74.56, 74.68, 70.68, 75.22),
         },
     }),
-    3: Table(DISTILLED, {
+    3: PaperTable(DISTILLED, {
         "GAD": {
             "P": (77.60, 78.76, 80.18, 77.20, 79.82),
             "R": (88.15, 93.03, 91.63, 88.50, 95.12),
@@ -120,7 +120,7 @@ TABLES = {
             "F": (47.52, 49.79, 52.46, 30.33, 52.32),
         },
     }),
-    4: Table(CONTINUED, {
+    4: PaperTable(CONTINUED, {
         "GAD": {
             "P": (77.60, 71.42, 76.31, 81.36, 74.22, 78.50),
             "R": (88.15, 80.13, 90.94, 91.28, 83.27, 91.63),
@@ -132,14 +132,14 @@ TABLES = {
             "F": (47.52, 23.18, 47.92, 51.48, 25.54, 51.03),
         },
     }),
-    5: Table(DISTILLED, {
+    5: PaperTable(DISTILLED, {
         "BioASQ 7b": {
             "S": (20.98, 20.98, 22.83, 20.98, 24.07),
             "L": (29.62, 28.39, 29.01, 30.86, 34.56),
             "M": (24.34, 23.79, 25.06, 25.05, 28.41),
         },
     }),
-    6: Table(CONTINUED, {
+    6: PaperTable(CONTINUED, {
         "BioASQ 7b": {
             "S": (20.98, 21.60, 27.77, 25.92, 20.37, 29.01),
             "L": (29.62, 29.62, 40.74, 38.88, 32.09, 38.88),

@@ -28,7 +28,7 @@ KINDS = {"ner": (1, 2), "relation": (3, 4), "qa": (5, 6)}  # -> numbers of its t
 MAIN = {"ner": "F words", "relation": "F", "qa": "M"}
 
 
-class Score(NamedTuple):
+class MeanScore(NamedTuple):
     """A mean over seeds."""
 
     mean: float
@@ -66,9 +66,9 @@ def by_seed(runs: Sequence[Run]) -> Cells:
     }
 
 
-def score(seeds: Seeds) -> Score | None:
+def score(seeds: Seeds) -> MeanScore | None:
     """Mean and interval; None without a seed."""
-    return Score(*interval(list(seeds.values())), tuple(seeds)) if seeds else None
+    return MeanScore(*interval(list(seeds.values())), tuple(seeds)) if seeds else None
 
 
 def share(student: Seeds, teacher: Seeds) -> Seeds:
@@ -97,9 +97,9 @@ class Cell(NamedTuple):
     row: str
     metric: str
     model: str
-    ours: Score | None
+    ours: MeanScore | None
     paper: float | None  # fraction of 1
-    share: Score | None  # of the teacher's
+    share: MeanScore | None  # of the teacher's
     paper_share: float | None
 
 
@@ -176,7 +176,7 @@ def overall(runs: Sequence[Run], teacher: str) -> list[Cell]:
     return found
 
 
-def both(ours: Score | None, theirs: float | None) -> str:
+def both(ours: MeanScore | None, theirs: float | None) -> str:
     """`87.93 ± 0.41 [88.67]`: ours, its interval, the paper's."""
     half = None if ours is None else ours.half_width
     return (
@@ -221,7 +221,7 @@ def write_csv(path: Path, found: Sequence[Cell]) -> None:
     head = ["table", "row", "metric", "model", "mean", "half_width", "seeds", "paper",
             "share", "share_half_width", "share_seeds", "paper_share"]  # fmt: skip
 
-    def columns(x: Score | None) -> list:
+    def columns(x: MeanScore | None) -> list:
         if x is None:
             return ["", "", ""]
         half = "" if x.half_width is None else f"{x.half_width:.6f}"

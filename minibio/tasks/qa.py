@@ -60,7 +60,7 @@ class Passage(NamedTuple):
         return match[1] if match else self.id
 
 
-class Window(NamedTuple):
+class PassageWindow(NamedTuple):
     """A passage as the model reads it, or a part of one too long for it."""
 
     passage: int  # which one
@@ -262,7 +262,7 @@ def without_overlap(
 
 def make_windows(
     passages: Sequence[Passage], tokenizer: Tokenizer, length: int = 384, stride: int = 128
-) -> list[Window]:
+) -> list[PassageWindow]:
     """Passages as token ids, in order; every piece of a context is in some window.
 
     Args:
@@ -292,7 +292,7 @@ def make_windows(
             ]
             tokens = [*head, *pieces.ids[a:b], tokenizer.sep_id]
             windows.append(
-                Window(i, tokens, len(head), pieces.words[a:b], pieces.word_spans, answers)
+                PassageWindow(i, tokens, len(head), pieces.words[a:b], pieces.word_spans, answers)
             )
     return windows
 
@@ -304,12 +304,14 @@ def cuts(n: int, room: int, stride: int) -> list[tuple[int, int]]:
     return [(a, min(n, a + room)) for a in starts]
 
 
-def training_pairs(windows: Sequence[Window]) -> list[tuple[Window, tuple[int, int]]]:
+def training_pairs(windows: Sequence[PassageWindow]) -> list[tuple[PassageWindow, tuple[int, int]]]:
     """Each window with each of its answers; with (0, 0), [CLS], where it has none (F61)."""
     return [(window, answer) for window in windows for answer in window.answers or [(0, 0)]]
 
 
-def collate(windows: Sequence[Window], answers: Sequence[tuple[int, int]] | None = None) -> Batch:
+def collate(
+    windows: Sequence[PassageWindow], answers: Sequence[tuple[int, int]] | None = None
+) -> Batch:
     """Windows as one row.
 
     Args:
@@ -321,7 +323,7 @@ def collate(windows: Sequence[Window], answers: Sequence[tuple[int, int]] | None
 
 
 def predict(
-    model: nn.Module, windows: Sequence[Window], B: int, device, autocast
+    model: nn.Module, windows: Sequence[PassageWindow], B: int, device, autocast
 ) -> list[np.ndarray]:
     """(P, 2) float32 a window: the logits of its P context pieces, for first and for last.
 
@@ -340,7 +342,7 @@ def predict(
 
 
 def decode(
-    windows: Sequence[Window], logits: Sequence[np.ndarray], n: int = 20, longest: int = 30
+    windows: Sequence[PassageWindow], logits: Sequence[np.ndarray], n: int = 20, longest: int = 30
 ) -> list[Span]:
     """The n best spans of words of one passage, the best first.
 
@@ -383,7 +385,7 @@ def decode(
 
 def rank(
     passages: Sequence[Passage],
-    windows: Sequence[Window],
+    windows: Sequence[PassageWindow],
     logits: Sequence[np.ndarray],
     order: str = "pooled",
     n: int = 5,
@@ -556,10 +558,10 @@ class QaTask(Task):
         counts = f"questions: {sizes}; answers of train: {n:,}"
         self.print_sets(counts, {k: [p.context for p in x] for k, x in sets.items()}, "passages")
 
-    def windows(self, passages: Sequence[Passage]) -> list[Window]:
+    def windows(self, passages: Sequence[Passage]) -> list[PassageWindow]:
         return make_windows(passages, self.tokenizer, self.recipe.length, self.stride)
 
-    def collate(self, examples: Sequence[tuple[Window, tuple[int, int]]]) -> Batch:
+    def collate(self, examples: Sequence[tuple[PassageWindow, tuple[int, int]]]) -> Batch:
         return collate([window for window, _ in examples], [answer for _, answer in examples])
 
     def test(self, model: Model, out: Path) -> dict:

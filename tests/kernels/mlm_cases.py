@@ -102,8 +102,8 @@ def cut_small(monkeypatch, size=8):
     from kernels import triton_mlm, triton_stream
 
     n = max(size, 16) if DEVICE == "cuda" else size
-    monkeypatch.setattr(triton_mlm, "pick_config", lambda *_: triton_mlm.Config(2 * n, 4))
-    config = triton_stream.Config(n, 2 * n, n, n, 4, 1)
+    monkeypatch.setattr(triton_mlm, "pick_config", lambda *_: triton_mlm.RowsConfig(2 * n, 4))
+    config = triton_stream.StreamConfig(n, 2 * n, n, n, 4, 1)
     monkeypatch.setattr(triton_stream, "pick_config", lambda *_: config)
 
 

@@ -35,7 +35,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def cut_into(size, monkeypatch):
     """Blocks of `size` queries and keys; a GPU's products want sixteen."""
     size = max(size, 16) if DEVICE == "cuda" else size
-    config = triton_attention.Config(size, size, 4, 1)
+    config = triton_attention.AttentionConfig(size, size, 4, 1)
     monkeypatch.setattr(triton_attention, "pick_config", lambda *_: config)
     monkeypatch.setattr(torch_attention, "MAP_ENTRIES", 2 * size**2)
     monkeypatch.setattr(torch_attention, "MAP_ENTRIES_GPU", 2 * size**2)

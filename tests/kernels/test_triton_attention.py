@@ -25,7 +25,7 @@ from kernels import attention_ops, reference
 from kernels.reference import DIVERGENCES
 
 triton_attention = pytest.importorskip("kernels.triton_attention", reason="needs Triton")
-Config = triton_attention.Config
+AttentionConfig = triton_attention.AttentionConfig
 
 
 def cut_into(config, monkeypatch):
@@ -53,7 +53,7 @@ def test_padded_width(D, padded):
 def test_blocks_need_not_be_square(divergence, blocks, monkeypatch):
     if DEVICE == "cuda":
         blocks = tuple(2 * n for n in blocks)
-    cut_into(Config(*blocks, 4, 1), monkeypatch)
+    cut_into(AttentionConfig(*blocks, 4, 1), monkeypatch)
     lengths = (17, 9)
     qkv, teacher = tensors((lengths, 1, 4, 6), F64)
     qkv_64 = [x.detach().requires_grad_() for x in qkv]
@@ -98,7 +98,7 @@ def test_the_drawn_mask_is_the_hash_of_seed_row_and_key(divergence, impl, monkey
     qkv_64 = [x.detach().requires_grad_() for x in qkv]
     for size in (16, 32):
         truth = compute("reference", qkv_64, teacher, lengths, divergence, dropout=p, keep=keep)
-        cut_into(Config(size, size, 4, 1), monkeypatch)
+        cut_into(AttentionConfig(size, size, 4, 1), monkeypatch)
         got = compute(impl, qkv, teacher, lengths, divergence, dropout=p)
         assert_as_truth(got, qkv, truth, qkv_64, LIMIT[F64])
 
@@ -129,7 +129,7 @@ def test_offsets_do_not_wrap_at_two_thousand_million(impl, dtype, monkeypatch):
     big = storage.as_strided((N, H, D), (stride, D, 1))
     small = torch.randn(N, H, D, device=DEVICE).to(dtype)
     big.copy_(small)
-    cut_into(Config(16, 16, 4, 1), monkeypatch)
+    cut_into(AttentionConfig(16, 16, 4, 1), monkeypatch)
     for place in range(5):
         tensors = [small] * 5
         tensors[place] = big

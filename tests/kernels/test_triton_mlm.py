@@ -14,7 +14,7 @@ OPTIONS = {"temperature": 1.5, "divergence": "kl_ts"}
 
 
 def cut_into(BLOCK_V, monkeypatch):
-    monkeypatch.setattr(triton_mlm, "pick_config", lambda *_: triton_mlm.Config(BLOCK_V, 4))
+    monkeypatch.setattr(triton_mlm, "pick_config", lambda *_: triton_mlm.RowsConfig(BLOCK_V, 4))
 
 
 @pytest.mark.parametrize("dtype", [F64, F32, F16, B16], ids=str)
@@ -139,7 +139,7 @@ def test_on_the_gpu_no_less_accurate_than_plain_pytorch(size, dtype, T, impl):
                                     (x_t.float() / T).log_softmax(-1),
                                     log_target=True, reduction="none").sum(-1)  # fmt: skip
     kd = T**2 * (kd * is_counted).sum() / is_counted.sum()
-    plain = kernels.MaskedLM(ce + kd, ce, kd)
+    plain = kernels.MaskedLMLosses(ce + kd, ce, kd)
     results = [[*x, *gradients(x, c)] for x, c in ((truth, wide), (ours, case), (plain, case))]
     for name, z, x, y in zip((*plain._fields, *case.names), *results, strict=True):
         error, of_plain = ((w.double() - z).abs().max() / z.abs().max() for w in (x, y))

@@ -35,7 +35,7 @@ def test_shares_and_blocks_of_any_size(programs, monkeypatch):
     """One share or one a block; blocks that are not square; two pieces of every gradient."""
     monkeypatch.setattr(triton_stream, "PROGRAMS", programs)
     n = 16 if DEVICE == "cuda" else 4
-    config = triton_stream.Config(2 * n, n, 4 * n, n, 4, 1)
+    config = triton_stream.StreamConfig(2 * n, n, 4 * n, n, 4, 1)
     monkeypatch.setattr(triton_stream, "pick_config", lambda *_: config)
     case = case_of((9, 11, (3, 6), (5,)))
     assert_as_truth("triton-stream", case, LIMIT[F64], temperature=1.5)

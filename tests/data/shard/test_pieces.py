@@ -15,7 +15,7 @@ from data.shard.pieces import (
     SENTENCE_END,
     Maker,
     Piece,
-    Recipe,
+    PieceRecipe,
     key_hash,
     split,
     text_hash,
@@ -44,7 +44,7 @@ def tokenizer_dir(tmp_path_factory):
 def recipe(path, **changes):
     options = {"length": 12, "split_long": False, "keep_eval": False, "duplicates": "keep",
                "sentences": None}  # fmt: skip
-    return Recipe(tokenizer=path, **{**options, **changes})
+    return PieceRecipe(tokenizer=path, **{**options, **changes})
 
 
 def make(tokenizer_dir, tmp_path, records=RECORDS, **changes):

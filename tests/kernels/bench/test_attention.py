@@ -10,7 +10,15 @@ import torch
 from helpers import LIMIT, assert_near
 from kernels import reference
 from kernels.bench import attention as bench_attention
-from kernels.bench.attention import CHECKED, SHAPES, TUNED_SHAPES, Shape, problem, sides, work
+from kernels.bench.attention import (
+    CHECKED,
+    SHAPES,
+    TUNED_SHAPES,
+    AttentionShape,
+    problem,
+    sides,
+    work,
+)
 from kernels.bench.timing import compiler_missing
 from kernels.reference import DIVERGENCES
 
@@ -39,7 +47,7 @@ def definition(p, divergence):
 @every_shape
 @pytest.mark.parametrize("rival", ["eager", "stock"])
 def test_rivals_equal_the_definition_in_value_and_gradient(rival, name, divergence):
-    p = problem(Shape.parse(name), CPU, F64, seed=1)
+    p = problem(AttentionShape.parse(name), CPU, F64, seed=1)
     side = one_side(p, rival, divergence)
     outputs, gradients = side.both()
     got = [side.to_row(x) for x in (*outputs, *gradients)]
@@ -51,7 +59,7 @@ def test_rivals_equal_the_definition_in_value_and_gradient(rival, name, divergen
 @pytest.mark.parametrize("impl", ["reference", "torch", "triton"])
 def test_ours_equal_stock(impl, divergence):
     """Kernel against decomposition, without the reference between them."""
-    p = problem(Shape.parse("B3-R17-H2-D8-D12"), CPU, F64, seed=2)
+    p = problem(AttentionShape.parse("B3-R17-H2-D8-D12"), CPU, F64, seed=2)
     stock = one_side(p, "stock", divergence)
     (ours,) = sides(p, (), [impl], divergence=divergence, dropout=0.0)
     for x, y in zip(ours.both(), stock.both(), strict=True):
@@ -62,7 +70,7 @@ def test_ours_equal_stock(impl, divergence):
 @every_divergence
 @pytest.mark.parametrize("rival", ["eager", "stock"])
 def test_dropout_falls_on_the_output_alone(rival, divergence):
-    p = problem(Shape.parse("B2-R40-H2-D8-D8"), CPU, F64, seed=3)
+    p = problem(AttentionShape.parse("B2-R40-H2-D8-D8"), CPU, F64, seed=3)
     side = one_side(p, rival, divergence, dropout=0.5)
     out, rows = side.forward()
     true_out, true_rows, *_ = definition(p, divergence)
@@ -75,7 +83,7 @@ def test_dropout_falls_on_the_output_alone(rival, divergence):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_floor_is_attention_alone(dropout):
-    p = problem(Shape.parse("B3-R40-H2-D8-D16"), CPU, F64, seed=4)
+    p = problem(AttentionShape.parse("B3-R40-H2-D8-D16"), CPU, F64, seed=4)
     side = one_side(p, "floor", dropout=dropout)  # on a CPU without it
     (out,), gradients = side.both()
     leaves = [x.clone().requires_grad_() for x in p.tensors[:3]]
@@ -88,7 +96,7 @@ def test_the_floor_is_attention_alone(dropout):
 
 
 def test_the_floor_runs_the_teacher_too(monkeypatch):
-    p = problem(Shape.parse("B2-T9-H2-D8-D16"), CPU, F64, seed=4)
+    p = problem(AttentionShape.parse("B2-T9-H2-D8-D16"), CPU, F64, seed=4)
     widths, fused = [], bench_attention.fused_attention
     monkeypatch.setattr(
         bench_attention,
@@ -100,7 +108,7 @@ def test_the_floor_runs_the_teacher_too(monkeypatch):
 
 
 def test_sides_share_numbers_and_not_tensors():
-    p = problem(Shape.parse("B3-R40-H2-D8-D16"), CPU, torch.float32, seed=5)
+    p = problem(AttentionShape.parse("B3-R40-H2-D8-D16"), CPU, torch.float32, seed=5)
     found = sides(p, ("eager", "stock"), ["reference", "torch"], divergence="kl_st", dropout=0.0)
     assert [s.name for s in found] == ["eager", "stock", "reference", "torch"]
     assert [s.is_ours for s in found] == [False, False, True, True]
@@ -110,12 +118,12 @@ def test_sides_share_numbers_and_not_tensors():
             assert x.data_ptr() != y.data_ptr()
         for x, y in zip(side.gradients, p.gradients, strict=True):
             assert torch.equal(side.to_row(x), y)
-    again = problem(Shape.parse("B3-R40-H2-D8-D16"), CPU, torch.float32, seed=5)
+    again = problem(AttentionShape.parse("B3-R40-H2-D8-D16"), CPU, torch.float32, seed=5)
     assert all(torch.equal(x, y) for x, y in zip(p.tensors, again.tensors, strict=True))
 
 
 def test_the_rectangle_of_a_ragged_row_is_in_eights_and_its_padding_zero():
-    p = problem(Shape.parse("B4-R27-H2-D8-D8"), CPU, torch.float32, seed=0)
+    p = problem(AttentionShape.parse("B4-R27-H2-D8-D8"), CPU, torch.float32, seed=0)
     side = one_side(p, "eager")
     q = side.inputs[0]
     assert q.shape == (4, -(-max(p.lengths) // 8) * 8, 2, 8)
@@ -123,19 +131,21 @@ def test_the_rectangle_of_a_ragged_row_is_in_eights_and_its_padding_zero():
 
 
 def test_double_is_the_same_numbers():
-    p = problem(Shape.parse("B2-T5-H2-D4-D6"), CPU, torch.bfloat16, seed=0)
+    p = problem(AttentionShape.parse("B2-T5-H2-D4-D6"), CPU, torch.bfloat16, seed=0)
     assert p.gradients[1].dtype == torch.float32  # losses are never in half precision
     for x, y in zip((*p.tensors, *p.gradients), (*p.double().tensors, *p.double().gradients)):  # noqa: B905
         assert y.dtype == F64 and torch.equal(x.double(), y)
 
 
 def test_shapes_have_names():
-    shape = Shape.parse("B24-R256-H12-D26-D64")
-    assert shape == Shape(24, 256, True, 12, 26, 64) and str(shape) == "B24-R256-H12-D26-D64"
+    shape = AttentionShape.parse("B24-R256-H12-D26-D64")
+    assert (
+        shape == AttentionShape(24, 256, True, 12, 26, 64) and str(shape) == "B24-R256-H12-D26-D64"
+    )
     for name in (*SHAPES["cuda"], *SHAPES["cpu"], *CHECKED, *TUNED_SHAPES):
-        assert str(Shape.parse(name)) == name
-    assert Shape.parse("B3-T5-H2-D4-D4").lengths(0) == [5, 5, 5]
-    assert Shape.parse("B3-T5-H2-D4-D4").pairs(0) == 150
+        assert str(AttentionShape.parse(name)) == name
+    assert AttentionShape.parse("B3-T5-H2-D4-D4").lengths(0) == [5, 5, 5]
+    assert AttentionShape.parse("B3-T5-H2-D4-D4").pairs(0) == 150
 
 
 @pytest.mark.parametrize(
@@ -143,22 +153,22 @@ def test_shapes_have_names():
 )
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match=r"--shapes has .*expected B24-T256-H12-D32-D64"):
-        Shape.parse(name)
+        AttentionShape.parse(name)
 
 
 def test_the_shapes_of_the_paper_are_measured():
-    found = {Shape.parse(name) for name in SHAPES["cuda"]}
+    found = {AttentionShape.parse(name) for name in SHAPES["cuda"]}
     for B in (24, 192):
         for longest, is_ragged in ((128, False), (256, False), (512, False), (256, True)):
             for widths in ((12, 32, 64), (12, 64, 64), (4, 32, 256)):
-                assert Shape(B, longest, is_ragged, *widths) in found
+                assert AttentionShape(B, longest, is_ragged, *widths) in found
     assert any(s.B % 2 and s.longest == 250 and s.D_s == 26 for s in found)
-    assert Shape(8, 256, False, 12, 64, 64) in map(Shape.parse, SHAPES["cpu"])
+    assert AttentionShape(8, 256, False, 12, 64, 64) in map(AttentionShape.parse, SHAPES["cpu"])
 
 
 def test_work_by_hand():
     """The budget of BERT-base's layer at B = 192 in half precision: 58 and 116 GFLOP."""
-    got = work(Shape.parse("B192-T256-H12-D64-D64"), torch.bfloat16, 0)
+    got = work(AttentionShape.parse("B192-T256-H12-D64-D64"), torch.bfloat16, 0)
     pairs, row = 192 * 12 * 256**2, 192 * 256 * 12
     assert got["forward"] == (pairs * 384, row * (6 * 64 * 2 + 3 * 4))
     assert got["backward"] == (pairs * 768, row * (10 * 64 * 2 + 4 * 4))
@@ -168,7 +178,7 @@ def test_work_by_hand():
 
 def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setattr(bench_attention, "compiler_missing", lambda device: "no C++ compiler")
-    p = problem(Shape.parse("B2-T5-H2-D4-D4"), CPU, torch.float32, 0)
+    p = problem(AttentionShape.parse("B2-T5-H2-D4-D4"), CPU, torch.float32, 0)
     assert one_side(p, "compile").missing == "no C++ compiler"
 
 
@@ -176,7 +186,7 @@ def test_without_a_compiler_it_says_so(monkeypatch):
 @pytest.mark.skipif(bool(compiler_missing(CPU)), reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", CHECKED)
 def test_the_compiled_rival_equals_the_definition(name):
-    p = problem(Shape.parse(name), CPU, F64, seed=1)
+    p = problem(AttentionShape.parse(name), CPU, F64, seed=1)
     side = one_side(p, "compile")
     outputs, gradients = side.both()
     got = [side.to_row(x) for x in (*outputs, *gradients)]
@@ -186,7 +196,7 @@ def test_the_compiled_rival_equals_the_definition(name):
 
 def test_block_sizes_are_tried_for_one_kernel_and_given_back():
     triton_attention = pytest.importorskip("kernels.triton_attention")
-    own, shape = triton_attention.pick_config, Shape.parse("B2-T5-H2-D8-D8")
+    own, shape = triton_attention.pick_config, AttentionShape.parse("B2-T5-H2-D8-D8")
     usual = {k: bench_attention.chosen(k, shape, "kl_st", F64) for k in bench_attention.TUNED}
     tried = bench_attention.candidates()
     assert len(set(tried)) == len(tried) > 20

@@ -10,7 +10,7 @@ from kernels.bench import mlm as bench_mlm
 from kernels.bench import run as bench
 
 CPU = torch.device("cpu")
-SHAPE = bench_mlm.Shape.parse("M7-V23-d5-d6")
+SHAPE = bench_mlm.MLMShape.parse("M7-V23-d5-d6")
 
 
 def sides_of(loss="both", divergence="kl_ts", temperature=2.0, names=bench_mlm.RIVALS):
@@ -55,7 +55,7 @@ def test_the_floor_makes_the_four_products_and_no_loss():
 @pytest.mark.parametrize("name", ["M7-V23-d5", "M0-V23-d5-d6", "B7-V23-d5-d6"])
 def test_names_that_are_no_shape(name):
     with pytest.raises(ValueError, match="--shapes has .* expected M922-V28996-d312-d768"):
-        bench_mlm.Shape.parse(name)
+        bench_mlm.MLMShape.parse(name)
 
 
 def test_the_command_writes_a_table(tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 from kernels import cuda_build
 from kernels.bench import attention as bench_attention
 from kernels.bench import run as bench
-from kernels.bench.attention import SHAPES, Shape
+from kernels.bench.attention import SHAPES, AttentionShape
 from kernels.bench.timing import Contender
 
 TOY = ("B2-T9-H2-D6-D8", "B3-R24-H2-D8-D8")
@@ -51,7 +51,7 @@ def test_a_table_from_end_to_end(tmp_path, capsys):
 
 def test_the_figures_of_a_row_belong_together(tmp_path):
     _, rows = run(tmp_path)
-    work = bench_attention.work(Shape.parse(TOY[0]), torch.float32, 0)
+    work = bench_attention.work(AttentionShape.parse(TOY[0]), torch.float32, 0)
     for side in ("eager", "torch"):
         forward, backward, both = (only(rows, side, name) for name in bench.PASSES)
         ms = [float(r["ms_p50"]) for r in (forward, backward, both)]
@@ -257,17 +257,20 @@ def test_bad_options_give_one_line_and_status_2(options, expected, capsys):
 
 
 def test_defaults_of_a_cpu_fit_two_minutes_and_have_what_is_asked_of_them():
-    found = [Shape.parse(name) for name in SHAPES["cpu"]]
+    found = [AttentionShape.parse(name) for name in SHAPES["cpu"]]
     assert sum(s.pairs(0) for s in found) < 30e6  # as measured: a minute and a half on one core
     assert any(s.longest == 512 for s in found) and any(s.is_ragged for s in found)
-    assert Shape.parse("B8-T256-H12-D64-D64") in found
+    assert AttentionShape.parse("B8-T256-H12-D64-D64") in found
 
 
 def test_block_sizes_are_timed(tmp_path, monkeypatch, capsys):
     pytest.importorskip("kernels.triton_attention")
-    from kernels.triton_attention import Config
+    from kernels.triton_attention import AttentionConfig
 
-    tried = [Config(16, 16, 4, 1), Config(16, 17, 4, 1)]  # the second is no power of two
+    tried = [
+        AttentionConfig(16, 16, 4, 1),
+        AttentionConfig(16, 17, 4, 1),
+    ]  # the second is no power of two
     monkeypatch.setattr(bench_attention, "candidates", lambda: tried)
     out = tmp_path / "tune.csv"
     status = bench.main([

@@ -96,7 +96,7 @@ def test_the_papers_layout_and_what_only_we_have():
 
 
 def test_cells_as_people_read_them():
-    score = tables.Score(0.8793, 0.0041, (0, 1))
+    score = tables.MeanScore(0.8793, 0.0041, (0, 1))
     assert tables.both(score, 0.8867) == "87.93 ± 0.41 [88.67]"
     assert tables.both(score._replace(half_width=None), None) == "87.93"
     assert (tables.both(None, 0.5), tables.both(None, None)) == ("- [50.00]", "-")

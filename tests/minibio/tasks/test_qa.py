@@ -17,7 +17,7 @@ from minibio.model.heads import Model
 from minibio.run.errors import InputError
 from minibio.run.files import write_json
 from minibio.tasks import metrics, qa
-from minibio.tasks.qa import Answer, Passage, Window
+from minibio.tasks.qa import Answer, Passage, PassageWindow
 from minibio.text.tokenizer import Tokenizer
 from toy_tasks import read_submission
 
@@ -250,7 +250,7 @@ def test_a_passage_that_fits(tokenizer):
 
 
 def test_training_pairs():
-    some = Window(0, [], 0, [], [], [(5, 6), (8, 8)])
+    some = PassageWindow(0, [], 0, [], [], [(5, 6), (8, 8)])
     none = some._replace(answers=[])
     assert qa.training_pairs([some, none]) == [(some, (5, 6)), (some, (8, 8)), (none, (0, 0))]
 
@@ -335,7 +335,7 @@ def decodings(draw):
     spans = [(w, w + 1) for w in range(words[-1] + 1)]
     windows, logits = [], []
     for a, b in qa.cuts(len(words), room, draw(st.integers(1, room))):
-        windows.append(Window(0, [], 1, words[a:b], spans, []))
+        windows.append(PassageWindow(0, [], 1, words[a:b], spans, []))
         values = st.lists(st.integers(-3, 3), min_size=2 * (b - a), max_size=2 * (b - a))
         logits.append(np.array(draw(values), dtype=np.float32).reshape(-1, 2))
     return windows, logits
@@ -352,7 +352,7 @@ def test_decoding_is_brute_force(case, n, longest):
 
 
 def test_decoding_by_hand():
-    window = Window(0, [], 1, [0, 1, 1, 2], [(0, 4), (5, 10), (11, 13)], [])
+    window = PassageWindow(0, [], 1, [0, 1, 1, 2], [(0, 4), (5, 10), (11, 13)], [])
     first = [1.0, 5.0, 0.0, 2.0]
     last = [0.0, 0.0, 4.0, 3.0]
     got = qa.decode([window], [np.array([first, last]).T], n=3)
@@ -370,7 +370,7 @@ def window_of(passage, text):
         at = text.index(word, at)
         spans.append((at, at + len(word)))
         at += len(word)
-    return Window(passage, [], 1, list(range(len(spans))), spans, [])
+    return PassageWindow(passage, [], 1, list(range(len(spans))), spans, [])
 
 
 def says(n, first, last, height=20.0):
