@@ -35,6 +35,7 @@ from minibio.tasks.tags import SCHEMES
 
 ELSEWHERE = {  # command -> its module, and its line of --help
     "compare": ("minibio.report.compare", "a table of runs: size, loss, entity F1, speed"),
+    "score": ("minibio.report.paired", "fine-tuned directories on any set, side by side"),
     "speed": ("minibio.bench.speed", "Figure 2: latency, throughput, memory, size on disk"),
     "table": ("minibio.report.tables", "Tables 1 to 6, from runs of ner, relation and qa"),
 }
@@ -106,7 +107,7 @@ def add_predict(g: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="the lines are JSON (tasks/predict.py)")
     add("--out", type=Path, help="file to write (default: standard output)")
     add("--batch", type=positive, default=32, help="texts (%(default)s)")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(%(default)s)")
+    add("--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="(auto)")
 
 
 def add_fine_tuning(g: argparse.ArgumentParser, task: str) -> None:

@@ -35,7 +35,7 @@ from minibio.batch import Batch
 from minibio.config import MODELS
 from minibio.model.convert import load
 from minibio.model.heads import Model
-from minibio.model.int8 import to_int8
+from minibio.model.int8 import check_device, to_int8
 from minibio.report import plot
 from minibio.run import log
 from minibio.run.dist import Ranks, pick_device
@@ -66,7 +66,7 @@ def open_encoder(name: str) -> nn.Module:
 def at_precision(encoder: nn.Module, precision: str, device: torch.device) -> nn.Module:
     """A copy of `encoder`, which is fp32, in this precision."""
     if precision == "int8":
-        return to_int8(encoder)
+        return to_int8(encoder, device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     return copy.deepcopy(encoder).to(device, dtype)
 
@@ -114,10 +114,8 @@ class Grid(NamedTuple):
             twice = [x for i, x in enumerate(values) if x in values[:i]]
             if twice:
                 raise InputError(f"{twice[0]} is named twice among the {name}: drop one")
-        if "int8" in self.precision and device.type != "cpu":
-            raise InputError(
-                f"--precision int8 runs on CPUs only, the device is {device}; pass --device cpu"
-            )
+        if "int8" in self.precision:
+            check_device(device)
 
 
 class Subject(NamedTuple):

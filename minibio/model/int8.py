@@ -18,6 +18,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from minibio.run.errors import InputError
+
 ROWS = 128  # of x at a time, so that what lies between two passes stays in the cache
 
 
@@ -56,8 +58,25 @@ class Int8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
 
-def to_int8(encoder: nn.Module) -> nn.Module:
-    """A copy of an encoder whose linear layers are `Int8Linear`."""
+def check_device(device: torch.device) -> None:
+    """Refuse a GPU, whose fast type is bf16.
+
+    Raises:
+        InputError: the device is one.
+    """
+    if device.type != "cpu":
+        raise InputError(
+            f"--precision int8 runs on CPUs only, the device is {device}; pass --device cpu"
+        )
+
+
+def to_int8(encoder: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of an encoder whose linear layers are `Int8Linear`.
+
+    Raises:
+        InputError: as `check_device`.
+    """
+    check_device(device)
     encoder = copy.deepcopy(encoder)
     for module in list(encoder.modules()):
         for name, child in module.named_children():

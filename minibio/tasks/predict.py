@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from minibio.model.convert import load, read_config
+from minibio.model.int8 import to_int8
 from minibio.model.names import head_of
 from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
@@ -34,6 +35,7 @@ from minibio.tasks import ner, qa, relation, tags
 from minibio.tasks.metrics import UNTYPED
 from minibio.tasks.reading import HALF, json_object, name_of, read_lines
 
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 CHUNK = 8  # batches that are read, sorted by length, and answered together
 BLANK = {  # what a blank line gets
     "token": {"text": "", "entities": []},
@@ -75,9 +77,10 @@ class Predictor:
         path:      a directory of `eval.py ner`, `relation` or `qa`, or any other Hugging Face
                    directory with such a head.
         B:         texts a batch; the answers do not depend on it, but for rounding.
-        precision: of the products: auto | fp32 | bf16 (run/precision.py).
+        precision: of the products: auto | fp32 | bf16 (run/precision.py) | int8 (model/int8.py).
     Raises:
-        InputError: it has another head, a regression's, no tokenizer, or labels that are no tags.
+        InputError: it has another head, a regression's, no tokenizer, or labels that are no tags;
+            int8 on a GPU.
     """
 
     def __init__(self, path: Path, B: int = 32, device="cpu", precision: str = "auto"):
@@ -101,8 +104,13 @@ class Predictor:
                 raise InputError(f"{where} is of a regression, expected a classifier of 2 labels")
         self.device, self.B = torch.device(device), B
         self.model.to(self.device)
-        precision, _ = resolve(precision, Ranks(0, 0, 1, self.device))
-        self.context = partial(autocast, precision, self.device)
+        if precision == "int8":
+            self.model.encoder = to_int8(self.model.encoder, self.device)
+            self.precision, inside = "int8", "fp32"
+        else:
+            self.precision, _ = resolve(precision, Ranks(0, 0, 1, self.device))
+            inside = self.precision
+        self.context = partial(autocast, inside, self.device)
         found = settings(path / RECORDS[self.head], 384 if self.head == "span" else 512)
         self.length = min(found["length"], self.model.config.P)
         self.stride, self.order, self.anonymise = (
