@@ -24,6 +24,7 @@ import numpy as np
 from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import read_json
+from minibio.text import sentences
 
 SHORTEST = 40  # letters and digits of a sentence that is looked for
 ANCHOR = 32  # of its letters are hashed, all in one piece; a power of two
@@ -33,7 +34,6 @@ EXAMPLES = 5  # of each set, in the report
 
 # every name that minibio.tasks.relation takes for an entity's, and whatever else is written so
 BLANKED = re.compile(r"@[^\s@$]{1,40}\$|\bBC6ENT[CG]\b")
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])")
 LINE_END = re.compile(r"(?<=[.!?])\s*[\n\x85\u2028\u2029]\s*")  # between sentences of one text
 TAG = re.compile(  # in all the forms they come in
     r"[OoBIESLUMW0]|[BIESLUMW]_\S+|[BIESLUMWbieslumw]-\S+|\S+[-_][BIESLUMW]"
@@ -116,7 +116,7 @@ def texts(path: Path) -> Iterator[str]:
     """
     if path.suffix == ".json":
         for passage in passages(read_json(path)):
-            yield from SENTENCE_END.split(passage)
+            yield from sentences.split(passage)
         return
     try:
         rows = [row.removesuffix("\r") for row in path.read_bytes().decode("utf-8-sig").split("\n")]
@@ -131,7 +131,7 @@ def texts(path: Path) -> Iterator[str]:
         yield from tagged_sentences(tagged)
     elif path.suffix == ".txt":
         for row in rows:
-            yield from SENTENCE_END.split(row)
+            yield from sentences.split(row)
     else:
         yield from (max(row.split("\t"), key=len) for row in rows)
 

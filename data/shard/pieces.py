@@ -11,7 +11,6 @@ there (shard.py), from their tables only. On disk:
 """
 
 import hashlib
-import re
 import zipfile
 import zlib
 from array import array
@@ -29,6 +28,7 @@ from data.shard.records import FLAGS, Block, Document, documents
 from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
+from minibio.text import sentences
 from minibio.text.shards import MISMATCH, open_part, read_header, write_part
 from minibio.text.tokenizer import Tokenizer
 
@@ -36,7 +36,6 @@ CHUNK = 512  # documents tokenised at once
 COUNTED = ("read", *FLAGS, "empty")  # counts of a piece; the rest is counted from its table
 CHARACTERS = 6  # of a text for each token that fits; PubMed has 4.4 a token
 NAME = 80  # characters of a document's name in the leakage report
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,10 @@ class PieceRecipe:
     @property
     def fingerprint(self) -> str:
         """Changes with everything that the pieces depend on but the input."""
-        sentences = self.sentences.fingerprint if self.sentences else None
+        wanted = self.sentences.fingerprint if self.sentences else None
         tokenizer = Tokenizer.from_dir(self.tokenizer).fingerprint
         options = (self.length, self.split_long, self.keep_eval, self.duplicates)
-        return fingerprint.of_parts(2, records.BLOCK, tokenizer, options, sentences)
+        return fingerprint.of_parts(3, records.BLOCK, tokenizer, options, wanted)
 
 
 class Maker:
@@ -158,13 +157,13 @@ class Maker:
 
         A text long enough to be split is tokenised sentence by sentence to begin with.
         """
-        parts = [SENTENCE_END.split(x) if len(x) > 2 * self.room else [x] for x in texts]
+        parts = [sentences.split(x) or [x] if len(x) > 2 * self.room else [x] for x in texts]
         found = iter(self.tokenizer.encode_words([part for each in parts for part in each]))
         for text, part in zip(texts, parts, strict=True):
-            sentences = list(islice(found, len(part)))
-            if len(part) == 1 and len(sentences[0]) > self.room:
-                sentences = self.tokenizer.encode_words(SENTENCE_END.split(text))
-            yield split(sentences, self.room, self.is_start), 0
+            ids = list(islice(found, len(part)))
+            if len(part) == 1 and len(ids[0]) > self.room:
+                ids = self.tokenizer.encode_words(sentences.split(text))
+            yield split(ids, self.room, self.is_start), 0
 
 
 def first_words(text: str, n: int) -> str:

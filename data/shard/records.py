@@ -6,11 +6,8 @@ blocks of a megabyte that end where a line ends. Where blocks begin depends on t
 that any process may work on any block, and a run that was killed finds the same blocks again.
 """
 
-import gzip
 import json
-import lzma
 import math
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import NamedTuple
 
 from data.pubmed.markup import without_brackets
 from minibio.run.errors import InputError
+from minibio.run.files import DAMAGED, unpacked
 
 KINDS = (".txt", ".jsonl")
 FLAGS = ("in_eval_corpus", "eval_test_overlap")
@@ -64,15 +62,6 @@ def check_inputs(paths: list[Path]) -> None:
             raise InputError(f"{path}: no document in it")
 
 
-def unpacked(file):
-    """A file opened for reading, unpacked where its first bytes are those of gzip or xz."""
-    head = file.read(6)
-    file.seek(0)
-    if head.startswith(b"\x1f\x8b"):
-        return gzip.open(file, "rb")
-    return lzma.open(file, "rb") if head == b"\xfd7zXZ\0" else file
-
-
 def blocks(path: Path, size: int | None = None) -> Iterator[Block]:
     """The blocks of a file, in order.
 
@@ -92,7 +81,7 @@ def blocks(path: Path, size: int | None = None) -> Iterator[Block]:
                     yield Block(path, number, line, data, packed.tell())
                     line += data.count(b"\n")
                     number += 1
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path}: after line {line - 1}: {error}; the archive is damaged"
         ) from None

@@ -6,11 +6,14 @@ place that cannot be written, a directory already in use, a damaged JSON file, i
 """
 
 import fcntl
+import gzip
 import json
+import lzma
 import math
 import os
 import shutil
 import tempfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -168,6 +171,18 @@ def staged_file(path):
     with locked(staged):
         yield staged
         os.replace(staged, path)
+
+
+# what a damaged archive raises while it is read
+DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+
+
+def unpacked(file):
+    """A binary stream with a `peek`, unpacked where its first bytes are those of gzip or xz."""
+    head = file.peek(6)
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.open(file, "rb")
+    return lzma.open(file, "rb") if head.startswith(b"\xfd7zXZ\0") else file
 
 
 # first bytes of what comes in a file's place
