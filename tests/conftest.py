@@ -6,10 +6,20 @@ import signal
 import pytest
 import torch
 
-from kernels.machine import is_cuda_fault
+from kernels.machine import is_cuda_fault, version
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any @triton.jit runs
+if version("triton").startswith("3.6."):
+    # Its interpreter keeps a number as an array of one element and asks int() for it, which numpy
+    # refuses since 2.4. Triton 3.9's squeezes it first; so does this.
+    from triton.runtime import interpreter
+
+    def patch_tensor(tensor, scope, patch=interpreter._patch_lang_tensor):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch_tensor
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers asks no server for a model it does not find
 # Shapes are small: a second thread waits more than it works, and far more on a busy machine.
 torch.set_num_threads(1)

@@ -76,3 +76,34 @@ def test_without_a_gpu_one_line(tmp_path):
         pytest.skip("there is a GPU")
     assert done.stdout == "make gpu: no NVIDIA GPU on this machine\n" and done.returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("versions", "name"),
+    [
+        ((), ".venv"),
+        (("TORCH=torch==2.13.0 --index-url https://example.org",), ".venv"),
+        (("TORCH=torch==2.11.0", "TRITON=triton==3.6.0"), ".venv-torch-2.11.0-triton-3.6.0"),
+        (("TRITON=triton>=3.6",), ".venv-triton-3.6"),
+    ],
+)
+def test_other_versions_have_an_environment_of_their_own(versions, name):
+    done = subprocess.run(
+        ["make", "-n", "--always-make", "test", *versions],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    used = re.findall(r"(\S+)/bin/python -m (pip install|pytest)", done.stdout)
+    assert {venv for venv, _ in used} == {name} and ("pytest" in {what for _, what in used})
+    for version in versions:
+        assert f"pip install -qq --disable-pip-version-check {version.partition('=')[2]}" in (
+            done.stdout
+        )
+
+
+def test_all_tests_run_with_both_sets_of_versions():
+    done = subprocess.run(
+        ["make", "-n", "--always-make", "test-all"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    runs = re.findall(r"(\S+)/bin/python -m pytest .*", done.stdout)
+    assert runs == [".venv", ".venv-torch-2.11.0-triton-3.6.0"]
