@@ -32,9 +32,11 @@ def check_heads(op: str, tensors: dict[str, Tensor]) -> None:
 
 def check_boundaries(op: str, x: Tensor, cu_seqlens: Tensor, max_len: int) -> None:
     """Refuse boundaries that do not fit a row of N tokens."""
-    if cu_seqlens.dim() != 1 or not cu_seqlens.numel() or cu_seqlens.dtype not in (
-        torch.int32, torch.int64,
-    ):  # fmt: skip
+    if (
+        cu_seqlens.dim() != 1
+        or not cu_seqlens.numel()
+        or cu_seqlens.dtype not in (torch.int32, torch.int64)
+    ):
         raise ValueError(
             f"{op}: cu_seqlens is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}, "
             f"expected (B+1,) int32 or int64: one place more than sequences"
@@ -114,9 +116,13 @@ def check_divergence(op: str, divergence: str, known: Sequence[str]) -> None:
 
 
 def check_attention(
-    op: str, student: dict[str, Tensor], cu_seqlens: Tensor, max_len: int, dropout: float,
+    op: str,
+    student: dict[str, Tensor],
+    cu_seqlens: Tensor,
+    max_len: int,
+    dropout: float,
     keep: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """Everything that `attention` refuses but its implementation."""
     x = next(iter(student.values()))
     check_heads(op, student)
@@ -229,9 +235,15 @@ def check_mlm_options(
 
 
 def check_mlm(
-    op: str, s: Decoder, labels: Tensor | None, t: Decoder | None, temperature: float,
-    divergence: str, weights: Sequence[float], count: float | Tensor | None,
-) -> None:  # fmt: skip
+    op: str,
+    s: Decoder,
+    labels: Tensor | None,
+    t: Decoder | None,
+    temperature: float,
+    divergence: str,
+    weights: Sequence[float],
+    count: float | Tensor | None,
+) -> None:
     """Everything that `masked_mlm` refuses but its implementation."""
     if labels is None and t is None:
         raise ValueError(f"{op}: labels and the teacher are None, expected one of them at least")

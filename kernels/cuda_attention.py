@@ -79,15 +79,21 @@ def launch(name: str, x: Call, own: dict[str, Tensor | None], version: str = "wa
     # Copies, where made, live until the launch; then the stream keeps their memory. A teacher in
     # another type is widened, which changes no value.
     tensors = {
-        "q": x.q, "k": x.k, "v": x.v, "keep": x.keep, "seed": x.seed,
+        "q": x.q,
+        "k": x.k,
+        "v": x.v,
+        "keep": x.keep,
+        "seed": x.seed,
         "q_t": None if x.q_t is None else x.q_t.to(dtype),
         "k_t": None if x.k_t is None else x.k_t.to(dtype),
-        "cu_seqlens": x.cu_seqlens.long(), **own,
-    }  # fmt: skip
+        "cu_seqlens": x.cu_seqlens.long(),
+        **own,
+    }
     contiguous = {
-        key: y.contiguous() for key, y in tensors.items()
+        key: y.contiguous()
+        for key, y in tensors.items()
         if key in Arguments.POINTERS and y is not None and y.numel()
-    }  # fmt: skip
+    }
     arguments = Arguments(
         **{key: Heads.of(tensors[key]) for key in Arguments.HEADS},
         **{key: y.data_ptr() for key, y in contiguous.items()},
@@ -100,9 +106,14 @@ def launch(name: str, x: Call, own: dict[str, Tensor | None], version: str = "wa
     with torch.cuda.device_of(x.q):
         lib, stream = place(x.q.device, dtype)
         cuda_build.launch(
-            lib, name, arguments, VERSIONS[version], THREADS, stream,
+            lib,
+            name,
+            arguments,
+            VERSIONS[version],
+            THREADS,
+            stream,
             f"{N} rows of {H} heads, {D} wide",
-        )  # fmt: skip
+        )
 
 
 def forward(x: Call, lse_t: Tensor | None) -> Forward:
@@ -124,9 +135,14 @@ def forward(x: Call, lse_t: Tensor | None) -> Forward:
 
 
 def backward(
-    x: Call, out: Tensor, lse: Tensor, lse_t: Tensor | None, stat: Tensor | None,
-    dout: Tensor, g: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Call,
+    out: Tensor,
+    lse: Tensor,
+    lse_t: Tensor | None,
+    stat: Tensor | None,
+    dout: Tensor,
+    g: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(10)-(15): gradients of q, k and v, each (N, H, D).
 
     Args:

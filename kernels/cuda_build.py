@@ -91,8 +91,10 @@ def build(source: Path, arch: str, *more_flags: str) -> Path:
             made = Path(place, path.name)
             done = subprocess.run(
                 [nvcc, *flags, "-o", made, source],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
             made.with_suffix(".log").write_text(done.stdout, "utf-8")
             os.replace(made.with_suffix(".log"), path.with_suffix(".log"))
             if done.returncode == 0:
@@ -115,8 +117,11 @@ def load(path: Path, *functions: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name in functions:
         getattr(library, name).argtypes = (
-            ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
-        )  # fmt: skip
+            ctypes.c_void_p,
+            ctypes.c_int,
+            ctypes.c_int,
+            ctypes.c_void_p,
+        )
         getattr(library, name).restype = ctypes.c_int
     library.error_text.argtypes = (ctypes.c_int,)
     library.error_text.restype = ctypes.c_char_p
@@ -124,9 +129,14 @@ def load(path: Path, *functions: str) -> ctypes.CDLL:
 
 
 def launch(
-    library: ctypes.CDLL, name: str, arguments: ctypes.Structure, version: int, threads: int,
-    stream: int | None, what: str,
-) -> None:  # fmt: skip
+    library: ctypes.CDLL,
+    name: str,
+    arguments: ctypes.Structure,
+    version: int,
+    threads: int,
+    stream: int | None,
+    what: str,
+) -> None:
     """Call a function of a library.
 
     Args:

@@ -76,9 +76,14 @@ def launch(
     widths = (0 if x is None else WIDTHS[x.dtype] for x in (x_s, x_t, b_s, b_t))
     rows = Rows(*pointers, *strides, R, V, *widths, temperature, divergence == "kl_ts")
     cuda_build.launch(
-        lib, "logit_rows", rows, VERSIONS[version], threads or pick_threads(V), stream,
+        lib,
+        "logit_rows",
+        rows,
+        VERSIONS[version],
+        threads or pick_threads(V),
+        stream,
         f"{R} rows of {V} {x_s.dtype} logits",
-    )  # fmt: skip
+    )
     return ce, kd
 
 

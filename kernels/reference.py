@@ -200,9 +200,11 @@ class Forward(NamedTuple):
 
         return cls(
             out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
-            row_loss=rows(x.has_teacher), lse=rows(True),
-            lse_t=rows(x.has_teacher and lse_t is None), stat=rows(x.divergence == "mse_maps"),
-        )  # fmt: skip
+            row_loss=rows(x.has_teacher),
+            lse=rows(True),
+            lse_t=rows(x.has_teacher and lse_t is None),
+            stat=rows(x.divergence == "mse_maps"),
+        )
 
 
 def cross_entropy_rows(x: Tensor, labels: Tensor) -> Tensor:

@@ -133,9 +133,8 @@ def forward(x: Call, lse_t: Tensor | None) -> Forward:
 
 
 def forward_block(
-    x: Call, lse_t: Tensor | None, y: Forward, buffers: Buffers, tokens: slice, T: int,
-    heads: slice,
-) -> None:  # fmt: skip
+    x: Call, lse_t: Tensor | None, y: Forward, buffers: Buffers, tokens: slice, T: int, heads: slice
+) -> None:
     """`forward` of one block, into its places in `y`."""
     h = heads.stop - heads.start
     q, k, v = (wide(rectangle(p[tokens, heads], T)) for p in (x.q, x.k, x.v))  # (n h, T, D)
@@ -177,9 +176,14 @@ def forward_block(
 
 
 def backward(
-    x: Call, out: Tensor, lse: Tensor, lse_t: Tensor | None, stat: Tensor | None,
-    dout: Tensor, g: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Call,
+    out: Tensor,
+    lse: Tensor,
+    lse_t: Tensor | None,
+    stat: Tensor | None,
+    dout: Tensor,
+    g: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(10)-(15): gradients of q, k and v, each (N, H, D); arguments as in triton_attention.py."""
     grads = tuple(torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in (x.q, x.k, x.v))
     if is_plain(x):

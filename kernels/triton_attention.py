@@ -351,8 +351,9 @@ def dq_kernel(
     m = m_q[:, None] & (o_d < D)[None, :]
     tl.store(
         ptr_dq + o_row[:, None] * D + o_d[None, :],
-        (b_dq * SCALE).to(ptr_dq.dtype.element_ty), mask=m,
-    )  # fmt: skip
+        (b_dq * SCALE).to(ptr_dq.dtype.element_ty),
+        mask=m,
+    )
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -469,23 +470,36 @@ def padded_width(D: int) -> int:
 
 
 def constants(
-    D: int, D_T: int, divergence: str, dropout: str, p: float, scale: float, scale_t: float,
+    D: int,
+    D_T: int,
+    divergence: str,
+    dropout: str,
+    p: float,
+    scale: float,
+    scale_t: float,
     dtype: torch.dtype,
-) -> dict:  # fmt: skip
+) -> dict:
     """The constants that the kernels are compiled for, beside their blocks.
 
     dropout: "none", "bits" or "seed"; p: its share.
     """
     is_double = dtype == torch.float64
     return {
-        "D": D, "BLOCK_D": padded_width(D), "D_T": D_T,
-        "BLOCK_D_T": min(padded_width(D_T), WIDEST), "DIVERGENCE": divergence,
-        "DROPOUT": dropout, "SCALE": scale, "SCALE_T": scale_t, "KEEP_SCALE": 1 / (1 - p),
-        "THRESHOLD": min(round(p * 2**32), 2**32 - 1), "UP": IS_INTERPRETED or is_double,
+        "D": D,
+        "BLOCK_D": padded_width(D),
+        "D_T": D_T,
+        "BLOCK_D_T": min(padded_width(D_T), WIDEST),
+        "DIVERGENCE": divergence,
+        "DROPOUT": dropout,
+        "SCALE": scale,
+        "SCALE_T": scale_t,
+        "KEEP_SCALE": 1 / (1 - p),
+        "THRESHOLD": min(round(p * 2**32), 2**32 - 1),
+        "UP": IS_INTERPRETED or is_double,
         "ACC": tl.float64 if is_double else tl.float32,
         # three products of 10-bit halves: float32's accuracy on tensor cores
         "PRECISION": "tf32x3" if dtype == torch.float32 else "ieee",
-    }  # fmt: skip
+    }
 
 
 def launch(kernel, name: str, x: Call, own: dict[str, Tensor | None]) -> None:
@@ -527,9 +541,14 @@ def forward(x: Call, lse_t: Tensor | None) -> Forward:
 
 
 def backward(
-    x: Call, out: Tensor, lse: Tensor, lse_t: Tensor | None, stat: Tensor | None,
-    dout: Tensor, g: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Call,
+    out: Tensor,
+    lse: Tensor,
+    lse_t: Tensor | None,
+    stat: Tensor | None,
+    dout: Tensor,
+    g: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(10)-(15): gradients of q, k and v, each (N, H, D).
 
     Args:

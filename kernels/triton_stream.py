@@ -246,9 +246,10 @@ def dE_kernel(
         b_h = load_tile(ptr_h_o, o_m, m_m, s_h_s, o_o, o_o < D_O, 1)
         b_dE = dot(tl.trans(b_g.to(b_h.dtype)), b_h, b_dE, ACC, UP, PRECISION)
     tl.store(
-        ptr_dE + o_v[:, None] * s_v_o + o_o[None, :] * s_d_o, b_dE.to(ptr_dE.dtype.element_ty),
+        ptr_dE + o_v[:, None] * s_v_o + o_o[None, :] * s_d_o,
+        b_dE.to(ptr_dE.dtype.element_ty),
         mask=m_v[:, None] & (o_o < D_O)[None, :],
-    )  # fmt: skip
+    )
     if ptr_db is not None:
         if i % n_pieces == 0:
             tl.store(ptr_db + o_v, b_db, mask=m_v)
@@ -284,9 +285,10 @@ def dh_kernel(
         b_E = load_tile(ptr_E_o, o_v, m_v, s_v_o, o_o, o_o < D_O, s_d_o)
         b_dh = dot(b_g.to(b_E.dtype), b_E, b_dh, ACC, UP, PRECISION)
     tl.store(
-        ptr_dh + i_share * s_share + o_m[:, None] * s_dh + o_o[None, :], b_dh,
+        ptr_dh + i_share * s_share + o_m[:, None] * s_dh + o_o[None, :],
+        b_dh,
         mask=m_m[:, None] & (o_o < D_O)[None, :],
-    )  # fmt: skip
+    )
 
 
 # ---- launching
@@ -309,12 +311,16 @@ def side_constants(s: Decoder, t: Decoder | None, temperature: float) -> dict:
     widths = [[E.shape[1] for E in (x.E if x else [])] + [0, 0] for x in (s, t)]
     is_double = torch.float64 in (s.h.dtype, t.h.dtype if t else None)
     return {
-        "D_S": widths[0][0], "D2_S": widths[0][1], "D_T": widths[1][0], "D2_T": widths[1][1],
-        "T": float(temperature), "UP": IS_INTERPRETED or is_double,
+        "D_S": widths[0][0],
+        "D2_S": widths[0][1],
+        "D_T": widths[1][0],
+        "D2_T": widths[1][1],
+        "T": float(temperature),
+        "UP": IS_INTERPRETED or is_double,
         "ACC": tl.float64 if wide_dtype(s.h) == torch.float64 else tl.float32,
         # three products of 10-bit halves: float32's accuracy on tensor cores; others have no choice
         "PRECISION": "ieee" if is_double else "tf32x3",
-    }  # fmt: skip
+    }
 
 
 def shares_of(V: int, n_programs: int, block: int) -> tuple[int, int]:
@@ -439,6 +445,8 @@ def launch(
         return
     with torch.cuda.device_of(like):
         kernel[(n_programs,)](
-            **arguments, **{name: getattr(c, name) for name in blocks},
-            num_warps=c.num_warps, num_stages=c.num_stages,
-        )  # fmt: skip
+            **arguments,
+            **{name: getattr(c, name) for name in blocks},
+            num_warps=c.num_warps,
+            num_stages=c.num_stages,
+        )

@@ -145,13 +145,23 @@ def draw_scene(
         if kind == "pharmacology" and dice.chance(40):
             compound = dice.pick(world.metabolites)
     scene = {
-        "disease": disease, "infection": disease, "comorbidity": dice.pick(disease.kin),
-        "gene": gene, "gene2": gene2, "stray": dice.pick(world.genes),
-        "drug": drug, "drug2": drug2, "compound": compound, "target": compound.target,
-        "chem": dice.pick(disease.metabolites), "agent": dice.pick(world.drugs),
-        "agent2": dice.pick(world.drugs), "species": disease.cause or dice.pick(world.species),
-        "tool": dice.pick(world.tools), "cell": dice.pick(world.cells),
-    }  # fmt: skip
+        "disease": disease,
+        "infection": disease,
+        "comorbidity": dice.pick(disease.kin),
+        "gene": gene,
+        "gene2": gene2,
+        "stray": dice.pick(world.genes),
+        "drug": drug,
+        "drug2": drug2,
+        "compound": compound,
+        "target": compound.target,
+        "chem": dice.pick(disease.metabolites),
+        "agent": dice.pick(world.drugs),
+        "agent2": dice.pick(world.drugs),
+        "species": disease.cause or dice.pick(world.species),
+        "tool": dice.pick(world.tools),
+        "cell": dice.pick(world.cells),
+    }
     pools = {
         "TOPIC_DISEASE": [k for k in disease.kin if k is not scene["comorbidity"]],
         "TOPIC_HABIT": disease.habits if dice.chance(60) else world.habits,
@@ -206,14 +216,20 @@ def figures(dice: Dice) -> dict:
         "rs": lambda: str(between(10300, 9999000)),
         "nt": lambda: str(between(12, 2960)),
         "sig": lambda: dice.pick(
-            ("P < 0.001", "P < 0.01", "p < 0.05", f"p = 0.0{between(11, 49)}",
-             f"P = 0.00{between(1, 9)}")),
+            (
+                "P < 0.001",
+                "P < 0.01",
+                "p < 0.05",
+                f"p = 0.0{between(11, 49)}",
+                f"P = 0.00{between(1, 9)}",
+            )
+        ),
         "ns": lambda: dice.pick((f"P = 0.{between(11, 89)}", f"p = 0.{between(11, 89)}", "NS")),
         "or": lambda: ratio(150, 260),
         "ornull": lambda: ratio(96, 8),
         "base": lambda: dice.pick(("A>G", "C>T", "G>A", "G>T", "T>C")),
         "allele": lambda: dice.pick("ACGT"),
-    }  # fmt: skip
+    }
 
 
 # --- writing -------------------------------------------------------------------------------------

@@ -295,21 +295,36 @@ def ask(seed: int, number: int) -> tuple[dict, list[dict]]:
             context = f"{doc.title.text} {doc.abstract}"
             start += len(doc.title.text) + 1 + begin
         url = f"{URL}{number * 10 + len(passages)}"
-        snippets.append({
-            "offsetInBeginSection": begin, "offsetInEndSection": begin + len(sentence.text),
-            "text": sentence.text, "beginSection": "abstract", "document": url,
-            "endSection": "abstract",
-        })  # fmt: skip
-        passages.append({
-            "id": f"{key}_{len(passages):03d}", "question": question, "context": context,
-            "answers": [{"text": surface, "answer_start": start}],
-        })  # fmt: skip
+        snippets.append(
+            {
+                "offsetInBeginSection": begin,
+                "offsetInEndSection": begin + len(sentence.text),
+                "text": sentence.text,
+                "beginSection": "abstract",
+                "document": url,
+                "endSection": "abstract",
+            }
+        )
+        passages.append(
+            {
+                "id": f"{key}_{len(passages):03d}",
+                "question": question,
+                "context": context,
+                "answers": [{"text": surface, "answer_start": start}],
+            }
+        )
     names = [name for name in (answer.short, answer.name) if name]
     record = {
-        "body": question, "documents": [s["document"] for s in snippets], "triples": [],
-        "ideal_answer": [snippets[0]["text"]], "exact_answer": [names], "concepts": [],
-        "type": "factoid", "id": key, "snippets": snippets,
-    }  # fmt: skip
+        "body": question,
+        "documents": [s["document"] for s in snippets],
+        "triples": [],
+        "ideal_answer": [snippets[0]["text"]],
+        "exact_answer": [names],
+        "concepts": [],
+        "type": "factoid",
+        "id": key,
+        "snippets": snippets,
+    }
     return record, passages
 
 

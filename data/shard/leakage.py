@@ -312,11 +312,17 @@ def mark(pieces: Iterable, sentences: Sentences, is_out: np.ndarray) -> tuple[np
         sentences.sets, sentences.members, sentences.too_short, strict=True
     ):
         found = n_citations[members] > 0
-        rows.append({
-            "set": path, "sentences": len(members) + too_short, "too short": too_short,
-            "found": int(found.sum()), "phrases": int(is_common[members].sum()),
-            "citations dropped": 0, "examples": [],
-        })  # fmt: skip
+        rows.append(
+            {
+                "set": path,
+                "sentences": len(members) + too_short,
+                "too short": too_short,
+                "found": int(found.sum()),
+                "phrases": int(is_common[members].sum()),
+                "citations dropped": 0,
+                "examples": [],
+            }
+        )
     is_member = np.zeros((len(rows), len(n_citations)), bool)
     for row, members in zip(is_member, sentences.members, strict=True):
         row[members] = True

@@ -87,12 +87,16 @@ def shard(
         tokenizer = Tokenizer.from_dir(tokenizer)
     learnt = f"learnt, {train_tokenizer} pieces, {'cased' if cased else 'uncased'}"
     options = {
-        "tokenizer": learnt if tokenizer is None else tokenizer.fingerprint, "length": length,
-        "held_out": held_out, "split_long": split_long, "duplicates": duplicates,
-        "keep_eval": keep_eval, "exclude": [str(path) for path in exclude],
+        "tokenizer": learnt if tokenizer is None else tokenizer.fingerprint,
+        "length": length,
+        "held_out": held_out,
+        "split_long": split_long,
+        "duplicates": duplicates,
+        "keep_eval": keep_eval,
+        "exclude": [str(path) for path in exclude],
         "sentences": sentences.fingerprint if sentences else None,
         "inputs": [f"{path.name} {fingerprint.of_state(path)}" for path in inputs],
-    }  # fmt: skip
+    }
     if not overwrite and (counts := finished(out, options)):
         return counts
     out = check_dir(out, overwrite)
@@ -112,10 +116,14 @@ def shard(
             splits, counts = write_splits(pieces, fate, tokenizer, staged, held_out)
             tokenizer.save(staged)
             meta = {
-                "format": FORMAT, "V": tokenizer.V, "cased": tokenizer.cased,
-                "tokenizer": tokenizer.fingerprint, "length": length, "held_out": held_out,
+                "format": FORMAT,
+                "V": tokenizer.V,
+                "cased": tokenizer.cased,
+                "tokenizer": tokenizer.fingerprint,
+                "length": length,
+                "held_out": held_out,
                 "splits": splits,
-            }  # fmt: skip
+            }
             write_json(staged / "meta.json", meta)
             if report:
                 write_json(staged / "leakage.json", {"sets": report})

@@ -291,11 +291,15 @@ def rivals(p: AttentionProblem, names, divergence: str, dropout: float) -> list[
         arriving = gradients[:1] if name == "floor" else gradients
         found.append(
             Contender(
-                name, partial(function, *tensors, is_key, **options), tuple(tensors[:3]), arriving,
-                to_row=lambda x: x[is_token], bytes_needed=0 if name == "floor" else maps,
+                name,
+                partial(function, *tensors, is_key, **options),
+                tuple(tensors[:3]),
+                arriving,
+                to_row=lambda x: x[is_token],
+                bytes_needed=0 if name == "floor" else maps,
                 missing=missing,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -315,11 +319,15 @@ def ours(p: AttentionProblem, impls, divergence: str, dropout: float) -> list[Co
     maps = SAVED * p.shape.H * sum(T * T for T in p.lengths)
     return [
         Contender(
-            impl, partial(forward, impl), tuple(row[:3]), p.gradients,
-            bytes_needed=maps if impl == "reference" else 0, is_ours=True,
+            impl,
+            partial(forward, impl),
+            tuple(row[:3]),
+            p.gradients,
+            bytes_needed=maps if impl == "reference" else 0,
+            is_ours=True,
         )
         for impl in impls
-    ]  # fmt: skip
+    ]
 
 
 def sides(p: AttentionProblem, names, impls, *, divergence: str, dropout: float) -> list[Contender]:

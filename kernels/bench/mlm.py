@@ -188,9 +188,10 @@ def problem(shape: MLMShape, device: torch.device, dtype: torch.dtype, seed: int
         return (scale * torch.randn(*size, generator=rng)).to(device, dtype)
 
     tensors = [
-        x for d in (shape.d_s, shape.d_t)
+        x
+        for d in (shape.d_s, shape.d_t)
         for x in (of(shape.M, d), of(shape.V, d, scale=d**-0.5), wide(of(shape.V)))
-    ]  # fmt: skip
+    ]
     labels = torch.randint(shape.V, (shape.M,), generator=rng)
     labels[0] = shape.V - 1
     return MLMProblem(shape, tuple(tensors), labels.to(device))
@@ -211,27 +212,40 @@ def sides(p: MLMProblem, names, impls, **options) -> list[Contender]:
             function = compiled(eager)
         found.append(
             Contender(
-                name, partial(function, *args, **options), tuple(tensors[:3]), one,
-                bytes_needed=0 if name == "floor" else held, missing=why, is_equal=name != "floor",
+                name,
+                partial(function, *args, **options),
+                tuple(tensors[:3]),
+                one,
+                bytes_needed=0 if name == "floor" else held,
+                missing=why,
+                is_equal=name != "floor",
             )
-        )  # fmt: skip
+        )
 
     def forward(impl, *, loss, divergence, temperature):
         h_s, E_s, b_s, labels, h_t, E_t, b_t = args
         s, t = kernels.Decoder(h_s, [E_s], b_s), kernels.Decoder(h_t, [E_t], b_t)
         found = kernels.masked_mlm(
-            s, None if loss == "kd" else labels, None if loss == "ce" else t,
-            temperature=temperature, divergence=divergence, impl=impl,
-        )  # fmt: skip
+            s,
+            None if loss == "kd" else labels,
+            None if loss == "ce" else t,
+            temperature=temperature,
+            divergence=divergence,
+            impl=impl,
+        )
         return (found.loss,)
 
     return found + [
         Contender(
-            impl, partial(forward, impl, **options), tuple(tensors[:3]), one,
-            bytes_needed=held if impl == "reference" else 0, is_ours=True,
+            impl,
+            partial(forward, impl, **options),
+            tuple(tensors[:3]),
+            one,
+            bytes_needed=held if impl == "reference" else 0,
+            is_ours=True,
         )
         for impl in impls
-    ]  # fmt: skip
+    ]
 
 
 def work(shape: MLMShape, dtype: torch.dtype, seed: int) -> dict[str, tuple[float, float]]:

@@ -87,9 +87,11 @@ def figures(times: np.ndarray, B: int, T: int) -> dict:
     """Latency and throughput from (rounds, 1) milliseconds."""
     p50, p95 = np.percentile(times, (50, 95))
     return {
-        "ms_p50": round(p50, 3), "ms_p95": round(p95, 3),
-        "texts_per_s": round(1000 * B / p50, 2), "tokens_per_s": round(1000 * B * T / p50),
-    }  # fmt: skip
+        "ms_p50": round(p50, 3),
+        "ms_p95": round(p95, 3),
+        "texts_per_s": round(1000 * B / p50, 2),
+        "tokens_per_s": round(1000 * B * T / p50),
+    }
 
 
 class Grid(NamedTuple):
@@ -172,11 +174,17 @@ def measure(
         times = milliseconds(stages, device, n, warmup=1)
         for m, call, laps in zip(models, calls, times, strict=True):
             row = {
-                "model": m.label, "precision": m.precision, "device": device.type,
-                "batch": B, "length": T, "rounds": n, **figures(laps, B, T),
+                "model": m.label,
+                "precision": m.precision,
+                "device": device.type,
+                "batch": B,
+                "length": T,
+                "rounds": n,
+                **figures(laps, B, T),
                 "peak_mib": round(m.weights + extra_mib(call, device), 1),
-                "parameters": m.parameters, "disk_mib": round(m.disk, 2),
-            }  # fmt: skip
+                "parameters": m.parameters,
+                "disk_mib": round(m.disk, 2),
+            }
             table.add(row, line(row))
             rows.append(row)
         bar.update()

@@ -170,9 +170,10 @@ def their_side(method: str, name: str, batch: Batch, args: Settings) -> Side:
 
     parts = fitting(step, optimizer)
     what = {
-        "fidelity": "released", "by": name if parts == 1 else f"{name}/{parts}",
+        "fidelity": "released",
+        "by": name if parts == 1 else f"{name}/{parts}",
         "teacher": "-" if teacher is None else way.precision,
-    }  # fmt: skip
+    }
     whole = partial(step, parts)
     return Side(what, whole, whole, (model, optimizer), 0)
 
@@ -234,9 +235,12 @@ def check_losses(method: str, args: Settings, device: torch.device) -> str:
 def columns(batch: Batch, spread: Spread) -> dict:
     """The columns that both tables have: the size of the batch, times, tokens a second."""
     return {
-        "B": batch.B, "longest": batch.max_len, "N": batch.N, **spread.columns(),
+        "B": batch.B,
+        "longest": batch.max_len,
+        "N": batch.N,
+        **spread.columns(),
         "tokens_per_s": round(1000 * batch.N / spread.p50),
-    }  # fmt: skip
+    }
 
 
 def held_mib(things) -> float:

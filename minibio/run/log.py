@@ -166,8 +166,12 @@ def interval_line(line: dict, steps: int) -> str:
     terms = [f"{name} {x:.4g}" for name, x in line.items() if name not in known]
     if "loss" in line:
         terms = [f"loss {line['loss']:.4f}", *terms, f"norm {line['grad_norm']:.3g}"]
-    tail = [f"lr {line['lr']:.2e}", f"{line['tokens_per_s']:,} tokens/s",
-            f"{line['memory_gib']:.2f} GiB", f"eta {duration(line['eta_s'])}"]  # fmt: skip
+    tail = [
+        f"lr {line['lr']:.2e}",
+        f"{line['tokens_per_s']:,} tokens/s",
+        f"{line['memory_gib']:.2f} GiB",
+        f"eta {duration(line['eta_s'])}",
+    ]
     if line["skipped"]:
         tail.append(f"skipped {line['skipped']}")
     return "  ".join([f"step {line['step']}/{steps}", *terms, *tail])

@@ -30,8 +30,9 @@ def resolve(asked: str, ranks: Ranks) -> tuple[str, str]:
         print(
             f"warning: bf16 is asked for, but this {where} does not multiply bfloat16: steps take "
             f"many times as long as in fp32 (15 times with AVX2); pass --precision auto",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )
     return asked, "as asked for"
 
 

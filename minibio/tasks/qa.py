@@ -444,11 +444,16 @@ def submission(passages: Sequence[Passage], answers: dict[str, list[Answer]]) ->
     bodies = {p.group: p.question for p in reversed(passages)}
     return {
         "questions": [
-            {"id": question, "type": "factoid", "body": bodies[question],
-             "exact_answer": [[answer.text] for answer in ranked], "ideal_answer": ""}
+            {
+                "id": question,
+                "type": "factoid",
+                "body": bodies[question],
+                "exact_answer": [[answer.text] for answer in ranked],
+                "ideal_answer": "",
+            }
             for question, ranked in answers.items()
         ]
-    }  # fmt: skip
+    }
 
 
 def n_best(answers: dict[str, list[Answer]]) -> dict:
