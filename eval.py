@@ -29,6 +29,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from minibio.config import HOW, RECIPES, Recipe, recipe_of
+from minibio.model.hub import check_directory
 from minibio.run import errors, files, options
 from minibio.run.errors import InputError
 from minibio.tasks.tags import SCHEMES
@@ -192,6 +193,9 @@ def read(argv: list[str] | None = None) -> tuple[argparse.Namespace, Recipe | No
         for name in OF_A_TEACHER:
             if name in given:
                 raise InputError(f"{options.flag(name)} needs --teacher DIR")
+    check_directory("--model", args.model)
+    if args.teacher is not None:
+        check_directory("--teacher", args.teacher)
     data = args.train.stem if args.command == "qa" else args.data.resolve().name
     args.out = args.out or Path("runs", f"{args.command}-{data}-{args.model.resolve().name}")
     return args, recipe

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from minibio.config import CHECKPOINTS, METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS, RunConfig
 from minibio.distil import plan
+from minibio.model.hub import check_directory
 from minibio.run import errors, options
 from minibio.run.errors import InputError
 
@@ -88,8 +89,8 @@ def read(argv: list[str] | None) -> tuple[argparse.Namespace, RunConfig]:
     args.out = args.out or Path("runs") / (args.checkpoint or args.method)
     run = plan.resolve(row, given)
     for name, path in (("corpus", args.corpus), ("teacher", args.teacher), ("from", args.start)):
-        if path is not None and not path.is_dir():
-            raise InputError(f"--{name} {path} is not a directory{plan.how_to_fetch(path)}")
+        if path is not None:
+            check_directory(f"--{name}", path)
     has_teacher = args.teacher is not None or args.corpus is None and args.method != "mlm"
     plan.check(run, given, has_teacher, args.start is not None)
     return args, run

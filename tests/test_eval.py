@@ -413,8 +413,26 @@ def test_options_are_answered_before_torch_is_imported(base):
 def test_the_commands_of_the_readme_are_understood():
     text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
     lines = re.findall(r"^python eval\.py ([^`\n#>]*)", text, re.MULTILINE)
-    seen = {evaluation.read(line.split())[0].command for line in lines}
+    parsed = (evaluation.parser(words[0]).parse_args(words) for words in map(str.split, lines))
+    seen = {args.command for args in parsed}
     assert seen == {"ner", "relation", "qa", "predict", "table", "compare", "speed"}
+
+
+def test_a_model_of_the_hub_is_named_with_the_command_that_fetches_it(base, capsys):
+    data = ["--data", base / "ner"]
+    for name, command in (
+        ("bert-base-uncased", "hf download bert-base-uncased --local-dir bert-base-uncased"),
+        (
+            "biobert-base-cased-v1.2",
+            "python -m data.fetch biobert fetches it into downloads/biobert",
+        ),
+    ):
+        assert wrong(["ner", "--model", name, *data]) == 2
+        line = f"eval.py: error: --model {name} is not a directory; "
+        said = capsys.readouterr().err
+        assert said.startswith(line) and said.endswith(f"{command}\n") and said.count("\n") == 1
+    assert wrong(["compare", "google/mobilebert-uncased"]) == 2
+    assert "python -m data.fetch starts fetches it into" in capsys.readouterr().err
 
 
 def test_the_default_place(base, monkeypatch, tmp_path):

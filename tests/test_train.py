@@ -513,8 +513,8 @@ def test_an_implementation_that_cannot_run_is_refused(capsys, monkeypatch, tmp_p
 
 def test_a_model_that_is_not_there_is_named_with_the_command_that_fetches_it(corpus, capsys):
     for options, fetched in (
-        (["--checkpoint", "tiny-biobert"], "python -m data.fetch biobert fetches it"),
-        (["--checkpoint", "bio-tinybert"], "python -m data.fetch starts fetches it"),
+        (["--checkpoint", "tiny-biobert"], "python -m data.fetch biobert fetches it into"),
+        (["--checkpoint", "bio-tinybert"], "python -m data.fetch starts fetches it into"),
         (["--method", "mlm", "--from", "google/mobilebert-uncased"], "data.fetch starts"),
         (["--method", "mlm", "--from", "nowhere"], "--from nowhere is not a directory"),
     ):

@@ -35,6 +35,7 @@ from minibio.batch import Batch
 from minibio.config import MODELS
 from minibio.model.convert import load
 from minibio.model.heads import Model
+from minibio.model.hub import how_to_fetch
 from minibio.model.int8 import check_device, to_int8
 from minibio.report import plot
 from minibio.run import log
@@ -58,7 +59,7 @@ def open_encoder(name: str) -> nn.Module:
     if not Path(name).is_dir():
         raise InputError(
             f"{name!r} is neither a directory nor a configuration, expected a Hugging Face "
-            f"directory or one of {', '.join(MODELS)}"
+            f"directory or one of {', '.join(MODELS)}{how_to_fetch(name)}"
         )
     return load(name, head="encoder")[0].float().encoder
 
@@ -233,6 +234,9 @@ def speed(
     for path in images.values():
         plot.new_figure(path, 1, 1)  # what it would refuse at the end
     models = subjects(grid, where)
+    random = ", ".join(name for name in grid.models if name in MODELS)
+    if random:
+        print(f"weights at random, which cost what trained ones do: {random}; or name a directory")
     shapes = [(B, T) for B in grid.batch for T in grid.length]
     with Table(out / "speed.csv", describe(where)) as table:
         rows = measure(models, shapes, rounds, seconds, where, table)

@@ -5,9 +5,8 @@ Nothing here imports torch, so that a wrong option is refused at once.
 
 import dataclasses
 from collections.abc import Collection
-from pathlib import Path
 
-from minibio.config import CHECKPOINTS, MODELS, RunConfig
+from minibio.config import MODELS, RunConfig
 from minibio.run import options
 from minibio.run.errors import InputError
 from minibio.run.options import flag
@@ -68,13 +67,3 @@ def check(run: RunConfig, given: Collection[str], has_teacher: bool, has_start: 
             raise InputError(f"--method mlm has no teacher; drop {flag(name)}")
     if run.init_head == "copy":
         raise InputError("--method mlm has no teacher; drop --init-head copy")
-
-
-def how_to_fetch(path: Path) -> str:
-    """The end of a message for a directory that is not there: the command that fetches a model."""
-    sources = {published.source: published.method for published in CHECKPOINTS.values()}
-    named = {name.split("/")[1]: method for name, method in sources.items()} | sources
-    if str(path) not in named:
-        return ""
-    what = "starts" if named[str(path)] == "mlm" else "biobert"
-    return f"; python -m data.fetch {what} fetches it"

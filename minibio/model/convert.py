@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minibio.model.heads import Model
+from minibio.model.hub import how_to_fetch
 from minibio.model.names import (
     CLASSES,
     FIELDS,
@@ -109,7 +110,8 @@ def match(
 def read_config(path: Path) -> tuple[dict, Path]:
     """config.json, or bert_config.json of the older BioBERT releases."""
     if not path.is_dir():
-        raise InputError(f"{path}: no such directory, expected a Hugging Face directory")
+        expected = "expected a Hugging Face directory"
+        raise InputError(f"{path}: no such directory, {expected}{how_to_fetch(path)}")
     for name in ("config.json", "bert_config.json"):
         if (path / name).is_file():
             return read_json(path / name), path / name
