@@ -297,7 +297,7 @@ def fine_tune(objective: Objective, teacher: Model | None, task: Task, tokenizer
                          max_skips=MAX_SKIPS)  # fmt: skip
             bar.update()
             is_last = progress.step == steps
-            if is_last or progress.step % log_every == 0:
+            if log.is_due(progress.step, log_every, steps):
                 run_dir.log_interval(progress, steps, lr)
             if recipe.patience and progress.step % feed.steps == 0:
                 score = evaluate(task, objective, run_dir, progress.step)

@@ -140,10 +140,12 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
     gradients = Gradients(objective.parameters(), ranks)
     torch.manual_seed(run.seed + ranks.rank)  # dropout; weights were drawn alike on all ranks
     progress = run_dir.resume(objective, optimizer, run.seed)
-    if progress is None:
-        progress = Progress()
-        progress.held_out_first = evaluate(objective.student, held_out_batches, run, run_dir, 0)
-        progress.held_out = progress.held_out_first
+    is_new = progress is None
+    progress = progress or Progress()
+    started = time.perf_counter() - progress.seconds  # as if it had never been stopped
+    if is_new:
+        evaluate(objective.student, held_out_batches, run, run_dir, progress)
+        progress.held_out_first = progress.held_out
     bar = log.progress(run.steps, run.method, ranks)
     bar.update(progress.step)
     steps_left = max(0, run.steps - progress.step)
@@ -186,14 +188,15 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
                          max_skips=run.max_skips)  # fmt: skip
             bar.update()
             is_last = progress.step == run.steps
-            if is_last or progress.step % run.log_every == 0:
-                run_dir.log_interval(progress, run.steps, lr)
+            if log.is_due(progress.step, run.log_every, run.steps):
+                measures = -(-run.steps // run.eval_every) - (progress.step - 1) // run.eval_every
+                run_dir.log_interval(progress, run.steps, lr, measures)
             if is_last or progress.step % run.eval_every == 0:
-                progress.held_out = evaluate(
-                    objective.student, held_out_batches, run, run_dir, progress.step
-                )
+                evaluate(objective.student, held_out_batches, run, run_dir, progress)
+            progress.seconds = time.perf_counter() - started
             if is_last or asked or progress.step % run.save_every == 0:
                 run_dir.save(progress, objective, optimizer)
+                progress.seconds = time.perf_counter() - started
             if asked and not is_last:
                 progress.stopped = stop.name or "a signal to another rank"
                 break
@@ -201,11 +204,19 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
     return progress
 
 
-def evaluate(student: Model, batches: list[Batch], run: RunConfig, run_dir: RunDir, step: int):
-    """Masked-LM loss and accuracy on held-out documents, logged."""
-    figures = held_out(student, batches, run_dir.ranks, run.precision)
-    run_dir.log({"event": "held_out", "step": step, **figures})
-    return figures
+def evaluate(student: Model, batches: list[Batch], run: RunConfig, run_dir: RunDir,
+             progress: Progress) -> None:  # fmt: skip
+    """Measure masked-LM loss and accuracy on held-out documents; logged and printed."""
+    began = time.perf_counter()
+    progress.held_out = held_out(student, batches, run_dir.ranks, run.precision)
+    progress.measure_seconds = time.perf_counter() - began
+    run_dir.log({"event": "held_out", "step": progress.step, **progress.held_out})
+    log.say(
+        f"step {progress.step}/{run.steps}  held-out loss {progress.held_out['mlm_loss']:.4f}  "
+        f"accuracy {progress.held_out['accuracy']:.2%}  in "
+        f"{log.duration(progress.measure_seconds)}",
+        run_dir.ranks,
+    )
 
 
 def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -> bool:
@@ -230,7 +241,7 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
         if run.compile:
             compile_layers(model)
     feed = Feed(corpus, ranks, batch=run.batch, tokens=run.batch_tokens, accumulate=run.accumulate)
-    batches = corpus.held_out_batches(run.batch, limit=256)
+    batches = corpus.held_out_batches(min(run.batch, 32), limit=run.eval_documents)
     if not batches:
         raise InputError(
             f"{corpus.path} has no held-out document to measure on; build the shards from more "

@@ -253,7 +253,10 @@ class RunConfig:
     )
     # the log and the checkpoints
     log_every: int = option(0, "steps; 0: a hundredth of the run", least=0, may_differ=True)
-    eval_every: int = option(0, "steps; 0: a tenth of the run", least=0, may_differ=True)
+    eval_every: int = option(
+        0, "steps; 0: a tenth of the run, at least 50", least=0, may_differ=True
+    )
+    eval_documents: int = option(256, "held-out documents measured, the first", least=1)
     save_every: int = option(
         0, "steps; 0: a tenth of the run, at most 1000", least=0, may_differ=True
     )

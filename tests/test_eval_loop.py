@@ -177,7 +177,7 @@ def test_the_record_and_the_directory(done, encoder, data):
         "tokenizer.json", "tokenizer_config.json", "vocab.txt",
     ]  # fmt: skip
     losses = [x["loss"] for x in events(out, "train")]
-    assert len(losses) == 2 and losses[-1] < losses[0]
+    assert len(losses) == 4 and losses[-1] < losses[0]
     assert len(events(out, "start")) == len(events(out, "end")) == 1
 
 

@@ -71,7 +71,7 @@ def test_mlm_leaves_a_hugging_face_directory_with_log_and_card(teacher):
     model, tokenizer = load(teacher, head="mlm")
     assert model.config.L == 4 and model.config.V == tokenizer.V
     log = [json.loads(line) for line in (teacher / "log.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in log if x["event"] == "train"] == [2, 4]
+    assert [x["step"] for x in log if x["event"] == "train"] == [1, 2, 4]
     assert [x["step"] for x in log if x["event"] == "held_out"] == [0, 2, 4]
     for x in log:
         if x["event"] == "train":
@@ -211,6 +211,22 @@ def test_without_a_corpus_the_sample_and_its_teacher_are_made_and_kept(
     assert "trained earlier" in capsys.readouterr().out
 
 
+def test_measuring_is_bounded(corpus, tmp_path, monkeypatch):
+    """The first documents, at the start and at the end of a short run."""
+    measured = []
+
+    def held_out(student, batches, ranks, precision):
+        measured.append(sum(batch.B for batch in batches))
+        return {"mlm_loss": 1.0, "accuracy": 0.5}
+
+    monkeypatch.setattr(train, "held_out", held_out)
+    run(corpus, tmp_path / "a", "--eval-every", 0, "--eval-documents", 3, method="mlm")
+    assert measured == [3, 3]
+    rows = {steps: plan.resolve(METHODS["mlm"], {"steps": steps}) for steps in (4, 499, 200_000)}
+    assert [row.eval_every for row in rows.values()] == [50, 50, 20_000]
+    assert {row.eval_documents for row in rows.values()} == {256}
+
+
 def test_dry_run_trains_nothing(corpus, teacher, tmp_path, capsys):
     train.main(["--method", "tiny", "--model", "sample-tiny", "--corpus", str(corpus), "--teacher",
                 str(teacher), "--out", str(tmp_path / "out"), *SMALL, *SHORT,
@@ -299,7 +315,7 @@ def ib_teacher(corpus, tmp_path_factory):
 def test_mobile_runs_from_an_ib_bert(corpus, ib_teacher, tmp_path, options, terms):
     log = run(corpus, tmp_path / "out", "--teacher", ib_teacher, *IB, "--steps", 8, *options,
               method="mobile", model="sample-mobile")  # fmt: skip
-    lines = [x for x in log if x["event"] == "train"]
+    lines = [x for x in log if x["event"] == "train" and x["step"] % 2 == 0]
     assert [x["step"] for x in lines] == [2, 4, 6, 8]
     for line, expected in zip(lines, terms, strict=True):
         assert {"mlm", "soft", "layers"} & set(line) == expected
@@ -414,7 +430,7 @@ def test_the_options_are_these():
         "--batch", "--accumulate", "--length", "--lr", "--warmup", "--schedule", "--weight-decay",
         "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
-        "--teacher-precision", "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep",
+        "--eval-documents", "--teacher-precision", "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep",
         "--max-skips", "--checkpoint", "--betas", "--adam-eps",
     }  # fmt: skip
 

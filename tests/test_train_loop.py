@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -119,7 +120,7 @@ def by_hand(plan=PLAN, bad=()):
             terms |= {"even": 0.25 * x} if step % 2 == 0 else {}
             for name, value in terms.items():
                 sums.setdefault(name, []).append(value.item())
-        if (step + 1) % plan.log_every == 0:
+        if step + 1 in (1, 2, 3, 5, 6, 9, 10, 12):  # the first few, then every third
             means = {name: sum(values) / len(values) for name, values in sums.items()}
             lines.append({"step": step + 1, **means, "lr": lr, "samples": 2 * step + 2,
                           "tokens": tokens, "skipped": skipped})  # fmt: skip
@@ -133,7 +134,7 @@ def test_the_loop_is_the_one_written_out(tmp_path, bad):
     expected, lines = by_hand(bad=bad)
     objective, progress, told = train(tmp_path / "out", Objective(bad=bad))
     told = figures(told)
-    assert len(told) == len(lines) == 4
+    assert len(told) == len(lines) == 8
     for got, truth in zip(told, lines, strict=True):
         assert got == {name: pytest.approx(x, rel=1e-5) for name, x in truth.items()}
     for p, q in zip(objective.parameters(), expected.parameters(), strict=True):
@@ -188,13 +189,14 @@ def test_measures_at_both_ends_and_at_intervals(tmp_path, monkeypatch):
 
     def held_out(student, batches, ranks, precision):
         calls.append(len(calls))
-        return {"mlm_loss": float(calls[-1])}
+        return {"mlm_loss": float(calls[-1]), "accuracy": 0.0}
 
     monkeypatch.setattr(script, "held_out", held_out)
     _, progress, lines = train(tmp_path / "5", plan=replace(PLAN, eval_every=5))
     told = [(line["step"], line["mlm_loss"]) for line in lines if line["event"] == "held_out"]
     assert told == [(0, 0.0), (5, 1.0), (10, 2.0), (12, 3.0)]
-    assert progress.held_out_first == {"mlm_loss": 0.0} and progress.held_out == {"mlm_loss": 3.0}
+    assert progress.held_out_first == {"mlm_loss": 0.0, "accuracy": 0.0}
+    assert progress.held_out == {"mlm_loss": 3.0, "accuracy": 0.0}
     calls.clear()
     train(tmp_path / "6", plan=replace(PLAN, eval_every=6))
     assert len(calls) == 3, "the last step was measured twice"
@@ -252,7 +254,13 @@ def test_a_signal_ends_the_run_after_the_step_and_saves(tmp_path):
     out = tmp_path / "cut"
     _, progress, lines = train(out, Ask(0.5))
     assert progress.stopped == "SIGTERM" and progress.step in (6, 7)
-    assert [line["step"] for line in figures(lines)] == [3, 6]  # the stop writes no line of its own
+    assert [line["step"] for line in figures(lines)] == [
+        1,
+        2,
+        3,
+        5,
+        6,
+    ]  # the stop writes no line of its own
     assert newest(out, ALONE).step == progress.step
     rest = train(out, Objective(0.5))
     assert final(*rest[:2]) == final(*whole[:2]) and not rest[1].stopped
@@ -295,13 +303,34 @@ def test_no_thread_is_left_by_a_run_that_failed(tmp_path):
 def test_a_line_for_people_has_it_all(tmp_path, capsys):
     train(tmp_path, Objective(bad=(6, 7, 8)))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
+    assert [line.split()[1] for line in lines] == [
+        f"{n}/12" for n in (0, 1, 2, 3, 5, 6, 9, 10, 12, 12)
+    ]
     number = r"[\d.,e+-]+"
+    assert re.fullmatch(rf"step 0/12  held-out loss {number}  accuracy {number}%  in .+", lines[0])
     assert re.fullmatch(
         rf"step 3/12  loss {number}  score {number}  even {number}  norm {number}  lr {number}  "
-        rf"{number} tokens/s  {number} GiB  eta .+", lines[0],
-    ), lines[0]  # fmt: skip
-    assert lines[2].startswith("step 9/12  lr ") and lines[2].endswith("skipped 3")
+        rf"{number} tokens/s  {number} GiB  eta .+", lines[3],
+    ), lines[3]  # fmt: skip
+    assert lines[6].startswith("step 9/12  lr ") and lines[6].endswith("skipped 3")
+
+
+def test_measuring_counts_in_seconds_and_eta_but_not_in_speed(tmp_path, monkeypatch):
+    """Half a second each time, at steps 0, 5, 10 and 12; a step takes next to nothing."""
+
+    def held_out(student, batches, ranks, precision):
+        time.sleep(0.5)
+        return {"mlm_loss": 1.0, "accuracy": 0.5}
+
+    monkeypatch.setattr(script, "held_out", held_out)
+    _, progress, lines = train(tmp_path, plan=replace(PLAN, eval_every=5))
+    etas = {line["step"]: line["eta_s"] for line in lines if line["event"] == "train"}
+    for step, left in ((1, 3), (5, 3), (6, 2), (10, 2), (12, 1)):
+        assert 0.5 * left <= etas[step] < 0.5 * left + 0.5 + 12 * progress.step_seconds, step
+    assert 2.0 <= progress.step_seconds + 2.0 <= progress.seconds
+    assert progress.outcome()["seconds"] == round(progress.seconds, 1)
+    speed = progress.tokens / progress.step_seconds
+    assert progress.outcome()["tokens_per_s"] == round(speed)
 
 
 def test_all_counts_of_progress_fit_json():

@@ -44,7 +44,7 @@ class NoDirectory:
 
     def resume(self, *args) -> None: ...
     def log(self, event: dict) -> None: ...
-    def log_interval(self, progress, steps: int, lr: float) -> None: ...
+    def log_interval(self, progress, steps: int, lr: float, measures: int) -> None: ...
     def save(self, *args) -> None: ...
 
 
@@ -77,7 +77,7 @@ class Turns(NoDirectory):
         if self.error is not None:
             raise self.error
 
-    def log_interval(self, progress, steps: int, lr: float) -> None:
+    def log_interval(self, progress, steps: int, lr: float, measures: int) -> None:
         """The end of a step; after the last one the thread ends."""
         self.done.release()
         if progress.step < steps:

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels.reference import cross_entropy_rows
 from minibio.batch import Batch
 from minibio.model.heads import Model
-from minibio.run import dist
+from minibio.run import dist, log
 from minibio.run.precision import autocast
 
 
@@ -26,13 +26,17 @@ def held_out(
     was_training = model.training
     model.eval()
     total = [0.0, 0.0, 0.0]  # loss, right, predicted tokens
-    for batch in batches[ranks.rank :: ranks.world]:
+    mine = batches[ranks.rank :: ranks.world]
+    bar = log.progress(len(mine), "held-out text", ranks, unit="batch", leave=False)
+    for batch in mine:
         batch = batch.to(ranks.device)
         with autocast(precision, ranks.device):
             logits: Tensor = model(batch).logits  # (M, V)
         loss = cross_entropy_rows(logits, batch.labels).sum()
         right = (logits.argmax(1) == batch.labels).sum()
         total = [a + b for a, b in zip(total, (loss.item(), right.item(), batch.M), strict=True)]
+        bar.update()
+    bar.close()
     model.train(was_training)
     loss, right, M = dist.all_sum(total, ranks)
     return {"mlm_loss": loss / max(M, 1), "accuracy": right / max(M, 1)}

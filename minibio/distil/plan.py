@@ -22,7 +22,7 @@ def resolve(row: RunConfig, given: dict) -> RunConfig:
         # the same share of a shorter run
         warmup=given.get("warmup", round(row.warmup * steps / row.steps)),
         log_every=run.log_every or max(1, steps // 100),
-        eval_every=run.eval_every or max(1, steps // 10),
+        eval_every=run.eval_every or max(50, steps // 10),
         save_every=run.save_every or max(1, min(1000, steps // 10)),
     )
 

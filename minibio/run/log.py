@@ -18,6 +18,13 @@ from minibio.run.errors import InputError
 from minibio.run.files import finite
 from minibio.run.store import OTHER_VERSION
 
+FIRST_LINES = (1, 2, 5, 10)  # steps that are logged whatever the interval
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether the figures after `step` are logged; by its number only, so a stop adds no line."""
+    return step in FIRST_LINES or step % every == 0 or step == last
+
 
 @dataclass
 class Progress:
@@ -26,11 +33,13 @@ class Progress:
     step: int = 0  # optimiser steps done or skipped
     samples: int = 0  # samples read; the position of the next one
     tokens: int = 0
-    seconds: float = 0.0  # in steps; measuring and saving are not among them
+    seconds: float = 0.0  # from before the first step: steps, measuring and saving
+    step_seconds: float = 0.0  # in steps
+    measure_seconds: float = 0.0  # of the last measuring of held-out text
     skipped: int = 0
     skipped_in_a_row: int = 0
     terms: dict[str, list] = field(default_factory=dict)  # since the last line: name -> [sum, n]
-    mark: tuple[int, int, float] = (0, 0, 0.0)  # step, tokens, seconds at the last line
+    mark: tuple[int, int, float] = (0, 0, 0.0)  # step, tokens, step_seconds at the last line
     last: dict[str, float] = field(default_factory=dict)  # means of the terms in the last line
     held_out_first: dict = field(default_factory=dict)
     held_out: dict = field(default_factory=dict)
@@ -60,11 +69,12 @@ class Progress:
 
         Args:
             samples: the position after it.
+            seconds: that it took.
         Raises:
             InputError: the last `max_skips` steps were all skipped.
         """
         self.step, self.samples = self.step + 1, samples
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        self.tokens, self.step_seconds = self.tokens + tokens, self.step_seconds + seconds
         if all(map(math.isfinite, terms.values())):
             self.skipped_in_a_row = 0
             for name, x in terms.items():
@@ -81,11 +91,17 @@ class Progress:
                 f"--precision fp32"
             )
 
-    def interval(self, steps: int, lr: float, device: torch.device) -> dict:
-        """The line of the log for the steps since the last one: mean terms, rates, what is left."""
+    def interval(self, steps: int, lr: float, device: torch.device, measures: int = 0) -> dict:
+        """The line of the log for the steps since the last one: mean terms, rates, what is left.
+
+        Args:
+            steps:    of the run.
+            measures: how often held-out text is still to be measured.
+        """
         step, tokens, seconds = self.mark
         self.last = {name: total / n for name, (total, n) in self.terms.items()}
-        done, seconds = self.step - step, self.seconds - seconds
+        done, seconds = self.step - step, self.step_seconds - seconds
+        left = (steps - self.step) * seconds / max(done, 1) + measures * self.measure_seconds
         line = {
             "event": "train",
             "step": self.step,
@@ -96,9 +112,9 @@ class Progress:
             "skipped": self.skipped,
             "tokens_per_s": round((self.tokens - tokens) / max(seconds, 1e-9)),
             "memory_gib": round(peak_bytes(device) / 2**30, 3),
-            "eta_s": round((steps - self.step) * seconds / max(done, 1), 1),
+            "eta_s": round(left, 1),
         }
-        self.terms, self.mark = {}, (self.step, self.tokens, self.seconds)
+        self.terms, self.mark = {}, (self.step, self.tokens, self.step_seconds)
         return line
 
     def outcome(self) -> dict:
@@ -111,7 +127,7 @@ class Progress:
             "samples": self.samples,
             "skipped": self.skipped,
             "seconds": round(self.seconds, 1),
-            "tokens_per_s": round(self.tokens / max(self.seconds, 1e-9)),
+            "tokens_per_s": round(self.tokens / max(self.step_seconds, 1e-9)),
         }
 
 
@@ -142,12 +158,18 @@ class RunLog:
             self.file.close()
 
 
-def progress(total: int, description: str, ranks: Ranks, unit: str = "step"):
-    """A tqdm bar on rank 0; quiet when not on a terminal."""
+def progress(total: int, description: str, ranks: Ranks, unit: str = "step", leave: bool = True):
+    """A tqdm bar on rank 0; quiet when not on a terminal.
+
+    Args:
+        leave: what the bar was at its end is left on the terminal.
+    """
     from tqdm import tqdm
 
     is_quiet = ranks.rank != 0 or not sys.stderr.isatty()
-    return tqdm(total=total, desc=description, unit=unit, disable=is_quiet, dynamic_ncols=True)
+    return tqdm(
+        total=total, desc=description, unit=unit, leave=leave, disable=is_quiet, dynamic_ncols=True
+    )
 
 
 def say(text: str, ranks: Ranks) -> None:

@@ -167,9 +167,9 @@ class RunDir:
         """Append a line to the log; "event" names its kind."""
         self.journal.write(event)
 
-    def log_interval(self, progress: Progress, steps: int, lr: float) -> None:
-        """Log and print the steps since the last line."""
-        line = progress.interval(steps, lr, self.ranks.device)
+    def log_interval(self, progress: Progress, steps: int, lr: float, measures: int = 0) -> None:
+        """Log and print the steps since the last line; arguments as in `Progress.interval`."""
+        line = progress.interval(steps, lr, self.ranks.device, measures)
         self.log(line)
         log.say(log.interval_line(line, steps), self.ranks)
 

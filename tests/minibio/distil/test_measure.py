@@ -1,5 +1,7 @@
 """The held-out loss: a literal case, and what it leaves behind."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,3 +55,14 @@ def test_precision(model):
         assert layer(x).dtype == torch.bfloat16
     with autocast("fp32", RANKS.device):
         assert layer(x).dtype == torch.float32
+
+
+def test_a_bar_of_its_own_on_a_terminal(model, monkeypatch, capsys):
+    batches = [random_batch(n_predicted=3, seed=s) for s in range(3)]
+    held_out(model, batches, RANKS)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    held_out(model, batches, RANKS)
+    assert "held-out text:" in capsys.readouterr().err
+    held_out(model, batches, replace(RANKS, rank=1))
+    assert capsys.readouterr() == ("", "")

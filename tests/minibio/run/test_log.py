@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minibio.run.dist import Ranks
-from minibio.run.log import RunLog, duration, progress
+from minibio.run.log import RunLog, duration, is_due, progress
 
 FIRST, SECOND = (Ranks(rank, rank, 2, torch.device("cpu")) for rank in range(2))
 
@@ -47,3 +47,8 @@ def test_no_bar_off_the_terminal(capsys):
 )
 def test_durations_have_a_unit(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_first_steps_are_logged_whatever_the_interval():
+    assert [s for s in range(1, 26) if is_due(s, 8, 25)] == [1, 2, 5, 8, 10, 16, 24, 25]
+    assert all(is_due(s, 1, 25) for s in range(1, 26))
