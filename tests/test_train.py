@@ -430,8 +430,8 @@ def test_the_options_are_these():
         "--batch", "--accumulate", "--length", "--lr", "--warmup", "--schedule", "--weight-decay",
         "--clip", "--seed",
         "--precision", "--device", "--kernels", "--log-every", "--eval-every", "--dry-run",
-        "--eval-documents", "--teacher-precision", "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep",
-        "--max-skips", "--checkpoint", "--betas", "--adam-eps",
+        "--teacher-precision", "--batch-tokens", "--tf32", "--compile", "--save-every", "--keep",
+        "--max-skips", "--checkpoint", "--betas", "--adam-eps", "--eval-documents",
     }  # fmt: skip
 
 
