@@ -7,6 +7,7 @@
 #   TRITON  the version of Triton            make test TORCH=torch==2.11.0 TRITON=triton==3.6.0
 #   DEMO    where the demo writes            SEED  its seed
 #   STUDY   where the study writes           SEEDS its seeds
+#   TEXT    of `make results`, JSON lines     SETS   its sets, as data.fetch lays them out
 #   OUT     where the benchmarks write       PART  one part of `make gpu`, by its name
 #   GPU_SECONDS  for all parts of `make gpu` together
 
@@ -56,7 +57,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study test test-all lint bench gpu sanitize clean
+.PHONY: help demo study results test test-all lint bench gpu sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -87,6 +88,10 @@ study: $(VENV)/.plot  ## every method with its teacher and without, 45 minutes a
 	@$(PY) eval.py table $(STUDY)/ner --teacher teacher --out $(STUDY) \
 		--as $(foreach s,$(SEEDS),teacher-$(s)=teacher ib-teacher-$(s)=ib-teacher \
 			$(foreach m,$(STUDENTS),$(s)/$(m)=$(m)))
+
+results: $(VENV)/.test-all  ## the paper at half scale on real text, TEXT=... SETS=... ROWS=all: hours
+	@$(PY) -m minibio results $(addprefix --text ,$(TEXT)) $(addprefix --sets ,$(SETS)) \
+		$(addprefix --rows ,$(ROWS))
 
 test: $(VENV)/.test  ## every test but the slow ones, on all cores; GPU tests are skipped without a GPU
 	@$(PYTEST)

