@@ -157,7 +157,7 @@ class OneStep(NoDirectory):
         super().__init__(torch.device("cpu"))
         self.counted = counted
 
-    def log_interval(self, progress, steps: int, lr: float) -> None:
+    def log_interval(self, progress, steps: int, lr: float, measures: int) -> None:
         if progress.step == 1:
             self.counted.operations.clear()
         self.counted.part = PARTS[0]
