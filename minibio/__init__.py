@@ -13,10 +13,15 @@ README.md beside this file has the reading order. The doors for users of the wei
     model, tokenizer = minibio.load(directory)
     minibio.save(model, tokenizer, directory)
     batch = minibio.Batch.from_padded(input_ids, attention_mask)
+
+and of fine-tuned directories:
+
+    tagger = minibio.pipeline(directory)
+    tagger(text)["entities"]
 """
 
 __version__ = "0.1.0"
-__all__ = ["Batch", "load", "save"]
+__all__ = ["Batch", "load", "pipeline", "save"]
 
 
 def __getattr__(name: str):
@@ -29,6 +34,10 @@ def __getattr__(name: str):
         from minibio.batch import Batch
 
         return Batch
+    if name == "pipeline":
+        from minibio.tasks.pipeline import Pipeline
+
+        return Pipeline
     raise AttributeError(f"module 'minibio' has no attribute {name!r}")
 
 
