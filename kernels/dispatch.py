@@ -13,7 +13,7 @@ IMPLEMENTATIONS = {
     "attention_kl": ("reference", "torch", "triton", "cuda"),
     "masked_mlm": ("reference", "torch", "triton", "triton-stream", "cuda"),
 }
-# Names on a command line -> the operations they stand for.
+# Names on a command line -> their operations.
 GROUPS = {"attention": ("attention", "attention_kl"), "mlm": ("masked_mlm",)}
 # A constant: what is asked at every call, torch.compile would have to trace.
 HAS_TRITON = find_spec("triton") is not None

@@ -7,7 +7,7 @@ An operator is opaque to `torch.compile`, which needs only the shapes of its res
 implementation), and to autograd, which is given its backward. The computation itself is in
 torch_mlm.py, triton_mlm.py, triton_stream.py and cuda_rows.py.
 
-A tensor without elements stands for one that is absent.
+A tensor without elements means that there is none.
 """
 
 import torch

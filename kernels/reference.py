@@ -181,7 +181,7 @@ class Call(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Results of a forward pass; a tensor without elements stands for one that is absent."""
+    """Results of a forward pass; a tensor without elements means that there is none."""
 
     out: Tensor  # (N, H, D)
     row_loss: Tensor  # (N, H), with a divergence

@@ -314,7 +314,7 @@ def size_text(n: float) -> str:
 
 
 def print_items(what: str, names: tuple[str, ...], manifest: Manifest) -> None:
-    """Licence, size and files of each set; nobody is asked."""
+    """Licence, size and files of each set, without the network."""
     items = [] if what == "pubmed" else sources.items(what, names)
     for name in dict.fromkeys(item.set for item in items) or names:
         of_set = [item for item in items if item.set == name]
@@ -350,8 +350,12 @@ def parser() -> Parser:
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of its sets")
     p.add_argument("--files", metavar="A-B", help="pubmed: the files with these numbers")
     p.add_argument("--registered", action="store_true", help="qa: you are registered with BioASQ")
-    p.add_argument("--list", action="store_true", help="print files and licences; asks nobody")
-    p.add_argument("--verify", action="store_true", help="read again what is there; asks nobody")
+    p.add_argument(
+        "--list", action="store_true", help="print files and licences, without the network"
+    )
+    p.add_argument(
+        "--verify", action="store_true", help="read again what is there, without the network"
+    )
     mirror, about = (
         os.environ.get("MINIBIO_MIRROR") or None,
         "ask URL/HOST/PATH for https://HOST/PATH",

@@ -3,7 +3,7 @@
     [We|The authors] compared {drug} with {drug2} in {n} {group} with {disease}.
 
 `{name}` is a slot, `[a|b|]` one of several wordings, and `{a}` the article that suits what follows.
-A line that begins with spaces goes on with the one before it. A frame may open with what it states,
+A line that begins with spaces continues the one before it. A frame may open with what it states,
 and the relation and question sets are made of such sentences:
 
     gene      {gene} lies behind {disease}        no-gene   {stray} does not

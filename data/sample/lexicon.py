@@ -205,7 +205,7 @@ def stems(dice: Dice) -> list[str]:
 
 
 def consonants(stem: str) -> str:
-    """Three or four capitals that stand for a stem: korv is KRV."""
+    """Three or four capitals that abbreviate a stem: korv is KRV."""
     return (stem[0] + "".join(c for c in stem[1:] if c not in "aeiou")).upper()
 
 

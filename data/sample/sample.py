@@ -314,9 +314,14 @@ def ask(seed: int, number: int) -> tuple[dict, list[dict]]:
             }
         )
     names = [name for name in (answer.short, answer.name) if name]
-    record = {
+    return factoid(key, question, names, snippets), passages
+
+
+def factoid(key: str, question: str, names: list[str], snippets: list[dict]) -> dict:
+    """A question of BioASQ's form with one answer, that has several `names`."""
+    return {
         "body": question,
-        "documents": [s["document"] for s in snippets],
+        "documents": [snippet["document"] for snippet in snippets],
         "triples": [],
         "ideal_answer": [snippets[0]["text"]],
         "exact_answer": [names],
@@ -325,7 +330,6 @@ def ask(seed: int, number: int) -> tuple[dict, list[dict]]:
         "id": key,
         "snippets": snippets,
     }
-    return record, passages
 
 
 def paragraph(passage: dict, with_answer: bool) -> dict:
@@ -377,7 +381,7 @@ def main(argv=None) -> None:
         args.out, args.seed, args.documents, args.ner_train, progress=True, force=args.force
     )
     if was_there:
-        print(f"sample: {args.out} holds it already: seed {args.seed}, version {VERSION}")
+        print(f"sample: {args.out} already holds it: seed {args.seed}, version {VERSION}")
         return
     for name, value in counts.items():
         print(f"{name:<30} {value:>12,}")

@@ -110,23 +110,8 @@ def shard(
         )
         folders = prepare(place, inputs, recipe)
         tokenise(inputs, folders, recipe, workers, progress)
-        pieces = all_pieces(inputs, folders)
-        fate, report = decide(pieces, sentences, duplicates)
         with staged_dir(out, overwrite=overwrite) as staged:
-            splits, counts = write_splits(pieces, fate, tokenizer, staged, held_out)
-            tokenizer.save(staged)
-            meta = {
-                "format": FORMAT,
-                "V": tokenizer.V,
-                "cased": tokenizer.cased,
-                "tokenizer": tokenizer.fingerprint,
-                "length": length,
-                "held_out": held_out,
-                "splits": splits,
-            }
-            write_json(staged / "meta.json", meta)
-            if report:
-                write_json(staged / "leakage.json", {"sets": report})
+            counts = write_shards(all_pieces(inputs, folders), recipe, tokenizer, staged, held_out)
             write_json(staged / "counts.json", {**counts, "options": options})
     return {**counts, "seconds": round(time.perf_counter() - began, 1)}
 
@@ -223,14 +208,39 @@ def decide(
     return fate, report
 
 
-def write_splits(
-    pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, out: Path, held_out: float
-) -> tuple[dict, dict]:
-    """Write the shards of both splits: their entries of meta.json, and the count table.
+def write_shards(
+    pieces: list[Piece], recipe: PieceRecipe, tokenizer: Tokenizer, out: Path, held_out: float
+) -> dict:
+    """Write everything of a directory of shards but counts.json, which it returns.
 
     Raises:
         TooFew: no document to train on, or none to measure on.
     """
+    fate, report = decide(pieces, recipe.sentences, recipe.duplicates)
+    splits, n = write_splits(pieces, fate, tokenizer, out, held_out)
+    drops = np.bincount(fate, minlength=LEAKED + 1).tolist()
+    check_enough(n, drops, held_out)
+    tokenizer.save(out)
+    meta = {
+        "format": FORMAT,
+        "V": tokenizer.V,
+        "cased": tokenizer.cased,
+        "tokenizer": tokenizer.fingerprint,
+        "length": recipe.length,
+        "held_out": held_out,
+        "splits": splits,
+    }
+    write_json(out / "meta.json", meta)
+    if report:
+        write_json(out / "leakage.json", {"sets": report})
+    n_bytes = sum(file.stat().st_size for file in out.glob("*.bin"))
+    return count_table(n, drops, splits, n_bytes)
+
+
+def write_splits(
+    pieces: list[Piece], fate: np.ndarray, tokenizer: Tokenizer, out: Path, held_out: float
+) -> tuple[dict, Counter]:
+    """Write the shards of both splits: their entries of meta.json, and what was counted."""
     writers = {split: ShardWriter(out, split, tokenizer.V) for split in ("train", "held-out")}
     threshold, n = np.uint64(math.ceil(held_out * 2**64)), Counter()
     for piece in pieces:
@@ -240,10 +250,8 @@ def write_splits(
         is_held_out = piece.column("key") < threshold
         n.update(dict(zip(COUNTED, piece.column("counts").tolist(), strict=True)))
         cut = piece.column("cut")[is_kept].astype(np.int64)
-        n["cut"], n["tokens cut"] = (
-            n["cut"] + int((cut > 0).sum()),
-            n["tokens cut"] + int(cut.sum()),
-        )
+        n["cut"] += int((cut > 0).sum())
+        n["tokens cut"] += int(cut.sum())
         for split, wanted in (("train", ~is_held_out), ("held-out", is_held_out)):
             is_in = np.repeat(is_kept & wanted, windows)  # (sequences,)
             n[split] += int((is_kept & wanted).sum())
@@ -251,11 +259,19 @@ def write_splits(
             writers[split].extend(ids, lengths[is_in])
             n["unknown"] += int((ids == tokenizer.unk_id).sum())
             n["longest"] = max(n["longest"], int(lengths[is_in].max(initial=0)))
-    splits = {split: writer.close() for split, writer in writers.items()}
-    drops = np.bincount(fate, minlength=LEAKED + 1).tolist()
-    flagged = sum(n[flag] for flag in FLAGS)
+    return {split: writer.close() for split, writer in writers.items()}, n
+
+
+def check_enough(n: Counter, drops: list[int], held_out: float) -> None:
+    """Refuse shards without a document to train on, or to measure on.
+
+    Args:
+        drops: documents of each fate.
+    Raises:
+        TooFew: there is none, and where they went.
+    """
     if not n["train"]:
-        left_out = sum(drops) - drops[KEPT]
+        flagged, left_out = sum(n[flag] for flag in FLAGS), sum(drops) - drops[KEPT]
         raise TooFew(
             f"no document to train on: {n['read']} read, {flagged} flagged, {n['empty']} empty, "
             f"{n['held-out']} held out, {left_out} duplicates or leaks"
@@ -265,8 +281,12 @@ def write_splits(
             f"none of {n['train']} documents is held out to measure on with --held-out {held_out}; "
             "name more documents, or a larger share"
         )
+
+
+def count_table(n: Counter, drops: list[int], splits: dict, n_bytes: int) -> dict:
+    """counts.json."""
     examples, n_tokens = (sum(s[key] for s in splits.values()) for key in ("documents", "tokens"))
-    return splits, {
+    return {
         "documents read": n["read"],
         **{f"dropped: {flag}": n[flag] for flag in FLAGS},
         "dropped: empty": n["empty"],
@@ -282,7 +302,7 @@ def write_splits(
         "mean length": round(n_tokens / examples, 1),
         "longest": n["longest"],
         "[UNK] share": n["unknown"] / n_tokens,
-        "bytes on disk": sum(file.stat().st_size for file in out.glob("*.bin")),
+        "bytes on disk": n_bytes,
     }
 
 

@@ -94,8 +94,8 @@ class AttentionShape(NamedTuple):
 
 parse_shape = AttentionShape.parse
 
-# Each pair of widths is one of the paper's students with its teacher. The worthiest first: time
-# may run out. The last lies off every block.
+# Each pair of widths is one of the paper's students with its teacher. The most important first:
+# time may run out. The last lies off every block.
 _WIDTHS = ("H12-D32-D64", "H12-D64-D64", "H4-D32-D256")
 SHAPES = {
     "cuda": [f"B{B}-{length}-{widths}" for B in (192, 24)

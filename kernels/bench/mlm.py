@@ -68,8 +68,8 @@ class MLMShape(NamedTuple):
 
 parse_shape = MLMShape.parse
 
-# The paper's masked tokens at 24 and 192 sequences of 256; Eq. 8 scores every token. The worthiest
-# first: time may run out.
+# The paper's masked tokens at 24 and 192 sequences of 256; Eq. 8 scores every token. The most
+# important first: time may run out.
 SHAPES = {
     "cuda": [f"M{M}-V{V}-d{d}-d768" for M, V in ((7373, 30522), (922, 28996), (24576, 28996))
              for d in (312, 768, 512)],
@@ -120,7 +120,7 @@ def cce(h_s, E_s, b_s, labels, *_, **__):
 
 
 class Products(torch.autograd.Function):
-    """The four products and nothing else; the student's logits stand in for their gradient."""
+    """The four products and nothing else; the student's logits serve as their own gradient."""
 
     @staticmethod
     def forward(ctx, h_s, E_s, h_t, E_t):

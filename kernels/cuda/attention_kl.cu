@@ -157,7 +157,7 @@ __device__ inline real delta_of_divergence(const Call& a, int64_t r) {
 
 // ---- version 1: naive --------------------------------------------------------------------------
 //
-// A thread is all alone with its row of the maps, and takes the formulas as they stand.
+// Each thread has its own row of the maps, and uses the formulas as written.
 
 __device__ inline int64_t naive_row() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 1) naive_forward(Call a) {
   const real lse_s = m.s + log(l_s);
   const real lse_t = a.lse_t != nullptr ? a.lse_t[r] : m.t + log(l_t);
 
-  real* out = a.out + r * a.D;  // nobody else's: the sums can be kept where they belong
+  real* out = a.out + r * a.D;  // of this thread only: the sums are kept in place
   real row = 0, stat = 0;
   for (int d = 0; d < a.D; ++d) out[d] = 0;
   for (int64_t j = span.first; j < span.last; ++j) {

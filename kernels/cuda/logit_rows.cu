@@ -276,7 +276,7 @@ __device__ inline float largest(const float* z) {
 
 // The temperature, and how e^z follows from e^(z/T): for T = 1, 2, 3, 4 as a power, which costs a
 // product or three where an exponential takes as long as eight; the error of e^(z/T), 2 units in
-// the last place, grows T-fold. For other T it is computed afresh.
+// the last place, grows T-fold. For other T it is computed again.
 struct Heat {
   float c;    // e^(z/T) = 2^(c z)
   int power;  // T, or 0: no power

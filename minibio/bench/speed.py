@@ -79,7 +79,7 @@ def texts(V: int, B: int, T: int, device: torch.device) -> Batch:
 
 
 def rounds_for(calls: list, device: torch.device, most: int, seconds: float) -> int:
-    """How often all calls fit into the time, judged by one round of them."""
+    """Rounds of all calls that fit into the time, judged by one of them."""
     one = sum(float(laps.sum()) for laps in milliseconds(calls, device, 1, warmup=1)) / 1000
     return min(most, max(LEAST_ROUNDS, int(seconds / max(one, 1e-9))))
 

@@ -176,7 +176,7 @@ def layer_map(L_s: int, L_t: int) -> tuple[int, ...]:
     g(0) = 0 are the embeddings, g(L_s + 1) = L_t + 1 the output; both always hold.
 
     Raises:
-        ValueError: the teacher's layers are no multiple of the student's.
+        ValueError: the teacher's layers are not a multiple of the student's.
     Paper/code: the paper leaves g open; this is what both distillation scripts do (F20).
     """
     if L_s < 1 or L_t % L_s:

@@ -453,7 +453,7 @@ def phase_steps(run: RunConfig, L_s: int) -> int:
     """Steps of one phase of stage 1: its share of the run, split equally among the layers.
 
     Raises:
-        InputError: the share is none, or too small for the layers.
+        InputError: the share is 1 or more, or too small for the layers.
     """
     steps = round(run.stages * run.steps) // L_s
     if steps < 1 or run.stages >= 1:

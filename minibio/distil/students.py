@@ -5,7 +5,7 @@
     head         fresh, as released (F5); `--init-head copy`, and MobileBERT's stages: the teacher's
 
 `--from DIR` is the other way: all weights are the directory's, and a head that was never trained
-can be started afresh (F10). `describe` says all this of one run, before its first step. Read
+can start from new weights (F10). `describe` says all this of one run, before its first step. Read
 objectives.py before this file and train.py after it.
 """
 

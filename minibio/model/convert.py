@@ -208,7 +208,7 @@ def load(
         head:     "mlm" | "encoder" | "token" | "sequence" | "span"; None = the one that config.json
                   names under `architectures`, "mlm" where it names none of these.
         labels:   names (or the number) of a classifier's labels; None = config.json's.
-        new_head: start the head afresh where the file lacks it (torch's generator draws it).
+        new_head: start a new head where the file lacks it (torch's generator draws it).
     Returns:
         The model in eval mode, in float32 (float64 where every tensor is float64); the tokenizer,
         or None where the directory has none.
@@ -277,7 +277,7 @@ def main(argv=None) -> None:
     p.add_argument("dst", type=Path, metavar="DST", help="new directory")
     p.add_argument("--head", choices=HEADS, help="default: the one that SRC's config.json names")
     p.add_argument("--labels", nargs="+", help="names of a classifier's labels")
-    p.add_argument("--new-head", action="store_true", help="start a head that SRC lacks afresh")
+    p.add_argument("--new-head", action="store_true", help="start a new head where SRC lacks it")
     p.add_argument("--overwrite", action="store_true", help="replace what is at DST")
     args = p.parse_args(argv)
     model, tokenizer, report = load_with_report(args.src, args.head, args.labels, args.new_head)

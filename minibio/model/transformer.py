@@ -80,7 +80,7 @@ class FeedForward(nn.Module):
         h = self.up(x)  # (N, F)
         if h.requires_grad:
             return self.down(self.activation(h))
-        return self.down(self.activation_(h))  # nobody else sees h: no second (N, F)
+        return self.down(self.activation_(h))  # h is not needed again: its memory is reused
 
 
 class Layer(nn.Module):

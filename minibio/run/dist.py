@@ -100,7 +100,7 @@ def alone(error: RuntimeError) -> str:
 
 
 class Pulse(threading.Thread):
-    """A beat that tells the other ranks that this one is alive, and ends it when another is gone.
+    """A beat that shows the other ranks that this one is alive, and ends it when another is gone.
 
     A collective that waits for a rank that was killed may wait for half an hour. Each rank watches
     the next one and rank 0, by counters in the store of the rendezvous, over a connection of its

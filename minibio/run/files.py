@@ -68,7 +68,7 @@ def check_dir(path, overwrite: bool = False) -> Path:
 
 @contextmanager
 def locked(path):
-    """Exclusive use of whatever the lock file `path` stands for, until the block ends.
+    """Exclusive use of what the lock file `path` protects, until the block ends.
 
     The file is removed at the end. One that a killed process left locks nothing and is taken over.
 

@@ -1,7 +1,7 @@
 """Fingerprints: whether something is what a record says it was, by SHA-256.
 
 A resumed run must read the same data and the same teacher; what is converted already is not
-converted again. The digests stand in records on disk: a change of one makes those records another
+converted again. The digests are in records on disk: a change of one makes those records another
 version's.
 """
 

@@ -7,7 +7,7 @@
 
 Each is written under a hidden name beside its place, down to the disk, and renamed; to be removed,
 it is renamed to a hidden name first. So a kill at any instant leaves the whole ones whole, and
-nothing that is not whole bears the name of one. The next save clears what a killed one left.
+nothing that is not whole has the name of one. The next save clears what a killed one left.
 checkpoint.py says what goes in.
 """
 
@@ -36,7 +36,7 @@ NAME = re.compile(r"step-(\d{8,})(\.before)?")
 
 
 def whole(folder: Path) -> list[Path]:
-    """The directories that bear the name of a whole one, newest first."""
+    """The directories with the name of a whole one, newest first."""
     names = os.listdir(folder) if folder.is_dir() else []
     matches = [m for m in map(NAME.fullmatch, names) if m]
     matches.sort(key=lambda m: (int(m[1]), m[2] is None), reverse=True)

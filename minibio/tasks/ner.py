@@ -152,7 +152,7 @@ class Layout(NamedTuple):
 
     @property
     def hint(self) -> str:
-        """What to do where the columns are others, for the end of a message."""
+        """Advice for the end of a message: how to name columns that are others."""
         return "" if self.is_plain else f" ({self}; --columns names them: word,_,tag)"
 
     def __str__(self) -> str:

@@ -199,7 +199,7 @@ def from_json(line: str, where: str) -> tuple[str, str, tuple[str, str] | None]:
     ):
         raise InputError(f"{where} is {line[:40]!r}, expected text and label")
     if HALF.search(f"{text}{label}"):
-        raise InputError(f"{where} has half a surrogate pair, which is no character")
+        raise InputError(f"{where} has half a surrogate pair, which is not a character")
     types = record.get("types")
     if types is None:
         return text, label_of(label), None

@@ -123,7 +123,7 @@ def of_labels(labels: Sequence[str], where: str) -> list[str]:
     inside = [label for label in labels if not OUTSIDE.fullmatch(label)]
     named = f"{where}: the labels are {', '.join(labels)[:80]}"
     if any(re.fullmatch(r"LABEL_\d+|\d+", label) for label in inside):
-        raise InputError(f"{named}, which are no tags; name them in id2label: O, B-Disease, ...")
+        raise InputError(f"{named}, which are not tags; name them in id2label: O, B-Disease, ...")
     if not inside or len(inside) == len(labels):
         share = "no" if len(inside) == len(labels) else "every"
         raise InputError(f"{named}: {share} label is outside of entities, expected O and B-Disease")
@@ -144,7 +144,7 @@ def of_file(labels: Iterable[str]) -> tuple[dict[str, str], str] | None:
     """The tag that each label of a tagged file means, and their letters' name in `LETTER_SETS`.
 
     Letters and forms are those of `of_labels`, but O is all that is outside, and a type without a
-    letter is no label. A file may lack letters, as a test set of single words does.
+    letter is not a label. A file may lack letters, as a test set of single words does.
 
     Returns:
         None where the labels are in no known scheme.

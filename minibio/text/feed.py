@@ -216,7 +216,7 @@ class Prefetch:
             self.put((END, error))
 
     def put(self, item: tuple) -> None:
-        """Wait for room, but not endlessly: nobody takes from a closed one."""
+        """Wait for room, but not endlessly: nothing takes from a closed one."""
         while not self.is_closed.is_set():
             try:
                 return self.ready.put(item, timeout=0.1)

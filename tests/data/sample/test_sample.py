@@ -274,7 +274,7 @@ def test_golden_answers_belong_to_the_test_questions(sample):
 def test_a_sample_that_is_there_is_kept(sample, capsys):
     before = {p: p.stat().st_mtime_ns for p in sample.rglob("*")}
     main(["--out", str(sample), "--documents", str(DOCUMENTS)])
-    assert "holds it already" in capsys.readouterr().out
+    assert "already holds it" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in sample.rglob("*")} == before
 
 
