@@ -1,4 +1,4 @@
-"""The commands of the library: `python -m minibio NAME ...`."""
+"""The commands of the library: `python -m minibio NAME ...`, or `minibio NAME ...`."""
 
 import sys
 from importlib import import_module
@@ -33,6 +33,11 @@ def main(argv: list[str]) -> int | None:
     return 2
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command `minibio`, of an installed library."""
     command = f"minibio {sys.argv[1]}" if len(sys.argv) > 1 else "minibio"
     errors.run(lambda: main(sys.argv[1:]), command)
+
+
+if __name__ == "__main__":
+    run()

@@ -6,6 +6,7 @@ nothing reads or writes pickles; each folder has its tests and a page that says 
 """
 
 import ast
+import importlib
 import shutil
 import subprocess
 import sys
@@ -192,9 +193,16 @@ def test_each_folder_has_its_tests_and_its_page(folder):
 
 def test_the_package_is_the_library_only():
     """`pip install .` puts nothing named data, train or eval into a user's site-packages."""
-    named = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    named = project["tool"]["setuptools"]
     library = [f for f in FOLDERS if f.split(".")[0] in ("kernels", "minibio") and "__" not in f]
     assert sorted(named["packages"]) == sorted(library) and "py-modules" not in named
+    kept = {path for package, patterns in named["package-data"].items() for pattern in patterns
+            for path in ROOT.joinpath(*package.split(".")).glob(pattern)}  # fmt: skip
+    there = {path for f in ("kernels", "minibio") for path in (ROOT / f).rglob("*.*")}
+    assert {x for x in there if x.suffix not in (".py", ".md", ".pyc")} <= kept
+    module, _, function = project["project"]["scripts"]["minibio"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_the_test_folders_are_no_packages():

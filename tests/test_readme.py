@@ -214,7 +214,7 @@ def test_the_method_of_the_walk_trains(workplace, minilm):
     assert '"relations"' in log and (workplace / "runs/minilm/model.safetensors").exists()
 
 
-PAGES = [ROOT / "README.md", ROOT / "minibio/walk.md", *(p for f in ("minibio", "kernels", "data")
+PAGES = [*ROOT.glob("*.md"), ROOT / "minibio/walk.md", *(p for f in ("minibio", "kernels", "data")
                                for p in sorted((ROOT / f).rglob("README.md")))]  # fmt: skip
 
 
