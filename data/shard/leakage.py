@@ -266,7 +266,7 @@ class Sentences:
 
 
 def window_hashes(row: bytes) -> np.ndarray:
-    """(n - ANCHOR + 1,) uint64: a hash of the ANCHOR bytes from each place on.
+    """(n - ANCHOR + 1,) uint64: a hash of the ANCHOR bytes from each place on; none of fewer bytes.
 
     The polynomial sum_j row[i+j] P^(ANCHOR-1-j) modulo 2^64, built by doubling: that of 2 w bytes
     follows from those of the two halves.
@@ -276,7 +276,7 @@ def window_hashes(row: bytes) -> np.ndarray:
     while width < ANCHOR:
         hashes = hashes[:-width] * np.uint64(power) + hashes[width:]
         width, power = 2 * width, power * power % 2**64
-    return hashes[: max(0, len(row) - ANCHOR + 1)]
+    return hashes
 
 
 def holds(row: bytes, parts: tuple[bytes, ...]) -> bool:

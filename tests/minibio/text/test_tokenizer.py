@@ -331,7 +331,7 @@ def test_added_tokens_are_counted(tmp_path, form):
             flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "special"), False)
             config[form] = {
                 str(i): {"content": token, "normalized": True, **flags}
-                for i, token in ((220, "[E1]"), (221, "[E2]"), (4, "[MASK]"))
+                for i, token in ((220, "[E1]"), (221, "[E2]"), (4, "[MASK]"), (0, "[PAD]"))
             }
         file.write_text(json.dumps(config))
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
