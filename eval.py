@@ -19,7 +19,6 @@ of compare, speed and table are in the modules that `ELSEWHERE` names.
 import argparse
 import dataclasses
 import importlib
-import json
 import math
 import os
 import re
@@ -102,12 +101,22 @@ def add_qa(g: argparse.ArgumentParser) -> None:
 
 
 def add_predict(g: argparse.ArgumentParser) -> None:
-    add = g.add_argument
+    add, g.is_mixed = g.add_argument, True
     add("directory", type=Path, help="of ner, relation or qa; its head says which")
-    add("text", nargs="?", default="-", help="a text a line (default: standard input)")
-    add("--json", action="store_true", help="the lines are JSON (tasks/predict.py)")
-    add("--out", type=Path, help="file to write (default: standard output)")
-    add("--batch", type=positive, default=32, help="texts (%(default)s)")
+    add("inputs", nargs="*", default=["-"], metavar="INPUT",
+        help="a text or JSON a line, or CoNLL's words (default: standard input)")  # fmt: skip
+    add("--json", action="store_true", help="refuse a line that is not JSON")
+    add("--out", metavar="PATH",
+        help="file to write; a directory for several inputs, with a / behind it for one, and for "
+             "brat: resumed there (default: standard output)")  # fmt: skip
+    add("--format", choices=("json", "pubtator", "brat"), default="json",
+        help="of entities (%(default)s: a line for each document)")  # fmt: skip
+    add("--threshold", type=probability, default=0.0, metavar="P",
+        help="leave out entities and answers under this probability, and make such a relation's "
+             "label null. An entity's is the least of its words', that of the tag chosen among all "
+             "at the word's first piece")  # fmt: skip
+    add("--all-labels", action="store_true", help="of a relation: the probability of each label")
+    add("--batch", type=positive, default=32, help="texts; of entities 128 tokens each (32)")
     add("--precision", choices=("auto", "fp32", "bf16", "int8"), default="auto", help="(auto)")
 
 
@@ -154,6 +163,13 @@ def natural(text: str) -> int:
     if int(text) < 0:
         raise ValueError
     return int(text)
+
+
+def probability(text: str) -> float:
+    """An argparse type: 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
 
 
 def positive(text: str) -> int:
@@ -220,12 +236,14 @@ from minibio.run.gradients import Gradients, reduce_terms
 from minibio.run.log import Progress
 from minibio.run.precision import autocast
 from minibio.run.rundir import RunDir, StopRequest
-from minibio.tasks import finetune, relation
+from minibio.tasks import finetune, formats, relation
 from minibio.tasks.finetune import Best, Score, Task
+from minibio.tasks.jobs import Bar, predict_all
 from minibio.tasks.ner import NerTask
 from minibio.tasks.objective import Labels, Taught
 from minibio.tasks.predict import Predictor, predict
 from minibio.tasks.qa import QaTask
+from minibio.tasks.reading import name_of
 from minibio.tasks.relation import RelationTask
 from minibio.text.feed import Epochs, ahead
 from minibio.text.tokenizer import Tokenizer
@@ -503,30 +521,59 @@ def run_qa(args: argparse.Namespace, recipe: Recipe) -> None:
     experiment(args, recipe, {"": QaTask(args.train, args.test, args.golden, **how)}, first)
 
 
-def run_predict(args: argparse.Namespace) -> None:
-    """A line of JSON for each line of text."""
+def run_predict(args: argparse.Namespace) -> int:
+    """Answers to one input, or to each of several; returns the exit status."""
+    to_dir = args.out is not None and (
+        len(args.inputs) > 1
+        or args.format == "brat"
+        or args.out.endswith(os.sep)
+        or os.path.isdir(args.out)
+    )
+    if args.out is None and (len(args.inputs) > 1 or args.format == "brat"):
+        what = "brat" if args.format == "brat" else "several inputs"
+        raise InputError(f"{what} needs a directory to write to: --out DIR")
     if args.out is None and sys.stdout is None:
         raise InputError("the standard output is closed; name a file: --out FILE")
-    device = dist.pick_device(args.device)
-    predictor = Predictor(args.directory, args.batch, device, args.precision)
-    if args.out is None:
-        write_lines(sys.stdout, predict(predictor, args.text, args.json))
-    else:
-        with files.staged_file(args.out) as staged, open(staged, "w", encoding="utf-8") as file:
-            write_lines(file, predict(predictor, args.text, args.json))
+    ranks = dist.start(args.device)
+    try:
+        if ranks.world > 1 and not to_dir:
+            raise InputError("more ranks than one deal out inputs; name a directory: --out DIR/")
+        predictor = Predictor(args.directory, args.batch, ranks.device, args.precision,
+                              threshold=args.threshold, all_labels=args.all_labels)  # fmt: skip
+        check_predict(args, predictor)
+        if to_dir:
+            how = {"format": args.format, "is_json": args.json}
+            return 2 if predict_all(predictor, args.inputs, Path(args.out), ranks, **how) else 0
+        (path,) = args.inputs
+        with formats.output(args.out and Path(args.out), args.format, name_of(path)) as write:
+            is_file = os.path.isfile(path)
+            is_seen = args.out is not None or not sys.stdout.isatty()
+            with Bar(os.path.getsize(path) if is_file else None, ranks, not is_seen) as bar:
+                for item, answer in predict(
+                    predictor, path, args.json, bar.seen if is_file else None
+                ):
+                    write(item, answer)
+                    bar.count()
+        return 0
+    finally:
+        dist.stop(ranks)
 
 
-def write_lines(file, values) -> None:
-    for value in values:
-        file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
+def check_predict(args: argparse.Namespace, predictor: Predictor) -> None:
+    """Refuse options of another head than the model has."""
+    for is_given, flag, head, what in (
+        (args.format != "json", f"--format {args.format}", "token", "entities"),
+        (args.all_labels, "--all-labels", "sequence", "relations"),
+    ):
+        if is_given and predictor.head != head:
+            raise InputError(f"{flag} is for {what}; {args.directory} has another head: drop it")
 
 
 TASKS = {"ner": run_ner, "relation": run_relation, "qa": run_qa}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Read the command line and run the command."""
+def main(argv: list[str] | None = None) -> int | None:
+    """Read the command line and run the command; returns its exit status, None for 0."""
     args, recipe = read(argv)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, not a need
@@ -536,7 +583,7 @@ def main(argv: list[str] | None = None) -> None:
     if recipe is not None:
         TASKS[args.command](args, recipe)
     elif args.command == "predict":
-        run_predict(args)
+        return run_predict(args)
     else:
         args.run(args)
 

@@ -15,6 +15,7 @@ import minibio
 from helpers import ROOT, processes
 from minibio.run import errors
 from minibio.run.errors import InputError
+from minibio.tasks.documents import Document, Pair, Question
 from minibio.tasks.predict import Predictor
 from toy_tasks import (
     FAST,
@@ -216,7 +217,7 @@ def test_pipelines_find_the_same_names(tuned):
     pipe = pipeline("token-classification", tuned / "tuned-ner")
     predictor = Predictor(tuned / "tuned-ner", precision="fp32")
     n = 0
-    for text, ours in zip(texts, predictor([{"text": text} for text in texts]), strict=True):
+    for text, ours in zip(texts, predictor([Document(text) for text in texts]), strict=True):
         theirs = pipe(text, aggregation_strategy="first")
         want = [(x["entity_group"], x["start"], x["end"]) for x in theirs]
         assert [(e["type"], e["start"], e["end"]) for e in ours["entities"]] == want
@@ -251,7 +252,7 @@ def test_pipelines_give_the_same_label(tuned):
     lines = (tuned / "chemprot" / "test.jsonl").read_text("utf-8").splitlines()[:4]
     texts = [json.loads(line)["text"] for line in lines]
     pipe = pipeline("text-classification", tuned / "tuned-relation")
-    items = [{"text": t, "example": x, "spans": x.spans} for t, x in map(marked, texts)]
+    items = [Pair(t, x, x.spans) for t, x in map(marked, texts)]
     predictor = Predictor(tuned / "tuned-relation", precision="fp32")
     for ours, theirs in zip(predictor(items), pipe(texts), strict=True):
         assert ours["label"] == theirs["label"]
@@ -276,7 +277,7 @@ def test_question_answering_with_transformers_gives_the_same_answer(tuned):
     predictor = Predictor(tuned / "tuned-qa", precision="fp32")
     for paragraph in paragraphs[:4]:
         question, context = paragraph["qas"][0]["question"], paragraph["context"]
-        (ours,) = predictor([{"question": question, "snippets": [context]}])
+        (ours,) = predictor([Question(question, [context])])
         best = ours["answers"][0]
         inputs = tokens(question, context, return_tensors="pt", return_offsets_mapping=True)
         spans, second = inputs.pop("offset_mapping")[0], inputs.token_type_ids[0] == 1
@@ -296,7 +297,11 @@ def test_predictions_on_the_command_line(tuned, tmp_path, capsys):
     evaluation.main(given)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [x["text"] for x in lines] == ["The patient had Gout", "no sign"]
-    assert lines[0]["entities"] == [{"type": "joint", "start": 16, "end": 20, "text": "Gout"}]
+    (entity,) = lines[0]["entities"]
+    assert 1 / 5 < entity["probability"] <= 1  # of five tags
+    assert entity | {"probability": 0} == {
+        "type": "joint", "start": 16, "end": 20, "text": "Gout", "probability": 0,
+    }  # fmt: skip
     evaluation.main([*given, "--out", str(tmp_path / "out.jsonl")])
     assert [
         json.loads(x) for x in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()

@@ -29,11 +29,16 @@ def in_one_line(name: str):
     except (InputError, OSError) as error:
         if os.environ.get("MINIBIO_TRACEBACK"):
             raise
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(name, error)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def say(name: str, error: Exception) -> None:
+    """An error of command `name` as one line on stderr."""
+    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def hold_streams() -> None:

@@ -73,11 +73,18 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, description: str | None = None, **more):
         first_line = (description or "").split("\n")[0] or None
         super().__init__(*args, description=first_line, allow_abbrev=False, **more)
+        self.is_mixed = False  # whether arguments without a flag may come between options
+        self.is_outer = True
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse, and refuse what no option takes; the parser of a subcommand knows its own."""
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
+        if not (self.is_mixed and self.is_outer):
+            found, unknown = super().parse_known_args(args, namespace)
+        else:
+            self.is_outer = False  # argparse calls this method again, twice
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
+            self.is_outer = True
+        if unknown and not (self.is_mixed and not self.is_outer):
             self.error(self.describe_unknown(unknown))
         return found, unknown
 

@@ -30,7 +30,7 @@ from minibio.run.files import staged_file
 from minibio.tasks import tags as schemes
 from minibio.tasks.finetune import SETS, Task
 from minibio.tasks.metrics import UNTYPED, entity_scores, only_answer
-from minibio.tasks.reading import cut, forward, read_lines
+from minibio.tasks.reading import forward, read_lines
 from minibio.text.tokenizer import Tokenizer
 
 EXPECTED = "lines of token TAB tag"
@@ -61,6 +61,7 @@ class Mention(NamedTuple):
     kind: str  # "" where the labels carry no type
     start: int
     end: int
+    probability: float = 1.0  # the least of its words'
 
 
 # reading
@@ -428,31 +429,24 @@ def write_conll(
 # text without tags
 
 
-def sentence_of(text: str, tokenizer: Tokenizer) -> tuple[Sentence, list[tuple[int, int]]]:
-    """A text as a sentence for `make_windows`, and the characters (start, end) of each word.
-
-    Words are the tokenizer's: runs of letters and digits, and single marks, as the published files
-    have them. A text of white space has no word, and its window no piece.
-    """
-    spans = cut(text, tokenizer).word_spans
-    return Sentence([text[a:b] for a, b in spans], ["O"] * len(spans)), spans
-
-
-def mentions(tags: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[Mention]:
+def mentions(
+    tags: Sequence[str], spans: Sequence[tuple[int, int]], p: Sequence[float] | None = None
+) -> list[Mention]:
     """The names in a text from the tags of its words.
 
     Names of one type that touch, with no character between, are one: sets like JNLPBA take "IL-2"
     for a word, and all three pieces of it learn B (F46).
 
     Args:
-        tags, spans: of the words, one to one.
+        tags, spans, p: of the words, one to one; p the probability of each tag, None = 1.
     """
-    found = []
+    p, found = p or [1.0] * len(tags), []
     for kind, first, last in schemes.entities(tags):
-        start, end = spans[first][0], spans[last][1]
+        start, end, least = spans[first][0], spans[last][1], min(p[first : last + 1])
         if found and (found[-1].kind, found[-1].end) == (kind, start):
-            start = found.pop().start
-        found.append(Mention(kind, start, end))
+            before = found.pop()
+            start, least = before.start, min(least, before.probability)
+        found.append(Mention(kind, start, end, least))
     return found
 
 

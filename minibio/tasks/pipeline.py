@@ -4,7 +4,7 @@
     tagger("The patient had gout.")["entities"]
     tagger(["The patient had gout.", {"id": 7, "text": "No sepsis."}])
 
-An input is text, or a dictionary with the keys of predict's lines of JSON (predict.py).
+An input is text, or a dictionary with the keys of predict's lines of JSON (documents.py).
 """
 
 import json
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from minibio.run.dist import pick_device
 from minibio.run.errors import InputError
-from minibio.tasks.predict import CHUNK, Predictor, in_chunks, parse
+from minibio.tasks.documents import Item, parse
+from minibio.tasks.predict import CHUNK, Predictor, in_chunks
 
 
 class Pipeline:
@@ -56,7 +57,7 @@ class Pipeline:
         chunks = in_chunks(items, CHUNK * self.predictor.B)
         return [answer for chunk in chunks for answer in self.predictor(chunk)]
 
-    def item(self, text: str | dict, where: str):
+    def item(self, text: str | dict, where: str) -> Item | None:
         """One input as `Predictor` takes it; `where` begins a complaint."""
         if not isinstance(text, str | dict):
             kind = type(text).__name__

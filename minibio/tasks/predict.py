@@ -1,29 +1,37 @@
-"""A fine-tuned directory applied to text: a line in, a line of JSON out, in the same order.
+"""A fine-tuned directory applied to text: an answer for each line of the input, in its order.
 
-    head       a line of text                        a line of JSON (--json)
-    token      any text                              text
-    sequence   a text that marks two entities        text; and first, second: [start, end] each
-    span       question TAB snippet TAB snippet ...  question, snippets
-
-    {"text": "...", "entities": [{"type": "Disease", "start": 4, "end": 17, "text": "..."}]}
+    {"id": 7, "text": "...", "entities": [
+        {"type": "Disease", "start": 4, "end": 17, "text": "...", "probability": 0.98}]}
     {"text": "...", "label": "INHIBITOR", "probability": 0.98, "first": [3, 7], "second": [10, 18]}
     {"question": "...", "answers": [{"text": "...", "probability": 0.6, "snippet": 0,
      "start": 17, "end": 24}]}
 
-A blank line is answered too: by no entities, a null label, no answers. Offsets are characters of
-the text as it was given, end one behind the last. An "id" of a JSON line is handed on. A model
-whose config.json says multi_label_classification has a sigmoid for each label: "label" is the
-likeliest, and "probabilities" has them all. Lines are read a few at a time, so that a file's size
-costs no memory.
+documents.py says what a line may be, formats.py how answers are written otherwise. A blank line is
+answered too: by no entities, a null label, no answers. Offsets are characters of the text as it was
+given, end one behind the last; a title and an abstract are one text, with a space between them.
+
+    probability  of an entity: the least of its words', each that of the chosen tag among all tags
+                 at the word's first piece (softmax)
+                 of a relation: the label's, among all labels (softmax); where config.json says
+                 multi_label_classification, by itself (sigmoid), and "probabilities" has them all
+                 of an answer: as `qa.rank` pools it over snippets
+
+Taggers learn sentences, so a text is cut at sentences (text/sentences.py), and each is a sequence
+of its own. One longer than the model is read in windows that overlap by a quarter, and handed from
+one to the next where neither has a name. Items are read some hundred at a time and put into batches
+by length; a file's size costs no memory.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from minibio.batch import Batch
 from minibio.model.convert import load, read_config
 from minibio.model.int8 import to_int8
 from minibio.model.names import head_of
@@ -32,11 +40,16 @@ from minibio.run.errors import InputError
 from minibio.run.files import read_json
 from minibio.run.precision import autocast, resolve
 from minibio.tasks import ner, qa, relation, tags
+from minibio.tasks.documents import Document, Item, Pair, Question, Words, read_items
 from minibio.tasks.metrics import UNTYPED
-from minibio.tasks.reading import HALF, json_object, name_of, read_lines
+from minibio.tasks.reading import cut, forward
+from minibio.text import sentences
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 CHUNK = 8  # batches that are read, sorted by length, and answered together
+CHARACTERS = 1 << 20  # of documents, after which no more are read for them
+TOKENS = 128  # of sentences, for each text of a batch
+DIGITS = 4  # of an entity's probability
 BLANK = {  # what a blank line gets
     "token": {"text": "", "entities": []},
     "sequence": {"text": "", "label": None},
@@ -76,14 +89,28 @@ class Predictor:
     Args:
         path:      a directory of `eval.py ner`, `relation` or `qa`, or any other Hugging Face
                    directory with such a head.
-        B:         texts a batch; the answers do not depend on it, but for rounding.
+        B:         texts a batch, or 128 B tokens of sentences; the answers do not depend on it,
+                   but for rounding.
         precision: of the products: auto | fp32 | bf16 (run/precision.py) | int8 (model/int8.py).
+        threshold: entities and answers of a lower probability are left out; a relation's label is
+                   None there.
+        all_labels: whether a relation has the probabilities of all labels.
     Raises:
         InputError: it has another head, a regression's, no tokenizer, or labels that are no tags;
             int8 on a GPU.
     """
 
-    def __init__(self, path: Path, B: int = 32, device="cpu", precision: str = "auto"):
+    def __init__(
+        self,
+        path: str | Path,
+        B: int = 32,
+        device="cpu",
+        precision: str = "auto",
+        *,
+        threshold: float = 0.0,
+        all_labels: bool = False,
+    ):
+        path = Path(path)
         raw, where = read_config(path)
         self.head = head_of(raw)
         if self.head not in RECORDS:
@@ -102,6 +129,8 @@ class Predictor:
             self.multi_label = kind == "multi_label_classification"
             if kind == "regression" or (len(self.model.labels) == 1 and not self.multi_label):
                 raise InputError(f"{where} is of a regression, expected a classifier of 2 labels")
+        self.path, self.threshold = path, threshold
+        self.all_labels = all_labels or self.multi_label
         self.device, self.B = torch.device(device), B
         self.model.to(self.device)
         if precision == "int8":
@@ -117,42 +146,91 @@ class Predictor:
             found[name] for name in ("stride", "order", "anonymise")
         )
 
-    def __call__(self, items: list[dict]) -> list[dict]:
-        """Answers to lines that `parse` has read, in their order."""
-        answer = {"token": self.entities, "sequence": self.relations, "span": self.answers}
-        found = iter(answer[self.head]([item for item in items if item]))
+    def __call__(self, items: Sequence[Item | None]) -> list[dict]:
+        """Answers to items that `read_items` has read, in their order."""
+        makers = {Document: self.entities, Words: self.tags_of_words, Pair: self.relations,
+                  Question: self.answers}  # fmt: skip
+        made = {}
+        for kind, make in makers.items():
+            chosen = [item for item in items if isinstance(item, kind)]
+            made[kind] = iter(make(chosen) if chosen else ())
         return [
-            ({"id": item["id"]} if "id" in item else {}) | next(found)
-            if item
-            else dict(BLANK[self.head])
-            for item in items
+            dict(BLANK[self.head]) if item is None else next(made[type(item)]) for item in items
         ]
 
-    def entities(self, items: list[dict]) -> list[dict]:
+    def entities(self, items: list[Document]) -> list[dict]:
         """Names in each text."""
-        cut = [ner.sentence_of(item["text"], self.tokenizer) for item in items]
-        windows = ner.make_windows([s for s, _ in cut], self.tokenizer, self.length)
-        found = ner.predict(self.model, windows, self.tags, self.B, self.device, self.context)
-        words, _ = ner.rejoin(windows, found)
+        spans, parts = [], []  # of the words of each sentence: characters, pieces
+        owners = []  # of each sentence: which item
+        for i, item in enumerate(items):
+            for words, pieces in sentences_of(item, self.tokenizer):
+                owners.append(i)
+                spans.append(words)
+                parts.append(pieces)
+        found = [[] for _ in items]
+        for i, words, (names, p) in zip(owners, spans, self.tag_sentences(parts), strict=True):
+            text = items[i].text
+            for m in ner.mentions(names, words, p):
+                if m.probability >= self.threshold:
+                    found[i].append(
+                        {
+                            "type": m.kind or UNTYPED,
+                            "start": m.start,
+                            "end": m.end,
+                            "text": text[m.start : m.end],
+                            "probability": round(m.probability, DIGITS),
+                        }
+                    )
         return [
-            {
-                "text": text,
-                "entities": [
-                    {
-                        "type": m.kind or UNTYPED,
-                        "start": m.start,
-                        "end": m.end,
-                        "text": text[m.start : m.end],
-                    }
-                    for m in ner.mentions(row, spans)
-                ],
-            }
-            for text, (_, spans), row in zip((x["text"] for x in items), cut, words, strict=True)
+            {**item.given, "text": item.text, "entities": row}
+            for item, row in zip(items, found, strict=True)
         ]
 
-    def relations(self, items: list[dict]) -> list[dict]:
+    def tags_of_words(self, items: list[Words]) -> list[dict]:
+        """The tag of each word of each sentence."""
+        pieces = ner.encode_distinct((w for item in items for w in item.words), self.tokenizer)
+        parts = [[pieces[word] for word in item.words] for item in items]
+        answers = []
+        for names, p in self.tag_sentences(parts):
+            for _, first, last in tags.entities(names) if self.threshold else ():
+                if min(p[first : last + 1]) < self.threshold:
+                    names[first : last + 1] = ["O"] * (last + 1 - first)
+            answers.append({"tags": names})
+        return answers
+
+    def tag_sentences(self, parts: list[list[list[int]]]) -> list[tuple[list[str], list[float]]]:
+        """The likeliest tag of each word, and its probability, sentence by sentence.
+
+        Args:
+            parts: the pieces of each word of each sentence.
+        """
+        room, rows = self.length - 2, []
+        for i, words in enumerate(parts):
+            sizes = [min(len(pieces), room) for pieces in words]
+            for window in windows(sizes, room):
+                row = Row(i, window, [self.tokenizer.cls_id], [])
+                for w in window:
+                    row.places.append(len(row.tokens))
+                    row.tokens.extend(words[w][:room])
+                row.tokens.append(self.tokenizer.sep_id)
+                rows.append(row)
+        found = [None] * len(rows)
+        batches = forward(
+            self.model, rows, collate, len(rows), self.device, self.context, TOKENS * self.B
+        )
+        for chosen, batch, logits in batches:
+            p, k = logits[batch.predict].float().softmax(1).max(1)  # (M,) of (M, K)
+            tagged = zip((self.tags[x] for x in k.tolist()), p.tolist(), strict=True)
+            for i in chosen:
+                found[i] = list(islice(tagged, len(rows[i].places)))
+        joined = [[] for _ in parts]
+        for row, tagged in zip(rows, found, strict=True):
+            joined[row.sentence] = join(joined[row.sentence], tagged, row.words.start)
+        return [([tag for tag, _ in row], [p for _, p in row]) for row in joined]
+
+    def relations(self, items: list[Pair]) -> list[dict]:
         """The likeliest label of each text."""
-        read = [item["example"] for item in items]
+        read = [item.example for item in items]
         read = [relation.anonymise(x) for x in read] if self.anonymise else read
         features = relation.make_features(read, self.tokenizer, self.length)
         p = relation.predict(
@@ -161,31 +239,33 @@ class Predictor:
         best = zip(p.argmax(1).tolist(), p.amax(1).tolist(), strict=True)
         answers = [
             {
-                "text": item["text"],
-                "label": self.model.labels[k],
+                **item.given,
+                "text": item.text,
+                "label": self.model.labels[k] if q >= self.threshold else None,
                 "probability": round(q, 6),
-                "first": list(item["spans"][0]),
-                "second": list(item["spans"][1]),
+                "first": list(item.spans[0]),
+                "second": list(item.spans[1]),
             }
             for item, (k, q) in zip(items, best, strict=True)
         ]
-        for answer, row in zip(answers, p.tolist(), strict=self.multi_label):
-            if self.multi_label:
+        for answer, row in zip(answers, p.tolist(), strict=True):
+            if self.all_labels:
                 named = zip(self.model.labels, row, strict=True)
                 answer["probabilities"] = {label: round(q, 6) for label, q in named}
         return answers
 
-    def answers(self, items: list[dict]) -> list[dict]:
+    def answers(self, items: list[Question]) -> list[dict]:
         """The five best answers to each question."""
         found = []
         for i, item in enumerate(items):
-            found += qa.passages_of(item["question"], item["snippets"], i)
+            found += qa.passages_of(item.question, item.snippets, i)
         windows = qa.make_windows(found, self.tokenizer, self.length, self.stride)
         logits = qa.predict(self.model, windows, self.B, self.device, self.context)
         ranked = qa.rank(found, windows, logits, self.order)
         return [
             {
-                "question": item["question"],
+                **item.given,
+                "question": item.question,
                 "answers": [
                     {
                         "text": a.text,
@@ -195,91 +275,142 @@ class Predictor:
                         "end": a.end,
                     }
                     for a in ranked.get(f"{i:024x}", [])
+                    if a.probability >= self.threshold
                 ],
             }
             for i, item in enumerate(items)
         ]
 
 
-# lines in
+# sentences
 
 
-def parse(line: str, where: str, head: str, is_json: bool) -> dict:
-    """One line as what `Predictor` takes, {} for a blank one; `where` begins a complaint."""
-    if not line.strip() and (is_json or head != "token"):
-        return {}
-    item = from_json(line, where) if is_json else {}
-    if head == "span":
-        if not is_json:
-            item["question"], *item["snippets"] = line.split("\t")
-        question, snippets = item.get("question"), item.get("snippets")
-        is_list = isinstance(snippets, list) and snippets
-        if not isinstance(question, str) or not is_list or not all_text(snippets):
-            form = 'a "question" and a list "snippets"' if is_json else "question TAB snippet"
-            raise InputError(f"{where} is {line[:40]!r}, expected {form}")
-        return item
-    text = item.get("text") if is_json else line
-    if not isinstance(text, str):
-        raise InputError(f"{where} is {line[:40]!r}, expected a text")
-    item["text"] = text
-    if head == "sequence":
-        item["example"], item["spans"] = pair_in(item, text, where)
-    return item
+class Row(NamedTuple):
+    """A sentence as the model reads it, or a window of one too long for it."""
+
+    sentence: int  # which one
+    words: range  # of it
+    tokens: list[int]  # (T,) [CLS] pieces [SEP]
+    places: list[int]  # (words,) of each word's first piece, in `tokens`
 
 
-def all_text(values: list) -> bool:
-    return all(isinstance(x, str) for x in values)
+def collate(rows: Sequence[Row]) -> Batch:
+    """Rows as one; `predict` names the places of the M words' first pieces."""
+    places, start = [], 0
+    for row in rows:
+        places.extend(start + place for place in row.places)
+        start += len(row.tokens)
+    return Batch.from_sequences([row.tokens for row in rows], predict=places)
 
 
-def from_json(line: str, where: str) -> dict:
-    item = json_object(line, where)
-    if HALF.search(json.dumps(item, ensure_ascii=False)):
-        raise InputError(f"{where} has half a surrogate pair, which is no character")
-    return item
+def sentences_of(item: Document, tokenizer) -> list[tuple[list[tuple[int, int]], list[list[int]]]]:
+    """For each sentence of a text the characters (start, end) of its words, and their pieces.
+
+    Words are the tokenizer's: runs of letters and digits, and single marks, as the published files
+    have them. A title ends a sentence, with a full stop or without.
+    """
+    text, split = item.text, item.title
+    ends = [end for _, end in sentences.spans(text if split is None else text[:split])]
+    if split is not None:
+        ends += [split + 1 + end for _, end in sentences.spans(text[split + 1 :])]
+    pieces = cut(text, tokenizer)
+    parts = [[] for _ in pieces.word_spans]
+    for piece, word in zip(pieces.ids, pieces.words, strict=True):
+        parts[word].append(piece)
+    found, last = [], None
+    for span, word in zip(pieces.word_spans, parts, strict=True):
+        sentence = bisect_right(ends, span[0])
+        if sentence != last:
+            found.append(([], []))
+            last = sentence
+        found[-1][0].append(span)
+        found[-1][1].append(word)
+    return found
 
 
-def pair_in(item: dict, text: str, where: str) -> tuple[relation.Example, tuple]:
-    """The text with its two entities marked, and where these stand in the text as it was given."""
-    spans = item.get("first"), item.get("second")
-    if spans == (None, None):
-        example = relation.marked(text, where)
-        return example, example.spans
-    for span in spans:
-        if not (isinstance(span, list) and len(span) == 2 and all(type(x) is int for x in span)):
-            raise InputError(f"{where}: first and second are {spans}, expected [start, end] each")
-    try:
-        return relation.mark(text, tuple(spans[0]), tuple(spans[1])), spans
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+def windows(sizes: Sequence[int], room: int) -> list[range]:
+    """The words of each window of a sentence: as many as fit, the next a quarter back.
+
+    Args:
+        sizes: pieces of each word, none more than `room`.
+        room:  pieces of a window.
+    """
+    found, first, end = [], 0, 0
+    while first < len(sizes):
+        n = 0
+        for end in range(first, len(sizes) + 1):
+            if end == len(sizes) or n + sizes[end] > room:
+                break
+            n += sizes[end]
+        found.append(range(first, end))
+        if end == len(sizes):
+            break
+        back, after = 0, first + 1
+        first = end
+        while first > after and back + sizes[first - 1] <= room // 4:
+            first -= 1
+            back += sizes[first]
+    return found
+
+
+Tagged = list[tuple[str, float]]  # the tag of each word, and its probability
+
+
+def join(before: Tagged, window: Tagged, start: int) -> Tagged:
+    """The tags of a sentence so far, and those of a window whose first word is `start`.
+
+    One hands over to the other within the words that both have, as near to their middle as there is
+    a place where no name of either is cut, and none of one touches one of the other.
+    """
+    middle = (start + len(before)) // 2
+    crossed = {
+        shift + i
+        for shift, row in ((0, before), (start, window))
+        for _, first, last in tags.entities([tag for tag, _ in row])
+        for i in range(first + 1, last + 1)
+    }
+
+    def is_apart(seam: int) -> bool:
+        left = before[seam - 1][0] if seam else "O"
+        right = window[seam - start][0] if seam - start < len(window) else "O"
+        return seam not in crossed and "O" in (left, right)
+
+    seams = filter(is_apart, range(start, len(before) + 1))
+    seam = min(seams, key=lambda x: abs(x - middle), default=middle)
+    return before[:seam] + window[seam - start :]
 
 
 # all together
 
 
-def predict(predictor: Predictor, path: str | Path, is_json: bool) -> Iterator[dict]:
-    """Answers to the lines of a file ("-": standard input), as they come.
+def predict(
+    predictor: Predictor,
+    path: str | Path,
+    is_json: bool = False,
+    seen: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Item | None, dict]]:
+    """The items of an input ("-": standard input) and their answers, in order, as they come.
 
+    Args:
+        is_json, seen: as for `read_items`.
     Raises:
         InputError: a line cannot be read; what came before it has been answered.
     """
-
-    def items() -> Iterator[dict]:
-        for number, line in read_lines(path, "text"):
-            yield parse(line, f"{name_of(path)}: line {number}", predictor.head, is_json)
-
-    for chunk in in_chunks(items(), CHUNK * predictor.B):
-        yield from predictor(chunk)
+    items = read_items(path, predictor.head, is_json, seen)
+    for chunk in in_chunks(items, CHUNK * predictor.B):
+        yield from zip(chunk, predictor(chunk), strict=True)
 
 
-def in_chunks(items: Iterable[dict], n: int) -> Iterator[list[dict]]:
-    """Lists of n items, the last one shorter; an error comes behind what came before it."""
-    chunk = []
+def in_chunks(items: Iterable[Item | None], n: int) -> Iterator[list[Item | None]]:
+    """Lists of n items, or of `CHARACTERS`; an error comes behind what came before it."""
+    chunk, size = [], 0
     try:
         for item in items:
             chunk.append(item)
-            if len(chunk) == n:
+            size += len(getattr(item, "text", ""))
+            if len(chunk) == n or size >= CHARACTERS:
                 yield chunk
-                chunk = []
+                chunk, size = [], 0
     except InputError:
         if chunk:
             yield chunk

@@ -20,7 +20,7 @@ import re
 import sys
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from minibio.batch import Batch
 from minibio.run.errors import InputError
-from minibio.run.files import read_json
+from minibio.run.files import DAMAGED, read_json, unpacked
 from minibio.text.tokenizer import Tokenizer
 
 HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold one, UTF-8 cannot
@@ -40,21 +40,29 @@ HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold one
 # lines and JSON
 
 
-def read_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: str | Path, expected: str, seen: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line, without its end (LF or CRLF) and byte-order mark.
+
+    gzip and xz are unpacked, whatever the file's name.
 
     Args:
         path:     "-" is the standard input.
         expected: what the file should hold, for the message.
+        seen:     called with the bytes of the file that have been read, packed as they may be.
     Raises:
-        InputError: it cannot be read, or a line is not UTF-8.
+        InputError: it cannot be read, its archive is damaged, or a line is not UTF-8.
     """
     name = name_of(path)
     if path == "-" and sys.stdin is None:
         raise InputError(f"the standard input is closed, expected {expected}")
+    number = 0
     try:
-        with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+        with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as packed:
+            for number, line in enumerate(unpacked(packed), start=1):
+                if seen is not None:
+                    seen(packed.tell())
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -66,6 +74,8 @@ def read_lines(path: str | Path, expected: str) -> Iterator[tuple[int, str]]:
                         f"expected {expected}"
                     ) from None
                 yield number, text
+    except DAMAGED as error:
+        raise InputError(f"{name}: after line {number}: {error}; the archive is damaged") from None
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}, expected {expected}") from None
 
@@ -185,6 +195,7 @@ def forward(
     B: int,
     device,
     autocast,
+    N: float = math.inf,
 ) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """Places of B examples, their batch and its logits, until every example has had one.
 
@@ -193,12 +204,28 @@ def forward(
     Args:
         examples: each with its `tokens`.
         autocast: makes the context that the model runs in.
+        N:        tokens of a batch, which has fewer than B examples where it is full.
     """
     model.eval()
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
-    for first in range(0, len(order), B):
-        chosen = order[first : first + B]
+    lengths = [len(example.tokens) for example in examples]
+    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    for chosen in in_batches(order, lengths, B, N):
         batch = collate([examples[i] for i in chosen]).to(device)
         with torch.no_grad(), autocast():
             logits = model(batch).logits
         yield chosen, batch, logits
+
+
+def in_batches(
+    order: Iterable[int], lengths: Sequence[int], B: int, N: float
+) -> Iterator[list[int]]:
+    """The places in `order`, at most B at a time and, but for one longer by itself, N tokens."""
+    chosen, n = [], 0
+    for i in order:
+        if len(chosen) == B or (chosen and n + lengths[i] > N):
+            yield chosen
+            chosen, n = [], 0
+        chosen.append(i)
+        n += lengths[i]
+    if chosen:
+        yield chosen

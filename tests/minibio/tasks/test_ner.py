@@ -13,6 +13,7 @@ from minibio.run.errors import InputError
 from minibio.tasks import ner, tags
 from minibio.tasks.metrics import entity_scores
 from minibio.tasks.ner import Mention, Sentence
+from minibio.tasks.reading import cut
 from minibio.text.tokenizer import Tokenizer
 
 PLAIN = "The\tO\nBRCA1\tB\ngene\tO\n\nIt\tO\n"
@@ -570,6 +571,12 @@ def test_the_bytes_of_that_file(tmp_path):
 # text without tags
 
 
+def sentence_of(text, tokenizer):
+    """A text as a sentence, and the characters of each word."""
+    spans = cut(text, tokenizer).word_spans
+    return ner.Sentence([text[a:b] for a, b in spans], ["O"] * len(spans)), spans
+
+
 @pytest.mark.parametrize(
     ("text", "want"),
     [
@@ -581,7 +588,7 @@ def test_the_bytes_of_that_file(tmp_path):
     ],
 )
 def test_names_in_a_text(tokenizer, text, want):
-    sentence, spans = ner.sentence_of(text, tokenizer)
+    sentence, spans = sentence_of(text, tokenizer)
     windows = ner.make_windows([sentence], tokenizer, 6)
     starts = {tokenizer.encode_words([word])[0][0] for word in ("BRCA1", "p53")}
     classes = torch.tensor([i in starts for i in range(tokenizer.V)]).long()
@@ -604,7 +611,7 @@ def test_names_that_touch_are_one():
 @given(st.text(st.sampled_from("aB1- ,.\u200b\u0301é\n"), max_size=40), st.integers(3, 9),
        st.randoms(use_true_random=False))  # fmt: skip
 def test_every_word_of_a_text_can_be_found(tokenizer, text, length, rng):
-    sentence, spans = ner.sentence_of(text, tokenizer)
+    sentence, spans = sentence_of(text, tokenizer)
     sentence = sentence._replace(tags=rng.choices(["O", "B", "I"], k=len(spans)))
     windows = ner.make_windows([sentence], tokenizer, length)
     (words,), _ = ner.rejoin(windows, [w.tags for w in windows])

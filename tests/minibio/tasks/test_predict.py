@@ -11,9 +11,9 @@ import minibio
 from helpers import tiny_config
 from minibio.model.heads import Model
 from minibio.run.errors import InputError
-from minibio.tasks import ner, qa, relation
-from minibio.tasks import predict as module
-from minibio.tasks.predict import CHUNK, Predictor, in_chunks, parse, predict, settings
+from minibio.tasks import documents, ner, qa, reading, relation
+from minibio.tasks.documents import SAMPLE, Document, parse
+from minibio.tasks.predict import CHUNK, Predictor, in_chunks, predict, settings
 from toy_tasks import make_encoder, make_tokenizer
 
 HEADS = {"token": ("O", "B-d", "I-d"), "sequence": ("no", "yes"), "span": None}
@@ -34,9 +34,11 @@ def directories(tmp_path_factory):
 
 def run(directory, text, tmp_path, is_json=False, B=4):
     (tmp_path / "text").write_text(text, "utf-8")
-    return list(
-        predict(Predictor(directory, B=B, precision="fp32"), str(tmp_path / "text"), is_json)
-    )
+    return answers(Predictor(directory, B=B, precision="fp32"), str(tmp_path / "text"), is_json)
+
+
+def answers(predictor, path, is_json=False):
+    return [answer for _, answer in predict(predictor, path, is_json)]
 
 
 LINES = [
@@ -57,13 +59,15 @@ def test_names_stand_where_the_offsets_say(directories, tmp_path):
             assert x["text"][e["start"] : e["end"]] == e["text"] != "" and e["type"] == "d"
     # the same by the parts
     model, tokenizer = minibio.load(directories / "token", head="token")
-    sentence, spans = ner.sentence_of(LINES[2], tokenizer)
+    spans = reading.cut(LINES[2], tokenizer).word_spans
+    sentence = ner.Sentence([LINES[2][a:b] for a, b in spans], ["O"] * len(spans))
     (window,) = ner.make_windows([sentence], tokenizer, 40)
     logits = model(minibio.Batch.from_sequences([window.tokens])).logits[1:-1]
-    tags = [[model.labels[k] for k in logits.argmax(1)]]
-    words, _ = ner.rejoin([window], tags)
-    assert [(m.start, m.end) for m in ner.mentions(words[0], spans)] == [
-        (e["start"], e["end"]) for e in got[2]["entities"]
+    (words,), _ = ner.rejoin([window], [[model.labels[k] for k in logits.argmax(1)]])
+    firsts = [window.words.index(w) for w in range(len(spans))]
+    p = logits.softmax(1).amax(1)[firsts].tolist()
+    assert [(m.start, m.end, round(m.probability, 4)) for m in ner.mentions(words, spans, p)] == [
+        (e["start"], e["end"], e["probability"]) for e in got[2]["entities"]
     ]
 
 
@@ -114,31 +118,34 @@ def test_problem_types_of_transformers(directories, tmp_path):
 def test_order_and_answers_do_not_depend_on_the_batch(directories, tmp_path):
     text = "\n".join(f"{'The Gout ' * (i % 7)} {i}" for i in range(3 * CHUNK + 5))
     one, other = (run(directories / "token", text, tmp_path, B=B) for B in (1, 5))
-    assert one == other and [x["text"] for x in one] == text.split("\n")
+    assert [x["text"] for x in one] == text.split("\n")
+    for a, b in zip(one, other, strict=True):
+        p, q = ([e.pop("probability") for e in x["entities"]] for x in (a, b))
+        assert a == b and p == pytest.approx(q, abs=1.1e-4)
 
 
 def test_lines_are_answered_as_they_come(directories, monkeypatch):
     """No more than a chunk is read before its answers are there: a pipe of any length will do."""
     read = [0]
 
-    def lines(path, expected):
+    def lines(path, expected, seen):
         for i in range(10**9):
             read[0] += 1
             yield i, f"The Gout {i}"
 
-    monkeypatch.setattr(module, "read_lines", lines)
-    answers = predict(Predictor(directories / "token", B=2), "endless", False)
-    for i in range(50):
-        assert next(answers)["text"] == f"The Gout {i}"
-        assert read[0] <= (i // (2 * CHUNK) + 1) * 2 * CHUNK
+    monkeypatch.setattr(documents, "read_lines", lines)
+    found = predict(Predictor(directories / "token", B=2), "endless")
+    for i in range(3 * SAMPLE):
+        assert next(found)[1]["text"] == f"The Gout {i}"
+        assert read[0] <= max(SAMPLE, (i // (2 * CHUNK) + 1) * 2 * CHUNK)
 
 
 def test_the_standard_input(directories, monkeypatch):
     class Stdin:
-        buffer = io.BytesIO(b"The Gout\r\nSepsis\n")
+        buffer = io.BufferedReader(io.BytesIO(b"The Gout\r\nSepsis\n"))
 
     monkeypatch.setattr("sys.stdin", Stdin)
-    got = list(predict(Predictor(directories / "token"), "-", False))
+    got = answers(Predictor(directories / "token"), "-")
     assert [x["text"] for x in got] == ["The Gout", "Sepsis"]
 
 
@@ -215,10 +222,10 @@ def test_bad_lines_are_named_and_what_came_before_is_answered(
         "span": '{"question": "a", "snippets": ["b"]}' if is_json else "a\tb",
     }[head]
     (tmp_path / "text").write_text(f"{good}\n{line}\n", "utf-8")
-    answers = predict(Predictor(directories / head), str(tmp_path / "text"), is_json)
-    assert next(answers)
+    found = predict(Predictor(directories / head), str(tmp_path / "text"), is_json)
+    assert next(found)
     with pytest.raises(InputError, match=message) as error:
-        next(answers)
+        next(found)
     assert "\n" not in str(error.value) and str(tmp_path / "text") in str(error.value)
 
 
@@ -244,7 +251,7 @@ def test_directories_without_such_a_head(tmp_path, directories):
 def test_chunks():
     assert list(in_chunks(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(in_chunks([], 3)) == [] and list(in_chunks([1, 2], 2)) == [[1, 2]]
-    assert parse("{", "x", "token", False) == {"text": "{"}
+    assert parse("{", "x", "token", False) == Document("{")
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -278,7 +285,7 @@ def test_numbers_that_json_lacks(number):
 def test_closed_standard_input(directories, monkeypatch):
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="the standard input is closed, expected text"):
-        list(predict(Predictor(directories / "token"), "-", False))
+        answers(Predictor(directories / "token"), "-")
 
 
 @pytest.mark.parametrize(
