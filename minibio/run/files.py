@@ -111,6 +111,19 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_staged(path: Path) -> None:
+    """What `staged_dir` made, and what a killed one left beside it."""
+    for place in (path, *(beside(path, what) for what in ("new", "old", "lock"))):
+        remove(place)
+
+
+def recover(path: Path) -> None:
+    """Put back a directory whose replacement was killed between its two renames."""
+    old = beside(path, "old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
 @contextmanager
 def staged_dir(path, overwrite: bool = False):
     """A temporary directory beside `path` that takes its place when the block ends without error.
@@ -129,9 +142,8 @@ def staged_dir(path, overwrite: bool = False):
     path.parent.mkdir(parents=True, exist_ok=True)
     staged, old = beside(path, "new"), beside(path, "old")
     with locked(beside(path, "lock")):
-        if old.exists() and not path.exists():  # killed between the two renames below
-            old.rename(path)
-            check_dir(path, overwrite)
+        recover(path)
+        check_dir(path, overwrite)
         is_used = path.is_dir() and any(path.iterdir())
         remove(old)
         remove(staged)

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from minibio.run import checkpoint, dist, files, log
+from minibio.run import checkpoint, dist, files, log, store
 from minibio.run.checkpoint import FOLDER, LOG, Checkpoints
 from minibio.run.errors import InputError
 from minibio.run.log import Progress, RunLog
@@ -102,8 +102,8 @@ class RunDir:
                 files.remove(self.out / self.record)
                 files.remove(self.out / "config.json")
                 files.remove(self.out / FOLDER)
-            for name in (STAGED, *(f".{STAGED}.{x}" for x in ("new", "old", "lock"))):
-                files.remove(self.out / name)
+            files.remove_staged(self.out / STAGED)
+            store.tidy(self.out / FOLDER)
             record = self.read_record()
             if record is not None:  # it may have been killed before it removed them
                 self.remove_temporary()
@@ -186,7 +186,7 @@ class RunDir:
 
     def remove_temporary(self) -> None:
         for name in self.temporary:
-            files.remove(self.out / name)
+            files.remove_staged(self.out / name)
 
     def finish(self, write: Callable[[Path], dict]) -> dict:
         """Move all that the run leaves into place, the record last.

@@ -7,7 +7,7 @@
 
 Each is written under a hidden name beside its place, down to the disk, and renamed; to be removed,
 it is renamed to a hidden name first. So a kill at any instant leaves the whole ones whole, and
-nothing that is not whole has the name of one. The next save clears what a killed one left.
+nothing that is not whole has the name of one. `tidy` clears what a killed one left.
 checkpoint.py says what goes in.
 """
 
@@ -68,8 +68,7 @@ def write(
     if not folder.is_dir():
         folder.mkdir(parents=True)
         sync(folder.parent)
-    for left in folder.glob(".step-*"):  # by a save or a removal that was killed
-        shutil.rmtree(left)
+    tidy(folder)
     place = folder / f"step-{step:08d}"
     staged, before = folder / f".{place.name}.new", folder / f"{place.name}.before"
     try:
@@ -83,8 +82,6 @@ def write(
         if also is not None and also.exists():
             sync(also)
         if place.exists():
-            if before.exists():
-                remove(before)
             place.rename(before)
         staged.rename(place)
     except BaseException:  # an interrupt too leaves nothing behind
@@ -94,6 +91,15 @@ def write(
     if before.exists():
         remove(before)
     return place
+
+
+def tidy(folder: Path) -> None:
+    """Clear what a save or a removal left that was killed."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
+    for before in folder.glob("step-*.before"):
+        if before.with_suffix("").exists():
+            remove(before)
 
 
 def remove(place: Path) -> None:

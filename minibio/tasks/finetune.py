@@ -182,6 +182,7 @@ class Best:
         """The score of the model that is there, if one is."""
 
         def read():
+            files.recover(self.path)
             record = self.path / "best.json"
             return files.read_json(record) if record.exists() else self.score._asdict()
 

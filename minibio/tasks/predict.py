@@ -112,7 +112,7 @@ class Predictor:
     ):
         path = Path(path)
         raw, where = read_config(path)
-        self.head = head_of(raw)
+        self.head = head_of(raw, where)
         if self.head not in RECORDS:
             raise InputError(
                 f"{where} names {raw.get('architectures')}, expected a model for tokens, sequences "
