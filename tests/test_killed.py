@@ -17,7 +17,7 @@ from minibio.text.tokenizer import Tokenizer
 from pubmed_files import article, deletion, pubmed_file
 from toy_tasks import FILLERS, make_encoder, make_tokenizer, write_ner
 
-TIMED = {"seconds", "tokens_per_s", "memory_gib", "eta_s"}
+TIMED = {"seconds", "step_seconds", "measure_seconds", "tokens_per_s", "memory_gib", "eta_s"}
 TRAIN = ["--layers", 2, "--width", 24, "--heads", 2, "--ffn", 32, "--steps", 6, "--batch", 8,
          "--length", 24, "--save-every", 2, "--keep", 2, "--log-every", 1, "--eval-every", 3,
          "--device", "cpu"]  # fmt: skip
