@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from helpers import ROOT, real_data
 from minibio.run.errors import InputError
-from minibio.text.tokenizer import SPECIAL, Tokenizer, build
+from minibio.text.tokenizer import SPECIAL, Tokenizer, build, unused_slots
 
 TEXTS = [
     "Interleukin-2 (IL-2) activates T cells in BALB/c mice.",
@@ -489,6 +489,11 @@ def test_pieces_that_no_text_reaches_and_those_in_unused_slots_are_no_evidence(
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     with pytest.raises(InputError, match="no lower-casing, but no piece"):
         Tokenizer.from_dir(tmp_path)
+
+
+def test_unused_slots_lie_between_neighbours_whose_numbers_go_with_the_ids():
+    pieces = ["A", "[unused1]", "B", "C", "[unused4]", "D", "[unused9]", "E"]
+    assert unused_slots({piece: i for i, piece in enumerate(pieces)}) == {2, 3}
 
 
 def test_a_capital_in_the_vocabulary_itself_is_evidence(tmp_path):
