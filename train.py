@@ -26,7 +26,7 @@ from minibio.config import CHECKPOINTS, METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS
 from minibio.distil import plan
 from minibio.model.hub import check_directory
 from minibio.run import errors, options
-from minibio.run.errors import InputError
+from minibio.run.errors import InputError, RunFailed
 
 
 @dataclass(frozen=True)
@@ -287,12 +287,11 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
                 return False
             if not math.isfinite(progress.held_out["mlm_loss"]) or progress.skipped == run.steps:
                 loss = progress.held_out["mlm_loss"]
-                dist.print0(
-                    f"train.py: error: no model is written to {paths.out}: {progress.skipped} of "
-                    f"{run.steps} steps were skipped, the held-out loss is {loss:g}; lower --lr or "
-                    f"raise --warmup, with --overwrite"
+                raise RunFailed(
+                    f"no model is written to {paths.out}: {progress.skipped} of {run.steps} steps "
+                    f"were skipped, the held-out loss is {loss:g}; lower --lr or raise --warmup, "
+                    f"with --overwrite"
                 )
-                raise SystemExit(1)
             run_dir.log({"event": "end", "seconds": round(progress.seconds, 1),
                          "tokens": progress.tokens})  # fmt: skip
             facts = {**vars(run), **facts, **progress.outcome()}

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as td
 from torch import Tensor
 
-from minibio.run.errors import InputError
+from minibio.run.errors import InputError, RankGone
 
 JOIN = timedelta(seconds=50)  # that ranks wait for each other at the start
 BEAT, SILENCE = 2.0, 30.0  # seconds between beats; without one, until a rank is missed
@@ -55,7 +55,7 @@ def start(device: str | None = None) -> Ranks:
         try:
             store, _, _ = next(td.rendezvous("env://", timeout=JOIN))
         except RuntimeError as error:
-            raise InputError(alone(error)) from None
+            raise RankGone(alone(error)) from None
         is_alone = os.environ.get("LOCAL_WORLD_SIZE") == str(world)  # else attempts are not alike
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_alone else "0"
         is_gpu = where.type == "cuda"
@@ -72,7 +72,7 @@ def start(device: str | None = None) -> Ranks:
             )
             PULSE.append(Pulse(f"attempt-{attempt}", rank, world))
         except RuntimeError as error:
-            raise InputError(alone(error)) from None
+            raise RankGone(alone(error)) from None
         PULSE[0].start()
     return Ranks(rank, local, world, where)
 
@@ -190,12 +190,12 @@ def together() -> Iterator[None]:
     """Around a collective: that it failed means that another rank is gone.
 
     Raises:
-        InputError: so it is.
+        RankGone: so it is.
     """
     try:
         yield
     except RuntimeError as error:
-        raise InputError(
+        raise RankGone(
             f"another rank of this run is gone ({str(error).split('. ')[0]}); "
             f"see what it printed, then re-run the same command to resume"
         ) from error

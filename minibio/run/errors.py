@@ -6,21 +6,38 @@ frame of every command: it turns such an error into one line and exit status 2, 
 this repository keep its traceback.
 """
 
+import json
 import os
 import signal
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 
 
 class InputError(ValueError):
     """Bad input, with a message of one line that tells the user what to do."""
 
+    status = 2  # that the command exits with
+
+
+class RunFailed(InputError):
+    """A run whose input was good and that came to no result."""
+
+    status = 1
+
+
+class RankGone(InputError):
+    """Another rank ended first: its reason is the one that counts."""
+
 
 @contextmanager
-def in_one_line(name: str):
+def in_one_line(name: str, is_common: bool = False):
     """Around the work of command `name`: bad input is one line on stderr and exit status 2.
 
     `MINIBIO_TRACEBACK=1` in the environment shows the traceback of an `InputError` too.
+
+    Args:
+        is_common: all ranks do the same, so only rank 0 prints what was wrong.
     """
     try:
         yield
@@ -29,16 +46,36 @@ def in_one_line(name: str):
     except (InputError, OSError) as error:
         if os.environ.get("MINIBIO_TRACEBACK"):
             raise
-        say(name, error)
-        sys.exit(2)
+        if not is_common or os.environ.get("RANK", "0") == "0":
+            say(name, error)
+        record(name, error)
+        sys.exit(getattr(error, "status", 2))
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
+def line(name: str, error: Exception) -> str:
+    return f"{name}: error: {' '.join(str(error).split())}"
+
+
 def say(name: str, error: Exception) -> None:
     """An error of command `name` as one line on stderr."""
-    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(line(name, error), file=sys.stderr, flush=True)
+
+
+def record(name: str, error: Exception) -> None:
+    """Leave the reason of a failure where torchrun looks for it: its report then ends in it.
+
+    The report is printed after all that the ranks print. It takes the failure of the earliest
+    second for the cause, and a rank that it had to end itself for one of the same second: so a
+    cause is a second older than its consequences.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        when = int(time.time()) - (not isinstance(error, RankGone))
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": line(name, error), "timestamp": when}, file)
 
 
 def hold_streams() -> None:
@@ -77,7 +114,7 @@ def read_early(read, name: str) -> None:
     hold_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    with in_one_line(name):
+    with in_one_line(name, is_common=True):
         read(sys.argv[1:])
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from helpers import ROOT
-from minibio.run.errors import InputError, run
+from minibio.run.errors import InputError, RunFailed, run
 
 
 def ends_with(main, capsys):
@@ -38,6 +38,46 @@ def test_bad_input_is_one_line_and_status_2(error, line, capsys):
 def test_the_status_is_what_main_returns(capsys):
     assert ends_with(lambda: None, capsys) == (0, "")
     assert ends_with(lambda: 1, capsys) == (1, "")
+
+
+def test_a_run_without_a_result_has_status_1(capsys):
+    line = "name: error: no step was finite\n"
+    assert ends_with(raising(RunFailed("no step was finite")), capsys) == (1, line)
+
+
+@pytest.mark.parametrize("broken_rank", [0, 1])
+def test_under_torchrun_the_reason_is_the_last_word(tmp_path, broken_rank):
+    """Of the rank that failed, not of one that missed it, whatever their order."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os\n"
+        "from minibio.run.errors import InputError, RankGone, run\n"
+        "def main():\n"
+        f"    if os.environ['RANK'] == '{broken_rank}':\n"
+        "        raise InputError('the disk of this rank is full')\n"
+        "    raise RankGone('another rank is gone')\n"
+        "run(main, 'job.py')\n"
+    )
+    done = torchrun(script)
+    assert done.returncode == 1
+    *_, last, border = done.stderr.splitlines()
+    assert set(border) == {"="}
+    assert last == "  traceback : job.py: error: the disk of this rank is full"
+    assert f"rank      : {broken_rank} (local_rank" in done.stderr.split("Root Cause")[1]
+
+
+def test_under_torchrun_a_wrong_option_is_printed_once_and_last():
+    done = torchrun("train.py", "--method", "mlm", "--lr", "-1")
+    line = "train.py: error: --lr is -1.0, expected above 0"
+    assert done.stderr.splitlines().count(line) == 1
+    assert done.stderr.splitlines()[-2] == f"  traceback : {line}"
+
+
+def torchrun(*command):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, *map(str, words)]
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
 def test_an_interrupt_is_no_traceback(capsys):
