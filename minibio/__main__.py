@@ -9,6 +9,7 @@ COMMANDS = {  # name -> where its main(argv) is, and what it does
     "convert": ("minibio.model.convert", "Hugging Face directories, in and out"),
     "plot": ("minibio.report.plot", "loss curves of runs in one picture"),
     "look": ("minibio.report.look", "a sentence through teacher and student, drawn"),
+    "pictures": ("minibio.report.pictures", "the pictures of the pages"),
     "results": ("minibio.report.results", "the paper at half scale, from texts to tables"),
     "equations": ("minibio.distil.losses", "Equations 1 to 13 and their denominators"),
     "bench": ("minibio.bench.__main__", "speed and memory: one training step, one forward pass"),

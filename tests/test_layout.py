@@ -55,7 +55,7 @@ AT_TOP = {  # package -> files that cannot do without it
 INSIDE_FUNCTIONS = {  # package -> files that do without it until the function is called
     "tqdm": ("*",),
     "seqeval": ("minibio.tasks.metrics",),
-    "matplotlib": ("minibio.report.plot",),
+    "matplotlib": ("minibio.report.plot", "minibio.report.pictures"),
     "transformers": ("minibio.bench.*",),
     "liger_kernel": ("kernels.bench.mlm",),
     "cut_cross_entropy": ("kernels.bench.mlm",),

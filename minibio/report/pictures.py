@@ -1,0 +1,191 @@
+"""The pictures of the pages: `python -m minibio pictures`.
+
+    python -m minibio pictures --out .github/pictures --step bench-results/step-cpu.csv
+
+    strategies    the two ways to a compact biomedical model (the paper's Figure 1)
+    walk          one walk over the keys gives a layer's output and its divergence (kernels/README)
+    cost          time and memory of a training step beside the authors', from `bench step`
+
+Backgrounds are transparent, and lines and letters of a grey that is read on white and on black.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from minibio.report.plot import COLOURS, new_figure, save_figure
+from minibio.run.errors import InputError
+from minibio.run.options import Parser
+
+GREY = "#7d8590"
+BLUE, ORANGE, GREEN = COLOURS[:3]
+
+
+def canvas(out: Path, width: float, height: float):
+    """A figure without axes, in inches, and its only axes."""
+    figure = new_figure(out, width, height)
+    figure.set_layout_engine("none")
+    figure.patch.set_alpha(0)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    ax.axis("off")
+    return figure, ax
+
+
+def box(ax, x: float, y: float, text: str, colour: str, width: float = 2.3, height: float = 0.62):
+    """A rounded box with white text, centred at (x, y)."""
+    from matplotlib.patches import FancyBboxPatch
+
+    corner = (x - width / 2, y - height / 2)
+    style = "round,pad=0,rounding_size=0.12"
+    ax.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, lw=0))
+    ax.text(x, y, text, color="white", ha="center", va="center", fontsize=9)
+
+
+def arrow(ax, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
+    """An arrow, its text beside its middle."""
+    style = {"arrowstyle": "-|>", "color": GREY, "lw": 1.4, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", end, start, arrowprops=style)
+    if text:
+        x, y = ((a + b) / 2 for a, b in zip(start, end, strict=True))
+        ax.text(x + 0.1, y, text, color=GREY, va="center", fontsize=8)
+
+
+def strategies(out: Path) -> None:
+    """Draw both strategies: distil a biomedical teacher, or train a general student further."""
+    figure, ax = canvas(out, 9, 4.1)
+    left, right = 2.3, 6.7
+    for x, title in (
+        (left, "1  distil a biomedical teacher"),
+        (right, "2  train a small model further"),
+    ):
+        ax.text(x, 3.9, title, color=GREY, ha="center", va="center", fontsize=11, weight="bold")
+    box(ax, left, 3.3, "BioBERT, 12 layers, frozen", BLUE)
+    box(ax, right, 3.3, "DistilBERT, TinyBERT, MobileBERT", BLUE, 3.0)
+    box(ax, left, 1.95, "DistilBioBERT, TinyBioBERT,\nCompactBioBERT", GREEN, 2.6)
+    box(ax, right, 1.95, "BioDistilBERT, BioTinyBERT,\nBioMobileBERT", GREEN, 2.6)
+    arrow(ax, (left, 2.98), (left, 2.27), "PubMed: Eq. 4, 9 or 11\n100,000 steps")
+    arrow(ax, (right, 2.98), (right, 2.27), "PubMed: Eq. 1\n200,000 steps")
+    box(
+        ax, (left + right) / 2, 0.5, "entities, relations, questions: fine-tune, score", ORANGE, 4.2
+    )
+    for x, end in ((left, 3.4), (right, 5.6)):
+        arrow(ax, (x, 1.63), (end, 0.82))
+    save_figure(figure, out)
+
+
+def walk(out: Path) -> None:
+    """Draw a query's walk over the blocks of keys, and the sums that it carries."""
+    figure, ax = canvas(out, 9, 3.6)
+    n, side, gap, low = 4, 0.9, 0.12, 1.35
+    maps = (("student", 0.9, BLUE), ("teacher", 0.9 + side + gap, ORANGE))
+    for name, _, colour in maps:
+        y = low + (side + gap) * (name == "student")
+        ax.text(0.15, y + side / 2, name, color=colour, va="center", fontsize=9, weight="bold")
+        for b in range(n):
+            x = 1.1 + b * (side + gap)
+            is_past, is_now = b < 2, b == 2
+            for j in range(3):
+                cell = (x + j * side / 3, y)
+                alpha = 0.95 if is_now else 0.25 if is_past else 0.08
+                patch = figure_patch(cell, side / 3 - 0.03, side - 0.03, colour, alpha)
+                ax.add_patch(patch)
+    now = 1.1 + 2 * (side + gap) + side / 2
+    ax.text(now, 1.05, "now", color=GREY, ha="center", va="center", fontsize=8)
+    ax.text(1.1, 1.05, "done: only their sums are kept", color=GREY, va="center", fontsize=8)
+    ax.text(1.1, 3.42, "one row of the attention map, a block of keys at a time", color=GREY,
+            va="center", fontsize=9, weight="bold")  # fmt: skip
+    sums = (
+        ("m", "largest score so far"),
+        ("l", r"$\Sigma\, e^{z-m}$ : lse = m + ln l"),
+        ("o", r"$\Sigma\, e^{z-m}\, v$ : out = o / l"),
+        ("d", r"$\Sigma\, e^{z-m}(z_s - z_t)$ : KL = d / l - lse$_s$ + lse$_t$"),
+    )
+    for i, (name, text) in enumerate(sums):
+        y = 2.75 - 0.52 * i
+        box(ax, 5.75, y, name, GREEN, 0.42, 0.4)
+        ax.text(6.1, y, text, color=GREY, va="center", fontsize=9)
+    arrow(ax, (now + side * 0.9, low + side + gap / 2), (5.45, low + side + gap / 2))
+    said = "A larger m multiplies the sums by $e^{m-m'}$. No map is stored, for backward neither."
+    ax.text(1.1, 0.5, said, color=GREY, va="center", fontsize=8.5)
+    save_figure(figure, out)
+
+
+def figure_patch(
+    corner: tuple[float, float], width: float, height: float, colour: str, alpha: float
+):
+    """A filled rectangle."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, facecolor=colour, alpha=alpha, lw=0)
+
+
+def cost(rows: Sequence[dict], out: Path) -> None:
+    """Draw bars of time and memory, the authors' being 1.
+
+    Args:
+        rows: of `bench step`; those as released that have the authors' beside them.
+    Raises:
+        InputError: there is none.
+    """
+    bars: dict[str, dict[str, tuple[float, float]]] = {}  # group -> series -> time, memory
+    for row in rows:
+        if row["by"] == "minibio" and row["fidelity"] == "released" and row["time_of_authors"]:
+            group = (
+                f"{row['method']},\n{'PubMed' if row['lengths'] == 'pubmed' else row['lengths']}"
+            )
+            shares = float(row["time_of_authors"]), float(row["memory_of_authors"])
+            bars.setdefault(group, {})[f"minibio, teacher in {row['teacher']}"] = shares
+    if not bars:
+        raise InputError("--step: no row of minibio as released beside the authors'")
+    figure = new_figure(out, 8, 2.9)
+    figure.patch.set_alpha(0)
+    names = list(dict.fromkeys(name for group in bars.values() for name in group))
+    panels = zip(figure.subplots(1, 2, sharey=True), ("time of a step", "peak memory"), strict=True)
+    for i, (ax, what) in enumerate(panels):
+        ax.patch.set_alpha(0)
+        for k, name in enumerate(names):
+            width = 0.8 / len(names)
+            places = [g + (k - (len(names) - 1) / 2) * width for g in range(len(bars))]
+            heights = [group.get(name, (float("nan"),) * 2)[i] for group in bars.values()]
+            drawn = ax.bar(places, heights, width * 0.92, color=COLOURS[(0, 2)[k % 2]], label=name)
+            ax.bar_label(drawn, fmt="{:.2f}", color=GREY, fontsize=8, padding=1)
+        ax.axhline(1, color=ORANGE, linewidth=1.5, label="the authors' code")
+        ax.set_title(what, color=GREY, fontsize=10)
+        ax.set_xticks(range(len(bars)), bars.keys(), fontsize=8)
+        ax.tick_params(colors=GREY)
+        ax.set_ylim(0, 1.1)
+        for place, spine in ax.spines.items():
+            spine.set_visible(place == "bottom")
+            spine.set_color(GREY)
+    figure.axes[1].legend(frameon=False, labelcolor=GREY, fontsize=8, loc="upper right",
+                          bbox_to_anchor=(1, 0.98))  # fmt: skip
+    save_figure(figure, out)
+
+
+def read_table(path: Path) -> list[dict]:
+    """The rows of a benchmark's CSV; its first line says which machine it was.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"--step {path}: {error.strerror}") from None
+    return list(csv.DictReader(x for x in lines if not x.startswith("#")))
+
+
+def main(argv=None) -> None:
+    p = Parser("minibio pictures", description=__doc__)
+    p.add_argument("--out", type=Path, default=Path("pictures"), help="directory (%(default)s)")
+    p.add_argument("--step", type=Path, metavar="CSV", help="of `bench step`: draws cost.png too")
+    args = p.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    drawn = {"strategies": strategies, "walk": walk}
+    for name, draw in drawn.items():
+        draw(args.out / f"{name}.png")
+        print(args.out / f"{name}.png")
+    if args.step:
+        cost(read_table(args.step), args.out / "cost.png")
+        print(args.out / "cost.png")
