@@ -160,7 +160,7 @@ def fold(text: str) -> int | str:
 
 def natural(text: str) -> int:
     """An argparse type: 0, 1, 2, ..."""
-    if int(text) < 0:
+    if options.whole(text) < 0:
         raise ValueError
     return int(text)
 
@@ -174,7 +174,7 @@ def probability(text: str) -> float:
 
 def positive(text: str) -> int:
     """An argparse type: 1, 2, 3, ..."""
-    if int(text) < 1:
+    if options.whole(text) < 1:
         raise ValueError
     return int(text)
 

@@ -20,6 +20,7 @@ import difflib
 import math
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 from minibio.run.errors import InputError
@@ -64,7 +65,8 @@ class Parser(argparse.ArgumentParser):
     """A parser whose refusals are one line, without the usage.
 
     It takes no abbreviations (`--max 3` is not `--max-skips 3`) and knows the habits of other
-    trainers. Its subparsers are of the same kind.
+    trainers. Numbers have what a tensor can hold, paths no NUL. Its subparsers are of the same
+    kind.
 
     Raises:
         InputError: from `parse_args`, for whatever it refuses.
@@ -73,6 +75,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, description: str | None = None, **more):
         first_line = (description or "").split("\n")[0] or None
         super().__init__(*args, description=first_line, allow_abbrev=False, **more)
+        self.register("type", int, whole)
+        self.register("type", Path, lambda text: Path(plain(text)))
+        self.register("type", None, plain)
         self.is_mixed = False  # whether arguments without a flag may come between options
         self.is_outer = True
 
@@ -104,6 +109,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise InputError(message.removeprefix("argument "))
+
+
+def whole(text: str) -> int:
+    """An argparse type: an integer that a tensor holds."""
+    if abs(int(text)) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text}, expected at most {LARGEST}")
+    return int(text)
+
+
+def plain(text: str) -> str:
+    """An argparse type: a word without NUL, which no path has."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has a NUL in it; no file has such a name")
+    return text
 
 
 def add_options(parser, cls, without: Sequence[str] = ()) -> None:

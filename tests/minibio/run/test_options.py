@@ -1,6 +1,7 @@
 """Options from the fields of a dataclass: what is read, and what is refused in one line."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,27 @@ def test_a_value_out_of_its_range_is_refused(field, value, message):
     with pytest.raises(InputError) as caught:
         options.check(replace(Config(), **{field: value}))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--count", str(2**63)], f"--count: {2**63}, expected at most {2**63 - 1}"),
+        (["--count", "x"], "--count: invalid int value: 'x'"),
+        (["--out", "a\0b"], "--out: 'a\\x00b' has a NUL in it"),
+        (["--pattern", "a\0b"], "--pattern: 'a\\x00b' has a NUL in it"),
+    ],
+)
+def test_what_no_tensor_and_no_file_system_holds(argv, message):
+    parser = options.Parser("test")
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pattern")
+    rest = ["--count", str(1 - 2**63), "--out", "a", "--pattern", "b"]
+    assert vars(parser.parse_args(rest)) == {"count": 1 - 2**63, "out": Path("a"), "pattern": "b"}
+    with pytest.raises(InputError) as caught:
+        parser.parse_args(argv)
+    assert str(caught.value).startswith(message)
 
 
 def test_every_number_of_a_run_has_a_range():

@@ -12,9 +12,10 @@ from helpers import real_data, tiny_config
 from minibio.config import RECIPES, Recipe, recipe_of
 from minibio.model.heads import Model
 from minibio.report.scores import scores
+from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
 from minibio.tasks import metrics, ner, qa, relation
-from minibio.tasks.finetune import Task, build_model, load_teacher
+from minibio.tasks.finetune import Best, Score, Task, build_model, load_teacher
 from minibio.tasks.ner import NerTask
 from minibio.tasks.qa import QaTask
 from minibio.tasks.relation import RelationTask
@@ -549,6 +550,18 @@ def test_bad_questions(tokenizer, tmp_path):
 
 
 # the start
+
+
+def test_the_best_model_whose_replacement_was_killed_is_put_back(tokenizer, tmp_path):
+    """Between its two renames: without its score, early stopping would count from step 0."""
+    ranks = Ranks(0, 0, 1, torch.device("cpu"))
+    best = Best(tmp_path / ".best", ranks)
+    best.offer(head(tokenizer, tmp_path / "a", "token", ["O", "B"]), tokenizer, Score(7, 0.5))
+    (tmp_path / ".best").rename(tmp_path / "..best.old")
+    again = Best(tmp_path / ".best", ranks)
+    again.read()
+    assert again.score == Score(7, 0.5)
+    assert not (tmp_path / "..best.old").exists()
 
 
 def test_an_encoder_keeps_what_it_had_and_the_head_is_drawn(tokenizer, tmp_path):
