@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.shard import leakage
-from data.shard.leakage import ANCHOR, COMMON, SHORTEST, Sentences, letters, mark, table, texts
+from data.shard.leakage import (
+    ANCHOR,
+    COMMON,
+    SHORTEST,
+    Sentences,
+    letters,
+    mark,
+    table,
+    texts,
+    token_columns,
+)
 from helpers import real_data
 from minibio.run.errors import InputError
 from minibio.tasks import relation
@@ -66,6 +76,14 @@ def test_an_odd_line_does_not_hide_a_set_of_tags(tmp_path):
     rows = ["Zinc\tO"] * 20 + ["mice"] + ["", "rats\tO"]
     found = list(texts(write(tmp_path, *rows, name="a.tsv")))
     assert found == ["Zinc " * 20 + "mice", "rats"]
+
+
+@pytest.mark.parametrize(("n_odd", "is_tags"), [(1, True), (2, False), (19, False)])
+def test_tags_are_nine_lines_of_ten(n_odd, is_tags):
+    """More than that: of 20 lines 19, not 18."""
+    rows = ["Zinc O"] * (20 - n_odd) + ["mice lived"] * n_odd
+    cells = [row.split() for row in rows]
+    assert token_columns(rows) == (cells if is_tags else None)
 
 
 @pytest.mark.parametrize("label", ["0", "1", "O", "false", "B-x"])
