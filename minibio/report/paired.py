@@ -216,10 +216,12 @@ def run_score(args: argparse.Namespace) -> None:
             if name in scored:
                 raise InputError(f"{name} is asked for twice")
             scored[name] = (
-                entities(p, args.data[0], args.columns) if head == "token"
-                else relations(p, args.data[0], args.fold) if head == "sequence"
+                entities(p, args.data[0], args.columns)
+                if head == "token"
+                else relations(p, args.data[0], args.fold)
+                if head == "sequence"
                 else questions(p, args.data, args.golden)
-            )  # fmt: skip
+            )
     print(report(scored))
     if args.out:
         write_json(args.out, record(scored, args.data))
@@ -259,14 +261,28 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     """The options of `eval.py score`, except --device and --threads, which all commands have."""
     p.set_defaults(run=run_score)
     add = p.add_argument
-    add("directories", nargs="+", type=Path, metavar="DIR",
-        help="of ner, relation or qa; the first is the baseline")  # fmt: skip
-    add("--data", type=Path, nargs="+", required=True,
-        help="test.tsv or its directory; a set of relations; SQuAD-form files")  # fmt: skip
+    add(
+        "directories",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="of ner, relation or qa; the first is the baseline",
+    )
+    add(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="test.tsv or its directory; a set of relations; SQuAD-form files",
+    )
     add("--golden", type=Path, nargs="+", default=[], help="BioASQ-form files of right answers")
     add("--fold", type=int, help="of a set of relations in folds")
-    add("--columns", type=lambda text: text.split(","), metavar="NAME,NAME,...",
-        help="of a file of tags, as for ner")  # fmt: skip
+    add(
+        "--columns",
+        type=lambda text: text.split(","),
+        metavar="NAME,NAME,...",
+        help="of a file of tags, as for ner",
+    )
     add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="(auto)")
     add("--batch", type=int, default=32, help="texts (%(default)s)")
     add("--out", type=Path, metavar="FILE", help="all figures as JSON")

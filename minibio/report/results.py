@@ -127,11 +127,14 @@ def figures(out: Path) -> dict:
 def line_of(row: Row, out: Path, hours: float) -> dict:
     """What is kept of a row that has run."""
     return {
-        "name": row.name, "command": row.command, "commit": commit(),
+        "name": row.name,
+        "command": row.command,
+        "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "hours": round(hours, 3), "scores": figures(out),
-    }  # fmt: skip
+        "hours": round(hours, 3),
+        "scores": figures(out),
+    }
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -160,14 +163,18 @@ def frontier(lines: list[dict], out: Path) -> None:
             n = x["scores"]["parameters"] / 1e6
             points[name] = (n, ms.get(name, {}).get("ms"), sum(f1) / len(f1))
     figure = plot.new_figure(out, 9, 4)
-    for ax, i, what in zip(figure.subplots(1, 2, sharey=True), (0, 1),
-                           ("parameters of the encoder (millions)", "milliseconds, 8 texts of 128"),
-                           strict=True):  # fmt: skip
+    for ax, i, what in zip(
+        figure.subplots(1, 2, sharey=True),
+        (0, 1),
+        ("parameters of the encoder (millions)", "milliseconds, 8 texts of 128"),
+        strict=True,
+    ):
         for k, (name, point) in enumerate(points.items()):
             if point[i] is not None:
                 ax.plot(point[i], point[2], "o", color=plot.COLOURS[k % len(plot.COLOURS)])
-                ax.annotate(name, (point[i], point[2]), (4, 4), textcoords="offset points",
-                            fontsize=8)  # fmt: skip
+                ax.annotate(
+                    name, (point[i], point[2]), (4, 4), textcoords="offset points", fontsize=8
+                )
         ax.set_xlabel(what)
         ax.grid(alpha=0.25, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
@@ -285,8 +292,12 @@ def main(argv=None) -> int:
     args = p.parse_args(argv)
     rows = read_rows(args.file, args.rows == "all")
     model = args.model or package()
-    places = {"model": [str(model)], "text": args.text, "sets": [str(args.sets)],
-              "out": [str(args.out)]}  # fmt: skip
+    places = {
+        "model": [str(model)],
+        "text": args.text,
+        "sets": [str(args.sets)],
+        "out": [str(args.out)],
+    }
     if args.list:
         for row in rows:
             print(f"# {row.name}: {row.why}\n{shlex.join(words_of(row, places)[1:])}\n")

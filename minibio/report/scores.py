@@ -56,8 +56,11 @@ def scores(record: dict) -> str:
 def row(name: str, figures: Mapping[str, float]) -> list[str]:
     """One line: name, precision, recall, F1, support."""
     support = figures.get("support")
-    return [name, *(percent(figures[k]) for k in ("precision", "recall", "f1")),
-            "-" if support is None else f"{support:,}"]  # fmt: skip
+    return [
+        name,
+        *(percent(figures[k]) for k in ("precision", "recall", "f1")),
+        "-" if support is None else f"{support:,}",
+    ]
 
 
 def ner(test: dict) -> str:
