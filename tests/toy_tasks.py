@@ -35,6 +35,21 @@ def make_encoder(path, tokenizer, seed=1, head="mlm", **changes):
     return path
 
 
+HEADS = {"token": ("O", "B-d", "I-d"), "sequence": ("no", "yes"), "span": None}
+
+
+def make_heads(base):
+    """A random model for each head: its answers mean nothing, but they are answers."""
+    tokenizer = make_tokenizer()
+    for i, (head, labels) in enumerate(HEADS.items()):
+        torch.manual_seed(i)
+        model = Model(tiny_config("bert", V=tokenizer.V), head, labels)
+        with torch.no_grad():
+            model.head.classifier.weight.mul_(40)  # opinions that differ from text to text
+        minibio.save(model, tokenizer, base / head)
+    return base
+
+
 def tagged(rng, is_typed=False):
     """Fillers with entities of one or two words in between: (words, tags)."""
     words, tags = [], []

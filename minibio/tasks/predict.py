@@ -92,8 +92,8 @@ class Predictor:
         B:         texts a batch, or 128 B tokens of sentences; the answers do not depend on it,
                    but for rounding.
         precision: of the products: auto | fp32 | bf16 (run/precision.py) | int8 (model/int8.py).
-        threshold: entities and answers of a lower probability are left out; a relation's label is
-                   None there.
+        threshold: entities and answers of a lower probability, rounded as it is given, are left
+                   out; a relation's label is None there.
         all_labels: whether a relation has the probabilities of all labels.
     Raises:
         InputError: it has another head, a regression's, no tokenizer, or labels that are no tags;
@@ -171,14 +171,14 @@ class Predictor:
         for i, words, (names, p) in zip(owners, spans, self.tag_sentences(parts), strict=True):
             text = items[i].text
             for m in ner.mentions(names, words, p):
-                if m.probability >= self.threshold:
+                if (probability := round(m.probability, DIGITS)) >= self.threshold:
                     found[i].append(
                         {
                             "type": m.kind or UNTYPED,
                             "start": m.start,
                             "end": m.end,
                             "text": text[m.start : m.end],
-                            "probability": round(m.probability, DIGITS),
+                            "probability": probability,
                         }
                     )
         return [
@@ -193,7 +193,7 @@ class Predictor:
         answers = []
         for names, p in self.tag_sentences(parts):
             for _, first, last in tags.entities(names) if self.threshold else ():
-                if min(p[first : last + 1]) < self.threshold:
+                if round(min(p[first : last + 1]), DIGITS) < self.threshold:
                     names[first : last + 1] = ["O"] * (last + 1 - first)
             answers.append({"tags": names})
         return answers
@@ -241,7 +241,7 @@ class Predictor:
             {
                 **item.given,
                 "text": item.text,
-                "label": self.model.labels[k] if q >= self.threshold else None,
+                "label": self.model.labels[k] if round(q, 6) >= self.threshold else None,
                 "probability": round(q, 6),
                 "first": list(item.spans[0]),
                 "second": list(item.spans[1]),
@@ -275,7 +275,7 @@ class Predictor:
                         "end": a.end,
                     }
                     for a in ranked.get(f"{i:024x}", [])
-                    if a.probability >= self.threshold
+                    if round(a.probability, 6) >= self.threshold
                 ],
             }
             for i, item in enumerate(items)

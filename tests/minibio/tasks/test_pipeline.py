@@ -4,16 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import eval as evaluation
 import minibio
-from helpers import tiny_config
-from minibio.model.heads import Model
 from minibio.run.errors import InputError
-from toy_tasks import make_tokenizer
+from toy_tasks import HEADS, make_heads
 
-HEADS = {"token": ("O", "B-d", "I-d"), "sequence": ("no", "yes"), "span": None}
 TEXTS = {
     "token": ["The patient had Gout", "", "no sign of acute Sepsis disorder and then Colic"],
     "sequence": ["@GENE$ causes @DISEASE$", "a @GENE$ meets @DISEASE$ and then no sign"],
@@ -28,14 +24,7 @@ OBJECTS = {
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
-    base, tokenizer = tmp_path_factory.mktemp("models"), make_tokenizer()
-    for i, (head, labels) in enumerate(HEADS.items()):
-        torch.manual_seed(i)
-        model = Model(tiny_config("bert", V=tokenizer.V), head, labels)
-        with torch.no_grad():
-            model.head.classifier.weight.mul_(40)  # opinions that differ from text to text
-        minibio.save(model, tokenizer, base / head)
-    return base
+    return make_heads(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -2,34 +2,37 @@
 
 import io
 import json
+import random
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
 
 import minibio
-from helpers import tiny_config
+from helpers import real_data, tiny_config
 from minibio.model.heads import Model
 from minibio.run.errors import InputError
-from minibio.tasks import documents, ner, qa, reading, relation
+from minibio.tasks import documents, ner, qa, reading, relation, tags
 from minibio.tasks.documents import SAMPLE, Document, parse
-from minibio.tasks.predict import CHUNK, Predictor, in_chunks, predict, settings
-from toy_tasks import make_encoder, make_tokenizer
-
-HEADS = {"token": ("O", "B-d", "I-d"), "sequence": ("no", "yes"), "span": None}
+from minibio.tasks.predict import (
+    CHUNK,
+    Predictor,
+    in_chunks,
+    join,
+    predict,
+    settings,
+    windows,
+)
+from toy_tasks import HEADS, make_encoder, make_heads, make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
-    """A random model for each head: its answers mean nothing, but they are answers."""
-    base, tokenizer = tmp_path_factory.mktemp("models"), make_tokenizer()
-    for i, (head, labels) in enumerate(HEADS.items()):
-        torch.manual_seed(i)
-        model = Model(tiny_config("bert", V=tokenizer.V), head, labels)
-        with torch.no_grad():
-            model.head.classifier.weight.mul_(40)  # opinions that differ from text to text
-        minibio.save(model, tokenizer, base / head)
-    return base
+    return make_heads(tmp_path_factory.mktemp("models"))
 
 
 def run(directory, text, tmp_path, is_json=False, B=4):
@@ -309,3 +312,109 @@ def test_a_record_of_other_types_is_one_line(tmp_path, config, message):
     with pytest.raises(InputError, match=message) as caught:
         settings(record, 384)
     assert str(record) in str(caught.value)
+
+
+# documents
+
+
+def sentencewise(predictor, sentences):
+    """The entities of sentences, each a text, at their places in the text that joins them."""
+    found, start = set(), 0
+    for sentence, answer in zip(sentences, predictor(list(map(Document, sentences))), strict=True):
+        assert answer["text"] == sentence
+        found |= {(start + e["start"], start + e["end"], e["type"]) for e in answer["entities"]}
+        start += len(sentence) + 1
+    return found
+
+
+def joined(predictor, document):
+    (answer,) = predictor([document])
+    return {(e["start"], e["end"], e["type"]) for e in answer["entities"]}
+
+
+def test_documents_are_read_sentence_by_sentence(directories):
+    """Also at the end of a title without a full stop."""
+    predictor, rng, n = Predictor(directories / "token", precision="fp32"), random.Random(0), 0
+    words = ["Gout", "had", "no", "Colic", "(cf.", "sign)", "\U0001d53e", "acute", "E.", "Sepsis"]
+    for _ in range(20):
+        sentences = [f"The {' '.join(rng.choices(words, k=rng.randint(1, 7)))} x." for _ in "12345"]
+        sentences[0] = sentences[0].removesuffix(".")
+        text = " ".join(sentences)
+        want = sentencewise(predictor, sentences)
+        assert joined(predictor, Document(text, len(sentences[0]))) == want
+        n += len(want)
+        assert joined(predictor, Document(text.replace("\U0001d53e", "\U0001d53e\n"))) != want
+    assert n > 100
+
+
+@settings_of(derandomize=True, deadline=None, max_examples=200)
+@given(st.lists(st.integers(1, 9), max_size=60), st.integers(9, 24))
+def test_windows_hold_every_word_and_overlap(sizes, room):
+    found = windows(sizes, room)
+    assert [w for w in range(len(sizes)) if any(w in x for x in found)] == list(range(len(sizes)))
+    for x in found:
+        assert len(x) and sum(sizes[x.start : x.stop]) <= room
+    for x, y in pairwise(found):
+        assert x.start < y.start <= x.stop <= y.stop
+        overlap = sum(sizes[y.start : x.stop])
+        assert overlap <= room // 4
+        more = overlap + sizes[y.start - 1]
+        assert more > room // 4 or y.start == x.start + 1
+    assert len(found) == bool(sizes) or sum(sizes) > room
+
+
+@settings_of(derandomize=True, deadline=None, max_examples=200)
+@given(st.randoms(use_true_random=False), st.integers(20, 60), st.integers(8, 20))
+def test_no_name_is_lost_or_cut_where_windows_meet(rng, n, room):
+    """Each window finds the names that it holds whole, and what is left of those that it does not.
+
+    Names are shorter than half of what windows have in common.
+    """
+    truth, i = ["O"] * n, 0
+    while i < n:
+        k = rng.randint(1, max(1, room // 8))
+        if rng.random() < 0.4 and i + k <= n:
+            truth[i : i + k] = ["B-a"] + ["I-a"] * (k - 1)
+            i += k
+        i += 1
+    found = []
+    for window in windows([1] * n, room):
+        row = truth[window.start : window.stop]
+        found = join(found, [(tag, 1.0) for tag in row], window.start)
+    assert tags.entities([tag for tag, _ in found]) == tags.entities(truth)
+
+
+def test_windows_meet_where_neither_has_a_name():
+    def tagged(text, p):
+        return [(tag if tag == "O" else f"{tag}-a", p) for tag in text]
+
+    before, after = tagged("OOOOBIIOO", 0.5), tagged("IIIOOOBO", 0.9)
+    want = tagged("OOOOBII", 0.5) + tagged("OOOBO", 0.9)
+    assert join(before, after, 4) == want
+    assert join([], after, 0) == after
+    # a name that fills all that they have in common is cut in its middle: nothing else is known
+    assert len(join(tagged("OOBIII", 0.5), tagged("IIIIOO", 0.9), 2)) == 8
+
+
+def test_a_sentence_longer_than_the_model(directories):
+    """What is near the edges of no window is as in a window of its own, whatever comes around."""
+    predictor = Predictor(directories / "token", precision="fp32")
+    text = "Gout of Colic and Sepsis had no sign " * 30
+    (answer,) = predictor([Document(text)])
+    assert predictor.length == 40 and len(answer["entities"]) > 30
+    for e in answer["entities"]:
+        assert text[e["start"] : e["end"]] == e["text"]
+    assert max(e["end"] for e in answer["entities"]) > len(text) - 80
+
+
+def test_sentences_of_a_real_set_joined_by_tens(directories):
+    """Nine of ten entities of a random model, for which every word of context counts."""
+    rows = real_data("ner/NCBI-disease/test.tsv").read_text("utf-8").strip().split("\n\n")[:300]
+    sentences = [" ".join(line.split("\t")[0] for line in row.split("\n")) for row in rows]
+    predictor = Predictor(directories / "token", precision="fp32")
+    both = n = 0
+    for i in range(0, len(sentences), 10):
+        ten = sentences[i : i + 10]
+        want, got = sentencewise(predictor, ten), joined(predictor, Document(" ".join(ten)))
+        both, n = both + len(want & got), n + len(want | got)
+    assert n > 1000 and both / n > 0.9
