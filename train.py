@@ -225,6 +225,7 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
     row = METHODS[run.method]
     changed = {name for name, x in vars(run).items() if x != getattr(row, name)}
     run, why_precision = resolve_precision(run, ranks)
+    dist.print0(f"{paths.out}: {students.summary(run, paths.teacher, paths.start)}")
     chosen = resolve_kernels(run, ranks.device)
     corpus = Corpus(paths.corpus, "train", seed=run.seed, length=run.length)
     teacher = None
@@ -258,10 +259,6 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
     log.print_rows(f"run (* differs from METHODS[{run.method!r}])", rows, changed)
     chosen = {op: f"{impl} ({why})" for op, (impl, why) in chosen.items()}
     log.print_rows("data and device", {**facts, "device": ranks.device, **chosen, "out": paths.out})
-    if run.method == "mlm" and paths.start is None:
-        dist.print0(
-            f"\n{run.model} starts from random weights; --from DIR starts from trained ones"
-        )
     log.print_rows("student", students.describe(objective, teacher, run, paths.start))
     if dry_run:
         log.print_rows("estimate", estimate.estimate(objective, teacher, run, corpus, ranks))

@@ -169,6 +169,18 @@ def copy(
         ) from None
 
 
+def summary(run: RunConfig, teacher: Path | None, start: Path | None) -> str:
+    """One line, the first of a run: the weights that the model starts from, and its teacher."""
+    taught = f", taught by {teacher}" if teacher is not None else ""
+    if start is not None:
+        return f"--method {run.method} starts from the weights of {start}{taught}"
+    if run.init_layers:
+        layers = ", ".join(str(l + 1) for l in run.init_layers)
+        return f"{run.model} starts from layers {layers} of its teacher{taught}"
+    remedy = "" if taught else "; --from DIR starts from trained ones"
+    return f"{run.model} starts from random weights{remedy}{taught}"
+
+
 def describe(
     objective: Objective, teacher: Model | None, run: RunConfig, start: Path | None = None
 ) -> dict[str, str]:

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,6 +72,8 @@ class RunDir:
         self.keep, self.overwrite = keep, overwrite
         self.finished: dict | None = None  # the record of the run, where it is finished
         self.journal: RunLog | None = None
+        self.made: list[Path] = []  # directories that were not there, the innermost first
+        self.is_blank = False  # a new run without a step
 
     def __enter__(self) -> "RunDir":
         self.stack = ExitStack()
@@ -83,8 +85,19 @@ class RunDir:
         self.checkpoints = Checkpoints(self.out, self.ranks, self.keep)
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind=None, *error) -> None:
+        """Close it; a run that was refused before its first step leaves no trace."""
         self.close()
+        if kind is not None and issubclass(kind, InputError) and self.ranks.rank == 0:
+            if self.is_blank:
+                files.remove(self.out / LOG)
+            self.remove_empty()
+
+    def remove_empty(self) -> None:
+        """Remove the directories that this run has made, as far as nothing is in them."""
+        with suppress(OSError):
+            for place in self.made:
+                place.rmdir()
 
     def close(self) -> None:
         if self.journal is not None:
@@ -94,7 +107,7 @@ class RunDir:
     def open(self) -> dict | None:
         """Lock the directory, remove what a killed run left half-written -> the record, if any."""
         files.check_writable(self.out)
-        is_new = not self.out.is_dir()
+        self.made = [x for x in (self.out, *self.out.parents) if not x.exists()]
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             self.stack.enter_context(files.locked(self.out / ".lock"))
@@ -110,8 +123,7 @@ class RunDir:
             return record
         except BaseException:
             self.stack.close()
-            if is_new:
-                self.out.rmdir()
+            self.remove_empty()
             raise
 
     def read_record(self) -> dict | None:
@@ -149,6 +161,7 @@ class RunDir:
             found.cut_log(self.ranks)
         self.journal = RunLog(self.out / LOG, self.ranks, resumed=found is not None)
         if found is None:
+            self.is_blank = True
             self.log({"event": "start", **self.config})
             return None
         self.log({"event": "resume", "step": found.step, "processes": self.ranks.world})
@@ -169,6 +182,7 @@ class RunDir:
 
     def log_interval(self, progress: Progress, steps: int, lr: float, measures: int = 0) -> None:
         """Log and print the steps since the last line; arguments as in `Progress.interval`."""
+        self.is_blank = False
         line = progress.interval(steps, lr, self.ranks.device, measures)
         self.log(line)
         log.say(log.interval_line(line, steps), self.ranks)

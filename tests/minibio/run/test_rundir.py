@@ -8,9 +8,16 @@ import sys
 import time
 
 import pytest
+import torch
 
 from helpers import ROOT
-from minibio.run.rundir import StopRequest
+from minibio.run.dist import Ranks
+from minibio.run.errors import InputError
+from minibio.run.log import Progress
+from minibio.run.optim import make_optimizer
+from minibio.run.rundir import RunDir, StopRequest
+
+ALONE = Ranks(0, 0, 1, torch.device("cpu"))
 
 LOOP = """
 import os, signal, time
@@ -136,3 +143,30 @@ def test_two_processes_stop_after_the_same_step():
     assert told[0][0] == "rank 0 stops after 3, itself asked: None\n"
     assert told[1][0] == "rank 1 stops after 3, itself asked: SIGTERM\n"
     assert "SIGTERM" not in told[1][1]  # rank 0 alone speaks
+
+
+@pytest.mark.parametrize("moment", ["before it resumes", "before a step", "after a step"])
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_directory(tmp_path, moment):
+    out = tmp_path / "a" / "b"
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(InputError, match="a shard is damaged"), RunDir(out, ALONE, {}) as run_dir:
+        if moment != "before it resumes":
+            assert run_dir.resume(model, make_optimizer(model, 0.1, 0.0), 0) is None
+            run_dir.log({"event": "held_out", "step": 0})
+        if moment == "after a step":
+            progress = Progress()
+            progress.add({"loss": 1.0, "grad_norm": 1.0}, samples=1, tokens=1, seconds=1.0,
+                         max_skips=1)  # fmt: skip
+            run_dir.log_interval(progress, 5, 0.1)
+        raise InputError("a shard is damaged")
+    kept = ["a", "a/b", "a/b/log.jsonl"] if moment == "after a step" else []
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == kept
+
+
+def test_what_was_there_before_a_refused_run_stays(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(InputError), RunDir(tmp_path, ALONE, {}) as run_dir:
+        run_dir.resume(model, make_optimizer(model, 0.1, 0.0), 0)
+        raise InputError("a shard is damaged")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
