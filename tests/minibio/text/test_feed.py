@@ -188,6 +188,11 @@ def test_results_are_those_of_the_tasks_in_order(depth):
     assert threads() == []
 
 
+def test_a_process_that_ends_does_not_wait_for_the_thread():
+    with Prefetch(lambda i: i, range(3)) as results:
+        assert results.thread.daemon
+
+
 def test_none_is_a_result():
     with Prefetch(lambda i: None, range(3)) as results:
         assert list(results) == [None] * 3
