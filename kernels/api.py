@@ -1,4 +1,4 @@
-"""The three public functions: `attention`, `attention_kl` and `masked_mlm`."""
+"""The public functions: `attention`, `attention_kl`, `masked_mlm` and `add_norm`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import attention_ops, checks, mlm_ops, reference
+from kernels import attention_ops, checks, mlm_ops, norm_ops, reference
 from kernels.dispatch import resolve_impl
 from kernels.reference import Decoder, wide_dtype
 
@@ -242,3 +242,44 @@ def share_of(count: float | Tensor, dtype: torch.dtype) -> float | Tensor:
         count = count.to(dtype).reshape(())
         return torch.where(count > 0, 1 / count, 0.0)
     return 1 / count if count else 0.0
+
+
+# ---- residual sums
+
+
+def add_norm(
+    x: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dropout: float = 0.0,
+    narrow: torch.dtype | None = None,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """norm(x + dropout(a)), and the same in the type that the next product takes.
+
+    Args:
+        x, a:         (N, C) float16, bfloat16, float32 or float64, a no wider than x.
+        weight, bias: (C,) of the norm.
+        dropout:      share of the entries of a set to zero, by torch's generator.
+        narrow:       type of the copy; None = none is made.
+        impl:         "auto", "reference", "torch" or "triton" (`kernels.resolve_impl`).
+    Returns:
+        y (N, C) in the type of x; the copy (N, C), y itself where `narrow` is None. Both have
+        gradients.
+    Raises:
+        ValueError: shapes, devices, `dropout` or `impl` do not fit.
+    """
+    op = "add_norm"
+    impl, _ = resolve_impl(op, impl, x.device)
+    checks.check_norm(op, x, a, weight, bias, dropout)
+    if impl == "torch":
+        return norm_ops.composed(x, a, weight, bias, eps, dropout, narrow)
+    if impl == "triton":
+        seed = draw_seed(x, dropout, None)
+        return norm_ops.fused(x, a, weight, bias, seed, eps, dropout, narrow)
+    keep = torch.rand(a.shape, device=a.device) >= dropout if dropout else None
+    y = reference.add_norm(x, a, weight, bias, eps=eps, dropout=dropout, keep=keep)
+    return y, y if narrow is None else y.to(narrow)

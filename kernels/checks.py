@@ -253,3 +253,23 @@ def check_mlm(
         check_teacher_decoder(op, s, t)
     if labels is not None:
         check_labels(op, labels, s.h, s.E[0].shape[0])
+
+
+# ---- residual sums
+
+
+def check_norm(op: str, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> None:
+    """Refuse what does not fit the residual x, (N, C)."""
+    if x.dim() != 2 or x.dtype not in FLOATS:
+        raise ValueError(f"{op}: x is {tuple(x.shape)} {x.dtype}, expected (N, C) of floats")
+    for name, y, shape in (("a", a, x.shape), ("weight", weight, x.shape[1:]),
+                           ("bias", bias, x.shape[1:])):  # fmt: skip
+        if y.shape != shape or y.device != x.device:
+            raise ValueError(
+                f"{op}: {name} is {tuple(y.shape)} on {y.device}, expected {tuple(shape)} on "
+                f"{x.device} (as x)"
+            )
+    if torch.promote_types(x.dtype, a.dtype) != x.dtype:
+        raise ValueError(f"{op}: a is {a.dtype}, expected no wider a type than x's, {x.dtype}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"{op}: dropout is {dropout}, expected at least 0 and below 1")

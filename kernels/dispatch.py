@@ -12,9 +12,10 @@ IMPLEMENTATIONS = {
     "attention": ("reference", "torch", "triton", "cuda"),
     "attention_kl": ("reference", "torch", "triton", "cuda"),
     "masked_mlm": ("reference", "torch", "triton", "triton-stream", "cuda"),
+    "add_norm": ("reference", "torch", "triton"),
 }
 # Names on a command line -> their operations.
-GROUPS = {"attention": ("attention", "attention_kl"), "mlm": ("masked_mlm",)}
+GROUPS = {"attention": ("attention", "attention_kl"), "mlm": ("masked_mlm",), "norm": ("add_norm",)}
 # A constant: what is asked at every call, torch.compile would have to trace.
 HAS_TRITON = find_spec("triton") is not None
 

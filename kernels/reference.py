@@ -311,3 +311,32 @@ def masked_mlm_rows(
         if labels is not None:
             kd = kd.where(labels != -100, 0.0)
     return ce, kd
+
+
+# ---- a residual sum
+
+
+def add_norm(
+    x: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dropout: float = 0.0,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """norm(x + dropout(a)) of each token (Ba et al., 2016).
+
+        z = x + keep a / (1 - p)        y = (z - mean z) / sqrt(var z + eps) weight + bias
+
+    Args:
+        x, a: (N, C); weight, bias: (C,).
+        keep: (N, C) bool, the entries of a that stay; None = all of them.
+    Returns:
+        (N, C) in x's dtype.
+    """
+    z = wide(x) + (wide(a) if keep is None else wide(a) * keep / (1 - dropout))  # (N, C)
+    d = z - z.mean(-1, keepdim=True)
+    y = d / (d.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias
+    return y.to(x.dtype)

@@ -246,8 +246,8 @@ class RunConfig:
     compile: bool = option(False, "compile the layers with torch.compile", may_differ=True)
     kernels: str = option(
         "auto",
-        "of attention and the losses: auto, reference, torch, triton, or one each: "
-        "attention=triton,mlm=cuda",
+        "of attention, losses and norms: auto, reference, torch, triton, or one each: "
+        "attention=triton,mlm=cuda,norm=torch",
         metavar="IMPL",
         may_differ=True,
     )

@@ -131,16 +131,16 @@ class BottleneckLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, row: Row, match: Match | None = None
-    ) -> tuple[Tensor, AttentionOutput]:
-        """x: (N, C) -> (N, C), and what the attention knows."""
+        self, x: Tensor, row: Row, match: Match | None = None, narrow: None = None
+    ) -> tuple[Tensor, AttentionOutput, None]:
+        """x: (N, C) -> (N, C), what the attention knows, and no copy of another type."""
         inside = self.enter(x)  # (N, C_intra)
         x_qk = x if self.enter_qk is None else self.enter_qk(x)
         a = self.attention(x_qk, x, row, match)
         inside = self.attention_norm(inside + a.out)  # (N, C_intra)
         for ffn in self.ffns:
             inside = ffn(inside)
-        return self.output_norm(x + self.dropout(self.leave(inside))), a
+        return self.output_norm(x + self.dropout(self.leave(inside))), a, None
 
 
 class BottleneckEncoder(Encoder):

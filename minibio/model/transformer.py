@@ -17,6 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+import kernels
 from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 from minibio.model.attention import AttentionOutput, Match, SelfAttention
@@ -83,24 +84,53 @@ class FeedForward(nn.Module):
         return self.down(self.activation_(h))  # h is not needed again: its memory is reused
 
 
+class AddNorm(nn.LayerNorm):
+    """norm(x + dropout(a)), and the same in the type that the next product takes.
+
+    Under autocast that is bfloat16, cast once here rather than by every product that reads it;
+    else both results are one tensor.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.C, eps=config.norm_eps)
+        self.dropout = config.dropout
+        self.op, self.impl = "add_norm", "auto"  # of kernels/; see `use_kernels`
+
+    def forward(self, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (N, C), a: (N, C) -> (N, C) twice."""
+        device = x.device.type
+        is_mixed = torch.is_autocast_enabled(device)
+        return kernels.add_norm(
+            x,
+            a,
+            self.weight,
+            self.bias,
+            eps=self.eps,
+            dropout=self.dropout if self.training else 0.0,
+            narrow=torch.get_autocast_dtype(device) if is_mixed else None,
+            impl=self.impl,
+        )
+
+
 class Layer(nn.Module):
     """Attention, then feed-forward; each is added to its input and the sum is normalised."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.attention = SelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.C, eps=config.norm_eps)
+        self.attention_norm = AddNorm(config)
         self.ffn = FeedForward(config.C, config.F, config.activation)
-        self.output_norm = nn.LayerNorm(config.C, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.output_norm = AddNorm(config)
 
     def forward(
-        self, x: Tensor, row: Row, match: Match | None = None
-    ) -> tuple[Tensor, AttentionOutput]:
-        a = self.attention(x, x, row, match)
-        x = self.attention_norm(x + self.dropout(a.out))  # (N, C)
-        x = self.output_norm(x + self.dropout(self.ffn(x)))  # (N, C)
-        return x, a
+        self, x: Tensor, row: Row, match: Match | None = None, narrow: Tensor | None = None
+    ) -> tuple[Tensor, AttentionOutput, Tensor]:
+        """x: (N, C), and the same as the layer below has cast it; so are the results."""
+        narrow = x if narrow is None else narrow
+        a = self.attention(narrow, narrow, row, match)
+        x, narrow = self.attention_norm(x, a.out)  # (N, C)
+        x, narrow = self.output_norm(x, self.ffn(narrow))  # (N, C)
+        return x, a, narrow
 
 
 class Encoder(nn.Module):
@@ -142,9 +172,10 @@ class Encoder(nn.Module):
         with torch.set_grad_enabled(is_training and frozen is None):
             x = self.embeddings(batch)  # (N, C)
         result = EncoderOutput(x, {0: x} if 0 in hidden else {})
+        narrow = None  # x in the type of the products, where a layer has cast it
         for l, layer in zip(range(1, depth + 1), self.layers, strict=False):
             with torch.set_grad_enabled(is_training and (frozen is None or l > frozen)):
-                x, a = layer(x, batch.row, match.get(l))
+                x, a, narrow = layer(x, batch.row, match.get(l), narrow)
             if l in hidden:
                 result.hidden_states[l] = x
             if l in keep:

@@ -1,4 +1,4 @@
-"""Compiles the kernels of the masked-LM losses for a GPU that is not there.
+"""Compiles the kernels of the masked-LM losses and of `add_norm` for a GPU that is not there.
 
 How, is in sm90.py. Not a test itself: tests/kernels/test_triton_mlm_sm90.py runs it in a process of
 its own, where nothing is interpreted.
@@ -18,7 +18,7 @@ from sm90 import POINTERS, compile_kernel  # before Triton: it switches the inte
 import torch
 import triton.language as tl
 
-from kernels import triton_mlm, triton_stream
+from kernels import triton_mlm, triton_norm, triton_stream
 from kernels.reference import Decoder
 
 B16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -70,6 +70,22 @@ def stream(kernel, d, d_t, T, dtype, has_labels=True, V=28996, M=922, config=Non
     return compile_kernel(fn, arguments, c.num_warps, c.num_stages)
 
 
+def norm(kernel, C, dtype, dtype_a, dropout=0.1) -> dict:
+    """A kernel of `add_norm` as kernels/triton_norm.py launches it."""
+    x, a, w = POINTERS[dtype], POINTERS[dtype_a], POINTERS[F32]
+    arguments = {
+        **dict.fromkeys(("ptr_x", "ptr_y", "ptr_dy", "ptr_dx"), x),
+        **dict.fromkeys(("ptr_a", "ptr_narrow", "ptr_dnarrow", "ptr_da"), a),
+        **dict.fromkeys(("ptr_weight", "ptr_bias", "ptr_dweight", "ptr_dbias"), w),
+        **dict.fromkeys(("ptr_mean", "ptr_rstd"), w), "ptr_seed": "*i64" if dropout else None,
+        "EPS": 1e-12, "N": 12345, "n_shares": triton_norm.SHARES,
+        **triton_norm.constants(C, dropout, dtype),
+    }  # fmt: skip
+    return compile_kernel(
+        getattr(triton_norm, f"{kernel}_kernel"), arguments, triton_norm.warps(C), 3
+    )
+
+
 def shipped() -> list[tuple]:
     """What is compiled: the paper's widths, and single changes to one of them."""
     cases = [(rows, "both", T, B16) for T in (1.0, 2.0)] + [(rows, "kd", 1.0, B16)]
@@ -79,6 +95,9 @@ def shipped() -> list[tuple]:
         cases += [(stream, kernel, (312,), (768,), 1.0, B16)]
         cases += [(stream, kernel, (128, 384), (768,), 2.0, B16)]
         cases += [(stream, kernel, (768,), (768,), 2.0, F32)]
+    for kernel in ("forward", "backward"):
+        cases += [(norm, kernel, C, F32, B16) for C in (312, 768, 1024)]
+        cases += [(norm, kernel, 768, F32, F32, 0.0)]
     return [*cases, (stream, "statistics", (312,), (), 1.0, F16)]
 
 

@@ -8,7 +8,7 @@ import torch
 
 import kernels
 from helpers import assert_near
-from kernels import attention_ops
+from kernels import attention_ops, norm_ops
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs Triton (tests/kernels/test_triton_present.py)"
@@ -179,6 +179,17 @@ def test_registered_as_pytorch_wants_it(divergence, impl):
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
     found = torch.library.opcheck(attention_ops.attention, args, test_utils=checks)
     assert set(found.values()) == {"SUCCESS"}
+
+
+@needs_triton
+def test_add_norm_is_registered_as_pytorch_wants_it():
+    for seed, narrow in ((None, None), (torch.tensor([3]), torch.bfloat16)):
+        x, a = torch.randn(2, 3, 5)
+        inputs = (x, a.to(narrow or x.dtype), *torch.randn(2, 5))
+        args = (*(z.requires_grad_() for z in inputs), seed, 1e-5, 0.5 if narrow else 0.0, narrow)
+        checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+        found = torch.library.opcheck(norm_ops.add_norm, args, test_utils=checks)
+        assert set(found.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("divergence", ["none", "kl_st"])

@@ -21,8 +21,8 @@ def compiled():
 
 def test_all_were_compiled(compiled):
     cases = {x["case"] for x in compiled}
-    assert len(cases) == len(compiled) == 17
-    for kernel in ("rows ", "stream statistics ", "stream dE ", "stream dh "):
+    assert len(cases) == len(compiled) == 25
+    for kernel in ("rows ", "stream statistics ", "stream dE ", "stream dh ", "norm "):
         assert sum(case.startswith(kernel) for case in cases) >= 3
 
 
@@ -57,4 +57,4 @@ def test_blocks_leave_room_for_a_second_one(compiled):
 def test_a_batch_of_another_size_compiles_nothing(compiled):
     """Neither the predicted tokens nor the shares that follow from their number are specialised."""
     for x in compiled:
-        assert not {"M", "n_shares", "s_share"} & set(x["special"]), x
+        assert not {"M", "N", "n_shares", "s_share"} & set(x["special"]), x

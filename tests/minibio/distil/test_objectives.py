@@ -503,12 +503,16 @@ def test_the_gradient_is_that_of_the_printed_sum(method, impl):
 
 def test_an_implementation_for_each_operation():
     objective, _ = build("compact")
-    use_kernels(objective, kernels.parse_choice("attention=reference,mlm=torch"))
+    use_kernels(objective, kernels.parse_choice("attention=reference,mlm=torch,norm=torch"))
     impls = {type(m).__name__: m.impl for m in objective.modules() if hasattr(m, "op")}
-    assert impls == {"SelfAttention": "reference", "MaskedLMHead": "torch"}
+    assert impls == {
+        "SelfAttention": "reference", "MaskedLMHead": "torch", "AddNorm": "torch"
+    }  # fmt: skip
     use_kernels(objective, "mlm=triton-stream")
     impls = {type(m).__name__: m.impl for m in objective.modules() if hasattr(m, "op")}
-    assert impls == {"SelfAttention": "auto", "MaskedLMHead": "triton-stream"}
+    assert impls == {
+        "SelfAttention": "auto", "MaskedLMHead": "triton-stream", "AddNorm": "auto"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("weights", [(0.0, 5.0, 1.0), (2.0, 0.0, 1.0), (0.0, 0.0, 1.0)])
