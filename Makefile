@@ -8,7 +8,7 @@
 #   DEMO    where the demo writes            SEED  its seed
 #   STUDY   where the study writes           SEEDS its seeds
 #   TEXT    of `make results`, JSON lines     SETS   its sets, as data.fetch lays them out
-#   OUT     where the benchmarks write       PART  one part of `make gpu`, by its name
+#   OUT     where the benchmarks write       PART  parts of `make gpu`, by their names
 #   GPU_SECONDS  for all parts of `make gpu` together
 
 PYTHON ?= python3
@@ -29,7 +29,6 @@ OLDER = TORCH=torch==2.11.0 TRITON=triton==3.6.0
 VERSIONS := $(filter-out $(USUAL_TORCH),$(firstword $(TORCH))) $(TRITON)
 VENV := .venv$(subst $(eval ) ,,$(patsubst %,-%,$(subst ~=,-,$(subst >=,-,$(subst ==,-,$(VERSIONS))))))
 PY := $(VENV)/bin/python
-SANITIZER ?= $(firstword $(wildcard /usr/local/cuda/bin/compute-sanitizer) compute-sanitizer)
 # the same student twice, with the teacher and without, from the same weights and in the same order
 DEMO_RUN = --seed $(SEED) --sample $(DEMO)/sample --overwrite
 DEMO_MODELS = sample/teacher-$(SEED) tiny scratch
@@ -57,7 +56,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study results test test-all lint bench gpu sanitize clean
+.PHONY: help demo study results test test-all lint bench gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -115,60 +114,14 @@ bench: $(VENV)/.test  ## speed on this machine's CPU, as tables in OUT: half an 
 	@$(PY) -m kernels.bench attention-kl --device cpu --out $(OUT)/attention-kl-cpu.csv
 	@$(PY) -m kernels.bench masked-mlm --device cpu --out $(OUT)/masked-mlm-cpu.csv
 
-# The parts of `make gpu` in order of worth: name, seconds at most, command. Each is a process of its
-# own, so that one that hangs or crashes harms no other.
-define GPU_PARTS
-tests         240  $$py -m pytest -q -p no:cacheprovider -m gpu $$(grep -rl mark.gpu tests)
-attention-kl  180  $$py -m kernels.bench attention-kl --device cuda --out $(OUT)/attention-kl.csv
-masked-mlm    120  $$py -m kernels.bench masked-mlm --device cuda --out $(OUT)/masked-mlm.csv
-step          240  $$py -m minibio bench step --device cuda --fidelity released paper --out $(OUT)/step.csv
-encoder       150  $$py -m minibio bench encoder --device cuda --out $(OUT)/encoder.csv
-speed          90  $$py eval.py speed --device cuda --precision fp32 bf16 --seconds 3 --no-picture --out $(OUT)
-sanitizer     200  $(MAKE) --no-print-directory sanitize PYTHON=$$py
-endef
-export GPU_PARTS
-
-# A machine with a GPU often has its packages and no network, so its own Python is tried first. A part
-# leaves its table, or else what it printed, in OUT.
-gpu:  ## GPU tests, then benchmarks in order of worth, as tables in OUT: 9 minutes on one GPU
-	@export py=$(PYTHON); \
+# A machine with a GPU often has its packages and no network, so its own Python is tried first.
+gpu:  ## all that only a GPU can say, in order of worth, with tables in OUT: 9 minutes on one GPU
+	@py=$(PYTHON); \
 	if ! $$py -c 'import torch, numpy, safetensors, tokenizers' 2>/dev/null; then \
 		[ -e /dev/nvidiactl ] || { echo "make gpu: no NVIDIA GPU on this machine"; exit 2; }; \
 		$(MAKE) --no-print-directory $(VENV)/.test && py=$(PY) || exit 2; \
 	fi; \
-	$$py -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || \
-		{ echo "make gpu: torch sees no GPU on this machine"; exit 2; }; \
-	mkdir -p $(OUT) && : >$(OUT)/summary.txt || exit 2; end=$$(($$(date +%s) + $(GPU_SECONDS))); \
-	echo "$$GPU_PARTS" | grep -E '^$(or $(PART),[a-z-]+) ' | while read -r name most command; do \
-		began=$$(date +%s); left=$$((end - began)); [ $$left -gt $$most ] || most=$$left; \
-		rm -f $(OUT)/$$name.csv; status="no time left"; \
-		if [ $$most -gt 0 ]; then \
-			echo "$$name: at most $$most s"; \
-			{ timeout -k 5 $$most sh -c "$$command" </dev/null 2>&1; echo $$? >$(OUT)/.status; } \
-				| tee $(OUT)/$$name.txt; \
-			read -r status <$(OUT)/.status; \
-			if [ $$status -eq 0 ]; then status=done; \
-			elif [ $$(($$(date +%s) - began)) -ge $$most ]; then status="out of time"; \
-			else status="failed, status $$status: $$(tail -n 1 $(OUT)/$$name.txt)"; fi; \
-			[ ! -e $(OUT)/$$name.csv ] || rm $(OUT)/$$name.txt; \
-		fi; \
-		echo "$$name: $$status, $$(($$(date +%s) - began)) s" >>$(OUT)/summary.txt; \
-	done; \
-	rm -f $(OUT)/.status; [ -s $(OUT)/summary.txt ] || { echo "make gpu: no part $(PART)"; exit 2; }; \
-	echo; cat $(OUT)/summary.txt; ! grep -Eq 'failed|out of time' $(OUT)/summary.txt
-
-# The smallest of the kernels' GPU tests: every access is watched, which takes a hundredfold longer.
-sanitize:  ## compute-sanitizer over the kernels' GPU tests, where there is one
-	@if ! command -v $(SANITIZER) >/dev/null || ! [ -e /dev/nvidiactl ]; then \
-		echo "sanitize: unavailable here (it takes an NVIDIA GPU and compute-sanitizer)"; exit 0; \
-	fi; \
-	for tool in memcheck racecheck; do \
-		echo "$$tool:"; \
-		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
-			$(PYTHON) -m pytest -q -p no:cacheprovider -m gpu \
-			-k "ragged-D26 or repeat or bit_identical" tests/kernels/test_triton_attention.py \
-			tests/kernels/test_triton_mlm.py tests/kernels/test_cuda_rows.py || exit 1; \
-	done
+	$$py -m minibio.bench.gpu --out $(OUT) --seconds $(GPU_SECONDS) $(PART)
 
 clean:  ## remove .venv and caches; runs/ and the benchmarks' tables stay
 	@rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -77,7 +77,7 @@ def has_bf16_products(device: torch.device) -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """GPU | driver | CUDA | torch | triton and its ptxas | git | date, or the same for a CPU.
+    """GPU and its size | driver | CUDA | torch | triton and its ptxas | git | date, or of a CPU.
 
     Args:
         device: where the measured tensors lie.
@@ -85,8 +85,10 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         driver = driver.split("\n")[0]  # a line for each GPU
+        gpu = torch.cuda.get_device_properties(device)
         where = [
-            torch.cuda.get_device_name(device),
+            f"{gpu.name}, {gpu.multi_processor_count} multiprocessors, "
+            f"L2 {gpu.L2_cache_size / 2**20:.0f} MiB",
             f"driver {driver or 'unknown'}",
             f"CUDA {torch.version.cuda}",
         ]

@@ -59,7 +59,7 @@ INSIDE_FUNCTIONS = {  # package -> files that do without it until the function i
     "transformers": ("minibio.bench.*",),
     "liger_kernel": ("kernels.bench.mlm",),
     "cut_cross_entropy": ("kernels.bench.mlm",),
-    "triton": (),
+    "triton": ("minibio.bench.compile",),
 }
 # Imports that point down all the same, and why.
 EXCEPTIONS = {("minibio.bench.training", "train"): "it times the very loop that trains"}

@@ -1,4 +1,4 @@
-"""`make gpu` on parts that need no GPU: budgets, crashes, tables, summary."""
+"""The Makefile: which Python, which environment. The parts of `make gpu` are in test_gpu.py."""
 
 import os
 import re
@@ -11,60 +11,20 @@ from helpers import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
-# a Python that does in no time what the parts do: it says what it ran, is killed, hangs, fails
-PYTHON = """#!/bin/sh
-case "$*" in
--c*) exit 0;;
-"-m pytest"*) echo 3 passed;;
-"-m kernels.bench attention-kl"*) 
-    echo "# a machine" >"$OUT/attention-kl.csv"; kill -KILL $$;;
-"-m kernels.bench masked-mlm"*) echo why; exit 3;;
-"-m minibio bench step"*) [ -z "$HANG" ] || sleep 60;;
-*) echo "$*";;
-esac
-"""
 
-
-def gpu(tmp_path, *options, **env):
-    """`make gpu` with that Python -> (status, output, {file: text})."""
-    python, out = tmp_path / "python", tmp_path / "out"
-    python.write_text(PYTHON, "utf-8")
+def test_gpu_starts_the_parts_with_the_machines_own_python(tmp_path):
+    """One that has the packages; a status of its own is a failure of make."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit; echo "$@"; [ "$PART" != bad ]\n', "utf-8")
     python.chmod(0o755)
-    done = subprocess.run(
-        ["make", "--no-print-directory", "gpu", f"PYTHON={python}", f"OUT={out}", *options],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OUT": str(out), **env},
-    )  # fmt: skip
-    files = {path.name: path.read_text("utf-8") for path in out.iterdir()} if out.exists() else {}
-    return done.returncode, done.stdout, files
-
-
-def test_a_part_that_crashes_harms_no_other(tmp_path):
-    status, shown, files = gpu(tmp_path)
-    summary = re.sub(r", \d+ s$", "", files["summary.txt"], flags=re.MULTILINE).splitlines()
-    assert summary.pop(1).lower().startswith("attention-kl: failed, status 137: ")
-    assert summary == [
-        "tests: done", "masked-mlm: failed, status 3: why", "step: done", "encoder: done",
-        "speed: done", "sanitizer: done",
-    ]  # fmt: skip
-    assert status == 2 and shown.endswith(files["summary.txt"])  # make's own, for any failure
-    assert files["tests.txt"] == "3 passed\n" and "3 passed\n" in shown
-    assert files["attention-kl.csv"] == "# a machine\n" and "attention-kl.txt" not in files
-    assert "minibio bench encoder --device cuda" in files["encoder.txt"]
-
-
-def test_a_part_that_hangs_is_stopped_and_the_rest_has_no_time_left(tmp_path):
-    status, _, files = gpu(tmp_path, "GPU_SECONDS=2", HANG="1")
-    summary = files["summary.txt"].splitlines()
-    assert status == 2 and len(summary) == 7
-    assert re.fullmatch(r"step: out of time, [2-9] s", summary[3])
-    assert summary[4:] == [f"{x}: no time left, 0 s" for x in ("encoder", "speed", "sanitizer")]
-
-
-def test_one_part(tmp_path):
-    status, _, files = gpu(tmp_path, "PART=tests")
-    assert status == 0 and set(files) == {"summary.txt", "tests.txt"}
-    status, shown, _ = gpu(tmp_path, "PART=nosuch")
-    assert status == 2 and shown.strip() == "make gpu: no part nosuch"
+    for part, status in (("smoke step", 0), ("bad", 2)):
+        done = subprocess.run(
+            ["make", "--no-print-directory", "gpu", f"PYTHON={python}", f"OUT={tmp_path}",
+             f"PART={part}", "GPU_SECONDS=7"],
+            cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PART": part},
+        )  # fmt: skip
+        expected = f"-m minibio.bench.gpu --out {tmp_path} --seconds 7 {part}"
+        assert done.stdout.splitlines()[0] == expected and done.returncode == status
 
 
 def test_without_a_gpu_one_line(tmp_path):

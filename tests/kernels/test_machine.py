@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from helpers import DEVICE, ROOT
 from kernels import machine
 
 CUDA = torch.device("cuda")
+GPU = SimpleNamespace(name="NVIDIA X", multi_processor_count=132, L2_cache_size=50 * 2**20)
 
 
 def test_the_header_has_its_fields():
@@ -23,16 +25,18 @@ def test_the_header_has_its_fields():
 
 
 def test_a_gpu_is_named_with_its_driver(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: GPU)
     monkeypatch.setattr(machine, "output_of", lambda *command: "")
     line = machine.describe(torch.device("cuda"))
-    assert line.startswith(f"NVIDIA X | driver unknown | CUDA {torch.version.cuda} | torch ")
+    assert line.startswith(
+        f"NVIDIA X, 132 multiprocessors, L2 50 MiB | driver unknown | CUDA {torch.version.cuda} | "
+    )
     assert "git unknown" in line
 
 
 def test_tables_of_a_gpu_name_the_assembler(monkeypatch, tmp_path):
     """Triton's own, or the one that $TRITON_PTXAS_PATH puts in its place."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: GPU)
     monkeypatch.delenv("TRITON_PTXAS_PATH", raising=False)
     if find_spec("triton"):
         assert re.search(r"triton \S+ \(ptxas \d+\.\d+\.\d+\)", machine.describe(CUDA))

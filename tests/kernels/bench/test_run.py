@@ -219,6 +219,9 @@ def test_the_interpreter_is_never_timed():
     asked = torch.device("cpu"), torch.float32
     assert bench.pick_impls("attention_kl", None, *asked) == ["reference", "torch"]
     assert bench.pick_impls("attention_kl", ["auto", "torch"], *asked) == ["torch"]
+    assert bench.pick_impls("masked_mlm", None, *asked) == ["reference", "torch"]
+    with pytest.raises(ValueError, match="has triton, which on a CPU is interpreted"):
+        bench.pick_impls("masked_mlm", ["triton-stream"], *asked)
 
 
 def test_attention_in_cuda_is_timed_in_the_type_it_has(monkeypatch):
