@@ -102,7 +102,8 @@ def match(
     if report.missing and not new_head:
         raise InputError(
             f"{where}: no {model.head_name} head in it (missing: {', '.join(report.missing[:4])}); "
-            f"choose another head, or start a fresh one with new_head=True"
+            f"choose another head, or start a fresh one: new_head=True in Python, "
+            f"python -m minibio convert --new-head"
         )
     return {theirs: names[theirs] for theirs in report.loaded}, report
 
@@ -145,7 +146,7 @@ def labels_of(
     if given is None and not order and has_classifier:
         return len(tensors["classifier.weight"])
     if given is None and not order:
-        raise InputError(f"{where}: no id2label; name the labels of the classifier")
+        raise InputError(f"{where}: no id2label; name the classes: --labels, labels=[...] in Python")
     names = order if given is None else [given] if isinstance(given, str) else list(given)
     if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise InputError(f"{where}: labels are {names}, expected distinct names")
