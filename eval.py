@@ -39,6 +39,7 @@ ELSEWHERE = {  # command -> its module, and its line of --help
     "speed": ("minibio.bench.speed", "Figure 2: latency, throughput, memory, size on disk"),
     "table": ("minibio.report.tables", "Tables 1 to 6, from runs of ner, relation and qa"),
 }
+MAX_THREADS = 1024
 OF_A_TEACHER = ("method", "alpha", "temperature", "layer_map")
 
 
@@ -56,7 +57,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
             importlib.import_module(module).add_arguments(g)
     for g in commands.choices.values():
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
-        g.add_argument("--threads", type=positive, help="of the CPU (default: torch's own choice)")
+        g.add_argument("--threads", type=threads, help="of the CPU (default: torch's own choice)")
     return p
 
 
@@ -179,6 +180,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def threads(text: str) -> int:
+    """An argparse type: a number of threads that a process can start."""
+    if not 1 <= int(text) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text}, expected 1 to {MAX_THREADS}")
+    return int(text)
+
+
 def width_of(model: Path) -> int | None:
     """The width that a directory's config.json states; None where it states none."""
     file = model / "config.json"
@@ -209,11 +217,11 @@ def read(argv: list[str] | None = None) -> tuple[argparse.Namespace, Recipe | No
         for name in OF_A_TEACHER:
             if name in given:
                 raise InputError(f"{options.flag(name)} needs --teacher DIR")
-    check_directory("--model", args.model)
-    if args.teacher is not None:
-        check_directory("--teacher", args.teacher)
-    data = args.train.stem if args.command == "qa" else args.data.resolve().name
-    args.out = args.out or Path("runs", f"{args.command}-{data}-{args.model.resolve().name}")
+    data = args.train.stem if args.command == "qa" else files.real(args.data).name
+    args.out = args.out or Path("runs", f"{args.command}-{data}-{files.real(args.model).name}")
+    for name in ("model", "teacher", "data"):
+        if getattr(args, name, None) is not None:
+            check_directory(f"--{name}", getattr(args, name), args.out)
     return args, recipe
 
 

@@ -90,7 +90,7 @@ def read(argv: list[str] | None) -> tuple[argparse.Namespace, RunConfig]:
     run = plan.resolve(row, given)
     for name, path in (("corpus", args.corpus), ("teacher", args.teacher), ("from", args.start)):
         if path is not None:
-            check_directory(f"--{name}", path)
+            check_directory(f"--{name}", path, args.out)
     has_teacher = args.teacher is not None or args.corpus is None and args.method != "mlm"
     plan.check(run, given, has_teacher, args.start is not None)
     return args, run

@@ -370,7 +370,7 @@ def test_bad_options(base, tuned, tmp_path, capsys):
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1, said
 
-    refused("name another --out or pass --overwrite", *ner, "--out", base / "random")
+    refused("name another --out or pass --overwrite", *ner, "--out", tuned / "tuned-qa")
     refused("--alpha needs --teacher DIR", *ner, *out, "--alpha", "1,2,3")
     refused("fine-tuned for ner", *ner, *out, "--teacher", tuned / "tuned-qa")
     refused("has no folds", *arguments(base, "relation"), *out, "--fold", "all")
@@ -394,6 +394,13 @@ def test_bad_options(base, tuned, tmp_path, capsys):
             "word,pos,tag")  # fmt: skip
     refused("of 2 columns, expected 3: word,_,tag", *ner, *out, "--columns", "word,_,tag")
     refused("--early-stopping: invalid positive value: '0'", *ner, "--early-stopping", "0")
+    refused("--out: it is empty, expected a path", *ner, "--out", "")
+    refused(f"--out {base / 'ner'} is the directory of --data", *ner, "--out", base / "ner")
+    refused("is the directory of --model", *ner, "--out", base / "random", "--overwrite")
+    refused("--threads: 1025, expected 1 to 1024", *ner, "--threads", "1025")
+    refused("--type: 'a b', expected a word: Disease", *ner, "--type", "a b")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refused("--data", *ner, *out, "--data", tmp_path / "loop")
     refused("--max-seq-length is --length here", *ner, "--max-seq-length", "128")
     refused("did you mean --epochs?", *ner, "--num-train-epochs", "3")
     refused("--splti is not an option; did you mean --split?", *arguments(base, "relation"),
@@ -451,7 +458,7 @@ def test_the_default_place(base, monkeypatch, tmp_path):
     ("options", "message"),
     [
         ("ner --model m --data d --seeds 0 0", "--seeds has one twice: 0 0"),
-        (f"ner --model m --data d --seeds 0 {2**64}", f"--seed is {2**64}, expected at most"),
+        (f"ner --model m --data d --seeds 0 {2**64}", f"--seeds: {2**64}, expected at most"),
         ("relation --model m --data d --fold all --split", "--split draws its own test set"),
         ("relation --model m --data d --fold 2 --split", "drop --fold or --split"),
     ],

@@ -416,7 +416,7 @@ def test_an_unwritable_or_used_output(corpus, teacher, tmp_path, capsys):
     base = ["--method", "tiny", "--model", "sample-tiny", "--corpus", corpus, "--teacher", teacher,
             *SMALL, *SHORT, "--out"]  # fmt: skip
     assert "file" in refused(capsys, *base, tmp_path / "file" / "out")
-    assert "--overwrite" in refused(capsys, *base, teacher)
+    assert "is the directory of --teacher" in refused(capsys, *base, teacher, "--overwrite")
     assert load(teacher)[0].config.L == 4  # untouched
 
 

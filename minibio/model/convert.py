@@ -146,7 +146,9 @@ def labels_of(
     if given is None and not order and has_classifier:
         return len(tensors["classifier.weight"])
     if given is None and not order:
-        raise InputError(f"{where}: no id2label; name the classes: --labels, labels=[...] in Python")
+        raise InputError(
+            f"{where}: no id2label; name the classes: --labels, labels=[...] in Python"
+        )
     names = order if given is None else [given] if isinstance(given, str) else list(given)
     if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise InputError(f"{where}: labels are {names}, expected distinct names")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minibio.config import CHECKPOINTS
 from minibio.run.errors import InputError
+from minibio.run.files import real
 
 NAME = re.compile(r"[\w-]+/[\w.-]+|[\w.-]*bert[\w.-]*", re.IGNORECASE)  # of the hub's models
 
@@ -22,11 +23,13 @@ def how_to_fetch(path: str | Path) -> str:
     return f"; if it is a model of the hub, fetch it: hf download {name} --local-dir {into}"
 
 
-def check_directory(option: str, path: Path) -> None:
-    """Refuse a directory that is not there; `option` begins the message.
+def check_directory(option: str, path: Path, out: Path) -> None:
+    """Refuse a directory to read that is not there, or that is `out`; `option` begins the message.
 
     Raises:
         InputError: with the command that fetches it, where it is the name of a model.
     """
     if not path.is_dir():
         raise InputError(f"{option} {path} is not a directory{how_to_fetch(path)}")
+    if real(path) == real(out):
+        raise InputError(f"--out {out} is the directory of {option}; name another")

@@ -32,13 +32,13 @@ def read_ner(directory: Path, run: Path) -> dict:
     """
     record = files.read_json(directory / "ner.json")
     try:
-        source, scores = Path(record["model"]).resolve().name, record["test"]["word"]
+        source, scores = files.real(record["model"]).name, record["test"]["word"]
         scores = {name: float(scores[name]) for name in ("precision", "recall", "f1")}
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{directory / 'ner.json'} holds no scores of `eval.py ner`") from None
-    if source != run.resolve().name:
+    if source != files.real(run).name:
         raise InputError(
-            f"{directory} was fine-tuned from {source!r}, expected {run.resolve().name!r}; "
+            f"{directory} was fine-tuned from {source!r}, expected {files.real(run).name!r}; "
             "name the --ner directories in the order of the runs"
         )
     return {f"ner_{name}": x for name, x in scores.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minibio.run.errors import InputError
-from minibio.run.files import staged_file
+from minibio.run.files import real, staged_file
 from minibio.run.options import Parser
 
 # Okabe and Ito (2008): told apart by colour-blind readers too
@@ -261,7 +261,7 @@ def scores(panels: Sequence[Panel], out: Path) -> None:
 
 def labels(paths: list[Path]) -> list[str]:
     """Names of runs: of the directories, or the whole paths where two directories share a name."""
-    names = [path.resolve().name for path in paths]
+    names = [real(path).name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 

@@ -45,6 +45,11 @@ def check_writable(path) -> Path:
     return path
 
 
+def real(path) -> Path:
+    """`path` with its links followed, whether it is there or not; a loop of links stays one."""
+    return Path(os.path.realpath(path))
+
+
 def check_dir(path, overwrite: bool = False) -> Path:
     """Refuse a directory that `staged_dir` would refuse, before the work of filling it.
 
@@ -53,7 +58,7 @@ def check_dir(path, overwrite: bool = False) -> Path:
     Raises:
         InputError: as `staged_dir`.
     """
-    path = Path(os.path.realpath(path))
+    path = real(path)
     if os.path.lexists(path) and not path.is_dir():
         raise InputError(f"{path} is a file, expected a directory to write; choose another path")
     is_used = path.is_dir() and any(path.iterdir())

@@ -26,7 +26,7 @@ from minibio.model.heads import Model
 from minibio.run import fingerprint
 from minibio.run.dist import print0
 from minibio.run.errors import InputError
-from minibio.run.files import staged_file
+from minibio.run.files import real, staged_file
 from minibio.tasks import tags as schemes
 from minibio.tasks.finetune import SETS, Task
 from minibio.tasks.metrics import UNTYPED, entity_scores, only_answer
@@ -36,6 +36,7 @@ from minibio.text.tokenizer import Tokenizer
 EXPECTED = "lines of token TAB tag"
 BOUNDARY = re.compile(r"-DOCSTART-([ \t]|$)|###MEDLINE:\d+\s*$")  # of documents
 CHUNK = 8192  # words given to the tokenizer at a time
+LINE_ENDS = "expected lines that end in LF or CRLF"
 LONGEST = 1000  # words of a sentence, in a file that has a single one
 
 
@@ -135,6 +136,8 @@ class Layout(NamedTuple):
         """That of a file with this line; with names for its columns, or by guess."""
         by_tabs = "\t" in text
         n = len(split(text, by_tabs))
+        if "\r" in text:
+            raise InputError(f"{path}: line {number} has a carriage return in it; {LINE_ENDS}")
         if n == 1:
             raise InputError(f"{path}: line {number} is {text[:40]!r}, expected token TAB tag")
         if columns is None:
@@ -473,7 +476,7 @@ class NerTask(Task):
         columns: Sequence[str] | None = None,
         kind: str | None = None,
     ):
-        self.data, self.scheme, self.kind = directory.resolve().name, scheme, kind or UNTYPED
+        self.data, self.scheme, self.kind = real(directory).name, scheme, kind or UNTYPED
         sets, self.found, broken, written = read_sets(directory, scheme, columns)
         self.data_is = fingerprint.of_value((sets,))
         is_typed = any("-" in tag for tag in label_names(sets["train"]))

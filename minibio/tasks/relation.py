@@ -27,7 +27,7 @@ from minibio.model.heads import Model
 from minibio.run import fingerprint
 from minibio.run.dist import print0
 from minibio.run.errors import InputError
-from minibio.run.files import staged_file
+from minibio.run.files import real, staged_file
 from minibio.tasks.finetune import SETS, Task
 from minibio.tasks.metrics import relation_scores
 from minibio.tasks.reading import HALF, cut, forward, json_object, read_lines
@@ -450,7 +450,7 @@ class RelationTask(Task):
         )
         self.has_devel = "dev" in self.sets
         self.choices = {
-            "data": directory.resolve().name,
+            "data": real(directory).name,
             "fold": fold,
             "at_random": at_random,
             "anonymise": anonymised,

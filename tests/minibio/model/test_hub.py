@@ -25,6 +25,10 @@ def test_commands(tmp_path, monkeypatch, name, end):
 
 
 def test_a_directory_that_is_there(tmp_path):
-    check_directory("--model", tmp_path)
+    check_directory("--model", tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="--model .*/nothing is not a directory$"):
-        check_directory("--model", tmp_path / "nothing")
+        check_directory("--model", tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for place in ("link", "nothing/.."):
+        with pytest.raises(InputError, match=f"--out .*/{place} is the directory of --data; name"):
+            check_directory("--data", tmp_path, tmp_path / place)

@@ -623,6 +623,12 @@ def test_every_word_of_a_text_can_be_found(tokenizer, text, length, rng):
         assert not text[m.start].isspace() and not text[m.end - 1].isspace()
 
 
+def test_line_ends_of_old(tmp_path):
+    (tmp_path / "train.tsv").write_bytes(b"Gout\tB\rhad\tO\r\rColic\tB\r")
+    with pytest.raises(InputError, match="line 1 has a carriage return in it; expected lines that"):
+        ner.read_tsv(tmp_path / "train.tsv")
+
+
 def test_dev_is_devel(tmp_path):
     for name, word in (("train", "a"), ("dev", "b"), ("test", "c")):
         (tmp_path / f"{name}.tsv").write_text(f"{word}\tB\n")
