@@ -402,6 +402,9 @@ def execute(task: Task, source: Path, recipe: Recipe, out: Path, ranks: Ranks, *
     ) as run_dir:  # fmt: skip
         if run_dir.finished is not None:
             dist.print0(f"{out}: finished earlier, by this command; --overwrite starts again")
+            with files.as_written(out / f"{task.name}.json", "pass --overwrite to start again"):
+                report.scores(run_dir.finished)
+                report.figures(run_dir.finished)
             return run_dir.finished
         began = time.perf_counter()
         progress = fine_tune(objective, teacher, task, tokenizer, feed, recipe, run_dir, ranks)

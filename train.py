@@ -298,13 +298,14 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
         else:
             figures = run_dir.finished
             title = f"{paths.out}: finished earlier, by this command; --overwrite starts again"
-    log.print_rows(title, {
-        "held-out loss": f"{figures['held_out_first']['mlm_loss']:.4f} -> "
-                         f"{figures['held_out']['mlm_loss']:.4f} nats per masked token",
-        "held-out accuracy": f"{figures['held_out']['accuracy']:.2%}",
-        "tokens per second": f"{figures['tokens_per_s']:,}",
-        "seconds": figures["seconds"],
-    })  # fmt: skip
+    with files.as_written(paths.out / "run.json", "pass --overwrite to start again"):
+        log.print_rows(title, {
+            "held-out loss": f"{figures['held_out_first']['mlm_loss']:.4f} -> "
+                             f"{figures['held_out']['mlm_loss']:.4f} nats per masked token",
+            "held-out accuracy": f"{figures['held_out']['accuracy']:.2%}",
+            "tokens per second": f"{figures['tokens_per_s']:,}",
+            "seconds": figures["seconds"],
+        })  # fmt: skip
     return True
 
 

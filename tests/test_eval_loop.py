@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -189,6 +190,15 @@ def test_a_finished_run_prints_its_scores_again(done, encoder, data, capsys, mon
     assert execute(encoder, NerTask(data), RECIPE, out) == record
     assert "finished earlier" in capsys.readouterr().out
     assert before == {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+
+
+@pytest.mark.parametrize("damage", [{"test": []}, {"test": {"word": 5}}, {"config": [1]}])
+def test_a_damaged_record_of_a_finished_run_is_one_line(done, encoder, data, tmp_path, damage):
+    out, record = done
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out" / "ner.json").write_text(json.dumps({**record, **damage}))
+    with pytest.raises(InputError, match="ner.json is not as it was written"):
+        execute(encoder, NerTask(data), RECIPE, tmp_path / "out")
 
 
 def test_another_run_in_the_same_place_is_refused(done, encoder, data, tokenizer, tmp_path):

@@ -93,7 +93,7 @@ class XmlDocument:
         self.n_read += len(chunk)
         self.tail = (self.tail + chunk)[-max(len(chunk), TAIL) :]
         try:
-            self.parser.Parse(chunk)
+            self.parse(chunk)
         except expat.ExpatError as error:
             left = self.n_read - self.parser.ErrorByteIndex
             if error.code not in AFTER_ROOT or left > len(self.tail) or not self.is_over():
@@ -101,6 +101,14 @@ class XmlDocument:
             self.end = self.start + self.parser.ErrorByteIndex
             return self.tail[-left:]
         return None
+
+    def parse(self, chunk: bytes, is_last: bool = False) -> None:
+        try:
+            self.parser.Parse(chunk, is_last)
+        except Damaged:  # from the tree's side
+            raise
+        except (LookupError, ValueError) as error:  # from the codec that the document names
+            raise Damaged(f"{self.path}: byte {self.start:,}: {error}") from None
 
     def is_over(self) -> bool:
         """Whether the root has ended: a probe then becomes its sibling. Nothing may follow it."""
@@ -111,7 +119,7 @@ class XmlDocument:
 
     def close(self) -> None:
         try:
-            self.parser.Parse(b"", True)
+            self.parse(b"", True)
         except expat.ExpatError as error:
             raise self.damaged(error) from None
 

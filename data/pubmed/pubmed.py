@@ -29,7 +29,7 @@ from data.parallel import check_workers, n_cores, ordered
 from data.pubmed.index import line_fates
 from data.pubmed.passes import Options, Source, parse, select
 from minibio.run.errors import InputError
-from minibio.run.files import check_writable, locked, read_json, write_json
+from minibio.run.files import as_written, check_writable, locked, read_json, write_json
 from minibio.run.options import Parser
 
 FORMAT = 2  # of DIR; a change of what is written changes it
@@ -251,10 +251,11 @@ def main(argv=None) -> int:
     options = Options(args.format, args.title_only, args.books, tuple(sorted(set(args.language))))
     counts = None if args.overwrite else finished(args.inputs, args.out, options)
     if counts:
-        print(
-            f"{args.out} is complete: {counts['citations']:,} citations of {counts['files']:,} "
-            "files; --overwrite starts again"
-        )
+        with as_written(args.out / "counts.json", "--overwrite starts again"):
+            print(
+                f"{args.out} is complete: {counts['citations']:,} citations of "
+                f"{counts['files']:,} files; --overwrite starts again"
+            )
         return 0
     counts, damages = pubmed(args.inputs, args.out, options, args.workers, overwrite=args.overwrite)
     for name, value in counts.items():

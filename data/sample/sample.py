@@ -27,7 +27,7 @@ from pathlib import Path
 from data.sample.grammar import SampleDocument, SampleMention, SampleSentence, document, documents
 from data.sample.lexicon import Dice, world
 from minibio.run.errors import InputError
-from minibio.run.files import read_json, staged_dir, write_json
+from minibio.run.files import as_written, read_json, staged_dir, write_json
 from minibio.run.options import Parser
 
 VERSION = 2  # of the text: another version writes other bytes for the same seed
@@ -78,7 +78,8 @@ def make_sample(
                 f"expected {', '.join(f'{k} {v}' for k, v in wanted.items())}; choose another "
                 "directory or replace it with --force"
             )
-        return found["counts"]
+        with as_written(out / "sample.json", "replace it with --force"):
+            return dict(found["counts"])
     with staged_dir(out, overwrite=force) as staged:
         counts = {"documents": documents, "words": write_corpus(staged, seed, documents, progress)}
         counts |= write_ner(staged, seed, NER_SENTENCES | {"train": ner_train})

@@ -32,7 +32,15 @@ from data.shard.records import FLAGS, blocks, check_inputs, documents
 from data.shard.workplace import TooFew, all_pieces, prepare, tokenise, workplace
 from minibio.run import fingerprint
 from minibio.run.errors import InputError
-from minibio.run.files import beside, check_dir, locked, read_json, staged_dir, write_json
+from minibio.run.files import (
+    as_written,
+    beside,
+    check_dir,
+    locked,
+    read_json,
+    staged_dir,
+    write_json,
+)
 from minibio.run.options import Parser
 from minibio.text.shards import FORMAT, ShardWriter, verify
 from minibio.text.tokenizer import SPECIAL, Tokenizer
@@ -398,10 +406,11 @@ def main(argv=None) -> int:
         exclude=args.exclude,
     )
     if "seconds" not in counts:
-        print(
-            f"{args.out} is complete: {counts['examples']:,} examples, {counts['tokens']:,} "
-            "tokens; --overwrite starts again"
-        )
+        with as_written(args.out / "counts.json", "--overwrite starts again"):
+            print(
+                f"{args.out} is complete: {counts['examples']:,} examples, {counts['tokens']:,} "
+                "tokens; --overwrite starts again"
+            )
         return 0
     for name, value in counts.items():
         shown = f"{value:.4%}" if name == "[UNK] share" else f"{value:,}"

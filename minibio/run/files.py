@@ -252,6 +252,22 @@ def read_json(path, kinds: tuple[type, ...] = (dict,)) -> dict | list:
     return value
 
 
+@contextmanager
+def as_written(path, remedy: str):
+    """Around what takes a JSON file of ours apart: a missing name or another type is bad input.
+
+    Raises:
+        InputError: in place of what the block raises then.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise InputError(f"{path} is not as it was written ({what}); {remedy}") from None
+
+
 def finite(value):
     """`value` with None for what JSON has no number for: NaN and the infinities."""
     if isinstance(value, float):

@@ -133,7 +133,8 @@ class RunDir:
                 raise InputError(f"{self.out} already holds a model; {REMEDY}")
             return None
         record = files.read_json(path)
-        then = record.get("config", {})
+        with files.as_written(path, REMEDY):
+            then = dict(record["config"])
         differ = [
             checkpoint.difference(name, then.get(name), self.config.get(name))
             for name in {**then, **self.config}

@@ -184,9 +184,13 @@ class Best:
         def read():
             files.recover(self.path)
             record = self.path / "best.json"
-            return files.read_json(record) if record.exists() else self.score._asdict()
+            if not record.exists():
+                return list(self.score)
+            found = files.read_json(record)
+            with files.as_written(record, "start again with --overwrite"):
+                return [int(found["step"]), float(found["score"])]
 
-        self.score = Score(**dist.from_rank0(read, self.ranks))
+        self.score = Score(*dist.from_rank0(read, self.ranks))
 
     def offer(self, model: Model, tokenizer: Tokenizer, score: Score) -> None:
         """Keep this model if it is the best."""

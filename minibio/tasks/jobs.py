@@ -112,8 +112,10 @@ def plan(inputs: Sequence[str], out: Path, config: dict, head: str, stack: ExitS
     stack.enter_context(files.locked(out / ".lock"))
     record = out / RECORD
     found = read_json(record) if record.exists() else {"config": config, "inputs": {}}
+    with files.as_written(record, "remove it, or name another --out"):
+        config_then, inputs_then = dict(found["config"]), dict(found["inputs"])
     for name, now in config.items():
-        then = found.get("config", {}).get(name)
+        then = config_then.get(name)
         if then != now:
             raise InputError(
                 f"{out} holds answers of another run: {name} is {then}, now {now}; name another "
@@ -122,12 +124,12 @@ def plan(inputs: Sequence[str], out: Path, config: dict, head: str, stack: ExitS
     states = {name: fingerprint.of_state(Path(path)) for name, path in outputs.items()}
     there = {name for name in outputs if (out / name).exists()}
     for name in sorted(there):
-        if found.get("inputs", {}).get(name) != states[name]:
+        if inputs_then.get(name) != states[name]:
             raise InputError(
                 f"{out / name} is not of {outputs[name]} as it is now; remove it, or name another "
                 f"--out"
             )
-    files.write_json(record, {"config": config, "inputs": {**found.get("inputs", {}), **states}})
+    files.write_json(record, {"config": config, "inputs": {**inputs_then, **states}})
     return [
         Job(path, str(out / name), Path(path).stat().st_size)
         for name, path in outputs.items()

@@ -312,6 +312,17 @@ def test_named_characters_need_no_document_type(tmp_path):
     assert read(path)[0].citation["title"] == "ΔF"
 
 
+@pytest.mark.parametrize("encoding", ["uvf-8", "base64", "shift_jis", "idna", "x\u00e9"])
+def test_an_encoding_that_cannot_be_read_is_one_line(tmp_path, encoding):
+    """Unknown to Python, not of text, of several bytes a letter, without a table."""
+    text = f'<?xml version="1.0" encoding="{encoding}"?><PubmedArticleSet>{article(1, "x")}{TAIL}'
+    path = tmp_path / "a.xml"
+    path.write_bytes(text.encode())
+    with pytest.raises(Damaged, match=r"a\.xml: byte \d+") as caught:
+        list(elements(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_other_encodings(tmp_path):
     for encoding in ("utf-16", "iso-8859-1"):
         text = f'<?xml version="1.0" encoding="{encoding}"?><PubmedArticleSet>{article(1, "é")}'

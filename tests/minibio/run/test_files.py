@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT
 from minibio.run.errors import InputError
 from minibio.run.files import (
+    as_written,
     check_dir,
     check_writable,
     locked,
@@ -134,6 +135,24 @@ def test_a_damaged_json_file_is_one_line(tmp_path, content, message):
     with pytest.raises(InputError, match=message) as caught:
         read_json(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("take_apart", "what"),
+    [
+        (lambda record: record["seed"], "no 'seed'"),
+        (lambda record: record["test"]["f1"], "list indices must be integers"),
+        (lambda record: record["test"][3], "list index out of range"),
+        (lambda record: f"{record['model']:.2f}", "Unknown format code"),
+        (lambda record: record["model"].f1, "has no attribute 'f1'"),
+    ],
+)
+def test_a_record_of_other_types_is_one_line(take_apart, what):
+    with pytest.raises(InputError) as caught, as_written("run.json", "start again"):
+        take_apart({"model": "a", "test": []})
+    message = str(caught.value)
+    assert message.startswith("run.json is not as it was written (") and what in message
+    assert message.endswith("; start again")
 
 
 def test_a_json_file_that_is_not_there(tmp_path):
