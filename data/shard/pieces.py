@@ -24,7 +24,7 @@ import numpy as np
 
 from data.shard import records
 from data.shard.leakage import Sentences
-from data.shard.records import FLAGS, Block, Document, documents
+from data.shard.records import FLAGS, Block, CorpusDocument, documents
 from minibio.run import fingerprint
 from minibio.run.errors import InputError
 from minibio.run.files import staged_file
@@ -92,7 +92,7 @@ class Maker:
             np.savez(file, **table)
         return counts["read"]
 
-    def chunk(self, chunk: list[Document], counts: Counter, first: int) -> tuple:
+    def chunk(self, chunk: list[CorpusDocument], counts: Counter, first: int) -> tuple:
         """The table of some documents, their tokens in a row, and the length of each sequence.
 
         Args:

@@ -33,7 +33,7 @@ class Block(NamedTuple):
     read: int  # bytes of the file as it lies on disk, up to the end of this block
 
 
-class Document(NamedTuple):
+class CorpusDocument(NamedTuple):
     key: str  # its id, or its text where it has none: decides whether it is held out
     version: int  # of the record with this id, 1 or more; 0 = it has no id
     text: str
@@ -117,7 +117,7 @@ def too_long(path: Path, n: int) -> InputError:
     )
 
 
-def documents(block: Block, counts: Counter, keep_eval: bool) -> Iterator[Document]:
+def documents(block: Block, counts: Counter, keep_eval: bool) -> Iterator[CorpusDocument]:
     """The documents of a block, in order; `counts` counts every line, and those left out.
 
     Raises:
@@ -130,14 +130,14 @@ def documents(block: Block, counts: Counter, keep_eval: bool) -> Iterator[Docume
             yield document
 
 
-def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Document | None:
+def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> CorpusDocument | None:
     """One line as a document, or None where it is left out.
 
     Raises:
         InputError: not a JSON object, neither title nor abstract, or one that is not text.
     """
     if kind(path) == ".txt":
-        return Document(key=line, version=0, text=line)
+        return CorpusDocument(key=line, version=0, text=line)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -163,7 +163,7 @@ def parse(line: str, path: Path, n: int, counts: Counter, keep_eval: bool) -> Do
         counts["empty"] += 1
         return None
     key = id_of(record, path, n)
-    document = Document(key or text, version_of(record, path, n) if key else 0, text)
+    document = CorpusDocument(key or text, version_of(record, path, n) if key else 0, text)
     try:
         f"{document.key}{text}".encode()
     except UnicodeEncodeError as error:

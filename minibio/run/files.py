@@ -117,7 +117,7 @@ def remove(path: Path) -> None:
 
 
 def remove_staged(path: Path) -> None:
-    """What `staged_dir` made, and what a killed one left beside it."""
+    """Remove what `staged_dir` made, and what a killed one left beside it."""
     for place in (path, *(beside(path, what) for what in ("new", "old", "lock"))):
         remove(place)
 

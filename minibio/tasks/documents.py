@@ -29,7 +29,7 @@ FEW = 5  # lines of words apart by spaces, or without tags, that are too few to 
 GIVEN = ("id", "pmid")  # fields of a line of JSON that are handed on
 JSON_START = re.compile(r'\s*\{\s*("|\}|$)')
 HEADER = re.compile(r'"?[A-Za-z_]\w*"?([,;]"?[A-Za-z_]\w*"?)+')  # of a CSV file
-OTHERS = (  # first line of what is no input -> what to do
+OTHERS = (  # first line of what is not an input -> what to do
     (re.compile(r"<(\?xml|!DOCTYPE|PubmedArticle)"), "XML; python -m data.pubmed makes JSON lines"),
     (re.compile(r"\[\s*(\{.*)?$"), "a JSON list, expected an object a line (JSON lines)"),
 )
@@ -90,7 +90,7 @@ def read_items(
         is_json: a line that is not JSON is refused.
         seen:    called with the bytes of the file that have been read.
     Raises:
-        InputError: a line cannot be read, or the input is no such input; what came before it has
+        InputError: a line cannot be read, or the input is not of that form; what came before it has
             been yielded.
     """
     name = name_of(path)
@@ -242,7 +242,7 @@ def all_text(values: list) -> bool:
 def from_json(line: str, where: str) -> dict:
     item = json_object(line, where)
     if HALF.search(json.dumps(item, ensure_ascii=False)):
-        raise InputError(f"{where} has half a surrogate pair, which is no character")
+        raise InputError(f"{where} has half a surrogate pair, which is not a character")
     return item
 
 

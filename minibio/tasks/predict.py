@@ -208,7 +208,7 @@ class Predictor:
         for i, words in enumerate(parts):
             sizes = [min(len(pieces), room) for pieces in words]
             for window in windows(sizes, room):
-                row = Row(i, window, [self.tokenizer.cls_id], [])
+                row = SentenceWindow(i, window, [self.tokenizer.cls_id], [])
                 for w in window:
                     row.places.append(len(row.tokens))
                     row.tokens.extend(words[w][:room])
@@ -285,7 +285,7 @@ class Predictor:
 # sentences
 
 
-class Row(NamedTuple):
+class SentenceWindow(NamedTuple):
     """A sentence as the model reads it, or a window of one too long for it."""
 
     sentence: int  # which one
@@ -294,7 +294,7 @@ class Row(NamedTuple):
     places: list[int]  # (words,) of each word's first piece, in `tokens`
 
 
-def collate(rows: Sequence[Row]) -> Batch:
+def collate(rows: Sequence[SentenceWindow]) -> Batch:
     """Rows as one; `predict` names the places of the M words' first pieces."""
     places, start = [], 0
     for row in rows:

@@ -98,7 +98,7 @@ def json_object(line: str, where: str) -> dict:
 
 def no_number(name: str):
     """Refuse NaN, Infinity and -Infinity, which Python reads and JSON lacks."""
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def finite(digits: str) -> float:
@@ -124,7 +124,7 @@ class Node:
             got = f"is {json.dumps(value)[:40]}" if key in self.value else "is missing"
             raise self.error(f"{key!r} {got}, expected {NAMES[kind]}")
         if kind is str and HALF.search(value):
-            raise self.error(f"{key!r} has half a surrogate pair, which is no character")
+            raise self.error(f"{key!r} has half a surrogate pair, which is not a character")
         return value
 
     def id(self) -> str:

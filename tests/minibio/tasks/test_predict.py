@@ -281,7 +281,7 @@ def flat(values):
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "[{}, -1e999]"])
 def test_numbers_that_json_lacks(number):
-    with pytest.raises(InputError, match="x: line 1 is not JSON: .* is no number"):
+    with pytest.raises(InputError, match="x: line 1 is not JSON: .* is not a number"):
         parse(f'{{"text": "a", "id": {number}}}', "x: line 1", "token", True)
 
 

@@ -100,7 +100,7 @@ def test_a_damaged_file(file):
 
 def test_the_standard_input(monkeypatch):
     class Stdin:
-        buffer = io.BytesIO(b"a\n\xff\n")
+        buffer = io.BufferedReader(io.BytesIO(b"a\n\xff\n"))  # as the real one
 
     monkeypatch.setattr("sys.stdin", Stdin)
     lines = read_lines("-", "text")
