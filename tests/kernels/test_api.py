@@ -37,6 +37,7 @@ def call(divergence="kl_st", cu_seqlens=CU_SEQLENS, max_len=MAX_LEN, **changes):
 
 
 @needs_triton
+@pytest.mark.usefixtures("cuda_attention_here")
 @pytest.mark.parametrize("op", ["attention", "attention_kl"])
 def test_every_implementation_gives_the_same(op):
     tensors = [*student().values(), *teacher().values()]
