@@ -61,8 +61,9 @@ PARTS = (
     Part("compile", 30, "python -m minibio.bench.compile"),
     Part("smoke", 40, "python -m kernels.bench.smoke --device cuda"),
     Part("memcheck", 50, sanitized("memcheck", "D26-D64 D32-D64 D64-D64")),
+    Part("profile", 70, "python -m minibio.bench.profiled"),
     Part(
-        "step", 200,
+        "step", 130,
         "python -m minibio bench step --device cuda --methods compact tiny "
         "--out {out}/step.csv",
     ),

@@ -169,5 +169,5 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 def test_the_parts_fill_nine_minutes():
     assert sum(x.seconds for x in gpu.PARTS) == 540
-    assert [x.name for x in gpu.PARTS][:4] == ["compile", "smoke", "memcheck", "step"]
+    assert [x.name for x in gpu.PARTS][:4] == ["compile", "smoke", "memcheck", "profile"]
     assert gpu.PARTS[-1].name == "racecheck" and gpu.PARTS[-1].is_report
