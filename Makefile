@@ -29,9 +29,30 @@ OLDER = TORCH=torch==2.11.0 TRITON=triton==3.6.0
 VERSIONS := $(filter-out $(USUAL_TORCH),$(firstword $(TORCH))) $(TRITON)
 VENV := .venv$(subst $(eval ) ,,$(patsubst %,-%,$(subst ~=,-,$(subst >=,-,$(subst ==,-,$(VERSIONS))))))
 PY := $(VENV)/bin/python
-# the same student twice, with the teacher and without, from the same weights and in the same order
-DEMO_RUN = --seed $(SEED) --sample $(DEMO)/sample --overwrite
-DEMO_MODELS = sample/teacher-$(SEED) tiny scratch
+# What the demo trains on and how, the teacher and both students alike: short texts, large steps
+DEMO_SHARDS = --length 64 --split-long --train-tokenizer 1024 --held-out 0.03 --workers 1
+DEMO_TRAIN = $(PY) train.py --corpus $(DEMO)/shards --length 64 --batch 32 --betas 0.9,0.98 \
+	--precision fp32 --seed $(SEED) --overwrite
+DEMO_TEACHER = --model sample-demo-teacher --steps 300 --lr 6e-3
+DEMO_STUDENT = --model sample-demo-student --steps 200 --lr 4e-3
+DEMO_NER = $(PY) eval.py ner --data $(DEMO)/text/ner --epochs 8 --lr 2e-3 --batch 32 \
+	--precision fp32 --seed $(SEED) --overwrite
+DEMO_MODELS = teacher distilled undistilled
+# A command beside those that print: its output goes to a file, and is shown if it fails.
+beside = >$(DEMO)/$(@:demo-%=%).txt 2>&1 || { cat $(DEMO)/$(@:demo-%=%).txt; exit 1; }
+
+define DEMO_PLAN
+make demo: a few minutes on two cores
+  1. set-up, once: $(VENV) with PyTorch and the other packages
+  2. a corpus of 5,000 biomedical-looking texts of our own making, and its word pieces
+  3. a small teacher learns to fill in blanks (its loss is printed as it falls); beside it, silently,
+     so does a student without a teacher
+  4. the same student again, from the same weights, on the same texts, distilled from the teacher
+  5. all three learn to find names of diseases, and are scored on sentences that none has seen
+The result is a table, and a picture of the losses, in $(DEMO).
+
+endef
+export DEMO_PLAN
 # the same for every method: a student, and -alone the same student without its teacher
 METHOD_tiny = --method tiny
 METHOD_tiny-alone = --method mlm
@@ -50,7 +71,8 @@ ENCODERS = distil-biobert tiny-biobert bio-mobilebert
 NER = $(PY) eval.py ner --epochs 20 --lr 1e-3
 # A file of tests runs in one process: what its fixtures train or compile is made once.
 PYTEST := $(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
-PIP := $(PY) -m pip install -qq --disable-pip-version-check
+# What is imported is compiled then; pip would compile all there is, which takes longer than the rest.
+PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check
 
 # Idle threads sleep: where another process wants the cores too, spinning ones cost tenfold.
 export OMP_WAIT_POLICY ?= passive
@@ -61,16 +83,27 @@ export OMP_WAIT_POLICY ?= passive
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.plot  ## train a teacher, distil it, score both: 10 minutes on 2 cores
-	@$(PY) train.py --method tiny $(DEMO_RUN) --out $(DEMO)/tiny
-	@$(PY) train.py --method mlm $(DEMO_RUN) --out $(DEMO)/scratch
-	@for model in $(DEMO_MODELS); do \
-		$(NER) --model $(DEMO)/$$model --data $(DEMO)/sample/text/ner --seed $(SEED) \
-			--out $(DEMO)/ner/$$model --overwrite || exit; \
-	done
+demo: demo-plan $(VENV)/.plot  ## train a teacher, distil it, score both: a few minutes on 2 cores
+	@$(PY) -m data.sample --documents 5000 --out $(DEMO)/text --force >/dev/null
+	@$(PY) -m data.shard $(DEMO)/text/corpus.jsonl $(DEMO_SHARDS) --out $(DEMO)/shards --overwrite
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO_MODELS:%=demo-ner-%)
 	@$(PY) eval.py compare $(DEMO_MODELS:%=$(DEMO)/%) --ner $(DEMO_MODELS:%=$(DEMO)/ner/%) \
 		--out $(DEMO)/table
 	@$(PY) -m minibio plot $(DEMO_MODELS:%=$(DEMO)/%) --out $(DEMO)/loss.png
+
+.PHONY: demo-plan $(DEMO_MODELS:%=demo-%) $(DEMO_MODELS:%=demo-ner-%)
+demo-plan:
+	@echo "$$DEMO_PLAN"
+
+# Two at a time, of one thread each: models as small as these leave the second of two threads waiting.
+demo-teacher:
+	@$(DEMO_TRAIN) --method mlm $(DEMO_TEACHER) --out $(DEMO)/teacher
+demo-distilled: demo-teacher
+	@$(DEMO_TRAIN) --method mobile $(DEMO_STUDENT) --teacher $(DEMO)/teacher --out $(DEMO)/distilled
+demo-undistilled:
+	@$(DEMO_TRAIN) --method mlm $(DEMO_STUDENT) --out $(DEMO)/undistilled $(beside)
+$(DEMO_MODELS:%=demo-ner-%): demo-ner-%: demo-%
+	@$(DEMO_NER) --model $(DEMO)/$* --out $(DEMO)/ner/$* $(beside)
 
 study: $(VENV)/.plot  ## every method with its teacher and without, 45 minutes a seed
 	@for seed in $(SEEDS); do \
