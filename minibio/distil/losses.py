@@ -25,6 +25,7 @@ function has no such argument where the two differ in nothing, or in what the ca
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,9 +53,40 @@ def ratio(rows: Tensor, count: float | Tensor | None) -> Tensor:
     return rows.sum() / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
 
 
+class Cosine(torch.autograd.Function):
+    """phi(h_s, h_t) of each token, as F.cosine_similarity, which divides whole hidden states.
+
+        d phi / d h_s = (h_t / |h_t| - phi h_s / |h_s|) / |h_s|, and the same the other way round
+
+    Between forward and backward it keeps three numbers a token.
+    """
+
+    LEAST = 1e-8  # of a length: a shorter vector counts as one of this, whatever its direction
+
+    @staticmethod
+    def forward(ctx, h_s: Tensor, h_t: Tensor) -> Tensor:
+        """(N, C) twice -> (N,)."""
+        lengths = [torch.linalg.vector_norm(h, dim=-1).clamp(min=Cosine.LEAST) for h in (h_s, h_t)]
+        phi = (h_s * h_t).sum(-1) / (lengths[0] * lengths[1])
+        ctx.save_for_backward(h_s, h_t, phi, *lengths)
+        return phi
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        h_s, h_t, phi, *lengths = ctx.saved_tensors
+        across = (g / (lengths[0] * lengths[1]))[:, None]  # (N, 1)
+        grads = [None, None]
+        for i, (own, other) in enumerate(((h_s, h_t), (h_t, h_s))):
+            if ctx.needs_input_grad[i]:
+                along = -g * phi / lengths[i].square() * (lengths[i] > Cosine.LEAST)
+                grads[i] = torch.addcmul(other * across, own, along[:, None])
+        return tuple(grads)
+
+
 def cosine_distance(h_s: Tensor, h_t: Tensor) -> Tensor:
     """1 - phi(h_s, h_t) of each token: (N, C) twice -> (N,)."""
-    return 1 - F.cosine_similarity(wide(h_s), wide(h_t), dim=-1)
+    return 1 - Cosine.apply(wide(h_s), wide(h_t))
 
 
 def squares(h_s: Tensor, h_t: Tensor) -> Tensor:

@@ -12,10 +12,12 @@ call that computes its output. Everything that touches a map goes through the tw
 `kernels`; read `kernels/reference.py` for what they compute.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
@@ -65,9 +67,7 @@ class SelfAttention(nn.Module):
         self, x_qk: Tensor, x_v: Tensor, row: Row, match: Match | None = None
     ) -> AttentionOutput:
         """x_qk: (N, C_qk), x_v: (N, C_v) -> out (N, width)."""
-        q = self.query(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
-        k = self.key(x_qk).unflatten(-1, (self.H, self.D))  # (N, H, D)
-        v = self.value(x_v).unflatten(-1, (self.H, self.D))  # (N, H, D)
+        q, k, v = self.projected(x_qk, x_v)  # (N, H, D) each
         dropout = self.dropout if self.training else 0.0
         if match is None:
             a, lse = kernels.attention(q, k, v, *row, dropout=dropout, impl=self.impl)
@@ -86,6 +86,22 @@ class SelfAttention(nn.Module):
                 impl=self.impl,
             )
         return AttentionOutput(self.output(a.flatten(1)), q, k, lse, rows)
+
+    def projected(self, x_qk: Tensor, x_v: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values, (N, H, D) each; of one stream in one product, where it pays."""
+        layers = (self.query, self.key, self.value)
+        if x_qk is x_v and is_joint(x_v) and all(type(x) is nn.Linear for x in layers):
+            weight = torch.cat([x.weight for x in layers])  # (3 C, C)
+            bias = torch.cat([x.bias for x in layers])  # (3 C,)
+            return F.linear(x_v, weight, bias).unflatten(-1, (3, self.H, self.D)).unbind(1)
+        outputs = zip(layers, (x_qk, x_qk, x_v), strict=True)
+        return [layer(x).unflatten(-1, (self.H, self.D)) for layer, x in outputs]
+
+
+def is_joint(x: Tensor) -> bool:
+    """Whether three products of x are better one: on a GPU, and in bf16, where the gradients of x
+    then add up unrounded. A CPU in float32 has nothing from it but the copy of the weights."""
+    return x.is_cuda or torch.is_autocast_enabled(x.device.type)
 
 
 def use_kernels(model: nn.Module, choice: str | Mapping[str, str]) -> None:

@@ -18,11 +18,11 @@ from minibio.run.errors import InputError
 # (method, way) -> what one step of 192 citations of PubMed's lengths may ask of a GPU at most:
 # launches, GB of products, GB of the fused operations, GB of all else.
 LIMITS = {
-    ("compact", "minibio-bf16"): (838, 21.2, 18.2, 37.6),
-    ("compact", "minibio"): (684, 42.4, 24.3, 49.8),
-    ("tiny", "minibio-bf16"): (600, 12.7, 10.8, 17.5),
-    ("distil", "minibio-bf16"): (635, 21.2, 17.2, 23.7),
-    ("mlm", "minibio-bf16"): (332, 3.4, 2.7, 4.6),
+    ("compact", "minibio-bf16"): (712, 18.9, 18.2, 26.7),
+    ("compact", "minibio"): (612, 37.8, 24.3, 39.9),
+    ("tiny", "minibio-bf16"): (534, 11.4, 10.8, 17.1),
+    ("distil", "minibio-bf16"): (534, 18.9, 17.2, 21.3),
+    ("mlm", "minibio-bf16"): (268, 3.0, 2.7, 4.3),
 }
 WAITS = 1  # where train.py reads the losses
 B, LONGEST = 192, 256

@@ -589,3 +589,31 @@ def test_each_form_has_its_divergence():
 
 def test_mobilebert_s_own_factors():
     assert MOBILE_FACTORS == {"hidden": 100, "attention": 1, "mean": 5000, "variance": 5}  # F32c
+
+
+def test_the_cosine_has_the_gradient_of_its_formula():
+    """Of both sides, of a vector of zeros and of one below the least length; and PyTorch's."""
+    h = torch.randn(2, 5, 7, dtype=torch.float64)
+    h[0, 1], h[1, 2], h[0, 3], h[1, 4] = 0, 0, h[0, 3] * 1e-10, h[0, 4]
+    h_s, h_t = (x.clone().requires_grad_() for x in h)
+    g = torch.randn(5, dtype=torch.float64)
+
+    def formula(h_s, h_t):
+        lengths = [torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-8) for x in (h_s, h_t)]
+        return (h_s * h_t).sum(-1) / lengths[0] / lengths[1]
+
+    results = []
+    for phi in (losses.Cosine.apply(h_s, h_t), formula(h_s, h_t)):
+        results.append((phi, *torch.autograd.grad(phi, (h_s, h_t), g)))
+    for name, x, y in zip(("phi", "dh_s", "dh_t"), *results, strict=True):
+        assert_near(name, x, y, 1e-12)
+    own = [x[[0, 4]].detach().requires_grad_() for x in (h_s, h_t)]
+    assert torch.autograd.gradcheck(losses.Cosine.apply, own)
+    for a, b in zip(
+        torch.autograd.grad(losses.Cosine.apply(*own).sum(), own),
+        torch.autograd.grad(F.cosine_similarity(*own).sum(), own),
+        strict=True,
+    ):
+        assert_near("PyTorch's", a, b, 1e-12)
+    phi = losses.Cosine.apply(h_s, h_t.detach())  # a teacher has no gradient
+    assert torch.equal(torch.autograd.grad(phi, h_s, g)[0], results[0][1])

@@ -2,8 +2,10 @@
 
 import torch
 
+from helpers import assert_near
 from minibio.batch import Batch
 from minibio.config import ModelConfig
+from minibio.model import attention as attention_module
 from minibio.model.attention import SelfAttention
 
 CONFIG = ModelConfig(C=12, H=3, attention_dropout=0.0)
@@ -47,3 +49,24 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(attention(x, x, batch.row).out, attention(x, x, batch.row).out)
     attention.train()
     assert not torch.equal(attention(x, x, batch.row).out, attention(x, x, batch.row).out)
+
+
+def test_one_product_for_queries_keys_and_values(monkeypatch):
+    """The same as three products, and the gradient of every parameter under its own name."""
+    torch.manual_seed(0)
+    layer = SelfAttention(CONFIG).double()
+    row = Batch.from_sequences([[1] * 7, [1] * 3]).row
+    x = torch.randn(10, 12, dtype=torch.float64, requires_grad=True)
+    seen = []
+    for is_joint in (False, True):
+        monkeypatch.setattr(attention_module, "is_joint", lambda x, is_joint=is_joint: is_joint)
+        a = layer(x, x, row)
+        loss = a.out.square().sum() + (a.q * a.k).sum()
+        grads = torch.autograd.grad(loss, [x, *layer.parameters()])
+        seen.append([a.out, a.q, a.k, *grads])
+    for got, expected in zip(*seen, strict=True):
+        assert_near("out, q, k or a gradient", got, expected, 1e-12)
+    monkeypatch.undo()
+    assert not attention_module.is_joint(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention_module.is_joint(x)
