@@ -49,7 +49,7 @@ def read_curves(path) -> tuple[Curve, Curve]:
                 train.append((int(event["step"]), float(event["loss"])))
             elif kind == "held_out" and "devel" not in event:  # a fine-tuning's is a score
                 held_out.append((int(event["step"]), float(event["mlm_loss"])))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise InputError(f"{path}: line {number} is not an event of a training log") from None
     train, held_out = (
         [(step, y) for step, y in curve if math.isfinite(y)] for curve in (train, held_out)

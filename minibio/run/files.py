@@ -263,7 +263,7 @@ def as_written(path, remedy: str):
         yield
     except InputError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
         raise InputError(f"{path} is not as it was written ({what}); {remedy}") from None
 

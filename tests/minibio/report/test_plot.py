@@ -44,6 +44,19 @@ def test_a_killed_runs_last_line_and_infinite_values_are_passed_over(tmp_path):
     assert held_out == [(10, 0.5)]
 
 
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000 + "]" * 100_000, '{"event": "train", "step": 1e999, "loss": 1}', "[]"],
+    ids=["deep", "infinite", "list"],
+)  # fmt: skip
+def test_a_line_that_is_no_event_is_named(tmp_path, line):
+    path = write_log(tmp_path / "run" / "log.jsonl", n=10)
+    n = len(path.read_text("utf-8").splitlines())
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(InputError, match=f"log.jsonl: line {n + 1} is not an event"):
+        plot.read_curves(path)
+
+
 def test_a_fine_tunings_scores_are_no_losses(tmp_path):
     path = write_log(tmp_path / "run" / "log.jsonl", n=10)
     with path.open("a", encoding="utf-8") as file:

@@ -562,7 +562,7 @@ def test_the_best_model_whose_replacement_was_killed_is_put_back(tokenizer, tmp_
     again.read()
     assert again.score == Score(7, 0.5)
     assert not (tmp_path / "..best.old").exists()
-    for damage in ("[]", "{}", '{"step": 7, "score": []}', '{"step": "x", "score": 1}'):
+    for damage in ("[]", "{}", '{"step": 7, "score": []}', '{"step": 1e999, "score": 1}'):
         (tmp_path / ".best" / "best.json").write_text(damage)
         refused("best.json", again.read)
 
