@@ -262,8 +262,11 @@ def check_norm(op: str, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, drop
     """Refuse what does not fit the residual x, (N, C)."""
     if x.dim() != 2 or x.dtype not in FLOATS:
         raise ValueError(f"{op}: x is {tuple(x.shape)} {x.dtype}, expected (N, C) of floats")
-    for name, y, shape in (("a", a, x.shape), ("weight", weight, x.shape[1:]),
-                           ("bias", bias, x.shape[1:])):  # fmt: skip
+    for name, y, shape in (
+        ("a", a, x.shape),
+        ("weight", weight, x.shape[1:]),
+        ("bias", bias, x.shape[1:]),
+    ):
         if y.shape != shape or y.device != x.device:
             raise ValueError(
                 f"{op}: {name} is {tuple(y.shape)} on {y.device}, expected {tuple(shape)} on "

@@ -13,18 +13,29 @@ from kernels.reference import wide_dtype
 
 
 def composed(
-    x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout: float,
+    x: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout: float,
     narrow: torch.dtype | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`torch`: PyTorch's own operations, one after the other."""
     y = F.layer_norm(x + F.dropout(a, dropout), weight.shape, weight, bias, eps)
     return y, y if narrow is None else y.to(narrow)
 
 
 def compute(
-    x: Tensor, a: Tensor, weight: Tensor, bias: Tensor, seed: Tensor | None, eps: float,
-    dropout: float, narrow: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    seed: Tensor | None,
+    eps: float,
+    dropout: float,
+    narrow: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, its narrow copy, mean and 1 / deviation."""
     from kernels import triton_norm  # Triton is imported when it is first asked for
 

@@ -111,17 +111,19 @@ def masked_mlm(case: Case, device, rng, exact: bool, options: dict) -> dict[str,
         x = torch.randn(*shape, generator=rng).to(device, dtype)
         return x.double() if exact else x
 
-    s = Decoder(
-        draw(PREDICTED, sum(widths)), [0.1 * draw(WORDS, d) for d in widths], draw(WORDS)
-    )  # fmt: skip
+    s = Decoder(draw(PREDICTED, sum(widths)), [0.1 * draw(WORDS, d) for d in widths], draw(WORDS))
     t = Decoder(draw(PREDICTED, TEACHER), [0.1 * draw(WORDS, TEACHER)], draw(WORDS))
     labels = torch.randint(WORDS, (PREDICTED,), generator=rng)
     labels[::9] = -100
     inputs = [x.requires_grad_() for x in (s.h, *s.E, s.bias)]
     loss, mlm, soft = kernels.masked_mlm(
-        s, labels.to(device), t, temperature=2.0, divergence=case.divergence,
+        s,
+        labels.to(device),
+        t,
+        temperature=2.0,
+        divergence=case.divergence,
         impl="reference" if exact else case.impl,
-    )  # fmt: skip
+    )
     grads = torch.autograd.grad(loss, inputs)
     names = ("mlm", "soft", "dh", *(f"dE_{i + 1}" for i in range(len(widths))), "db")
     return dict(zip(names, (mlm, soft, *grads), strict=True))
@@ -132,8 +134,9 @@ def cases(device: torch.device, heads, dtypes) -> list[Case]:
     found = []
     for op, rows, divergences in (
         ("attention", heads, ("none",)),
-        ("attention_kl", heads, DIVERGENCES), ("masked_mlm", WIDTHS, ("kl_ts", "soft_ce")),
-    ):  # fmt: skip
+        ("attention_kl", heads, DIVERGENCES),
+        ("masked_mlm", WIDTHS, ("kl_ts", "soft_ce")),
+    ):
         for name in dtypes:
             for impl in pick_impls(op, None, device, DTYPES[name]):
                 if impl != "reference" and not (impl == "cuda" and name == "float16"):

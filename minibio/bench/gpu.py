@@ -82,7 +82,7 @@ PARTS = (
 )  # fmt: skip
 
 
-class Result(NamedTuple):
+class PartResult(NamedTuple):
     """Outcome of a part."""
 
     part: Part
@@ -138,17 +138,23 @@ def stop(process: subprocess.Popen, number: int) -> None:
         pass  # all of them have ended
 
 
-def run_part(part: Part, out: Path, seconds: float) -> Result:
+def run_part(part: Part, out: Path, seconds: float) -> PartResult:
     """Run one part for `seconds` at most."""
     command = words(part.command, out)
     if SANITIZER in command:
-        return Result(part, f"not here: no {SANITIZER}", 0, {})
+        return PartResult(part, f"not here: no {SANITIZER}", 0, {})
     began, last, firsts = time.monotonic(), [""], {}
     process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    )
     path = out / f"{part.name}.txt"
     reader = threading.Thread(target=copy_lines, args=(process.stdout, path, last, firsts))
     reader.start()
@@ -170,10 +176,10 @@ def run_part(part: Part, out: Path, seconds: float) -> Result:
     status = process.returncode
     how = f"status {status}" if status >= 0 else f"signal {-status}"
     text = "out of time" if is_late else "done" if status == 0 else f"failed, {how}: {last[0]}"
-    return Result(part, text, time.monotonic() - began, firsts)
+    return PartResult(part, text, time.monotonic() - began, firsts)
 
 
-def run_parts(parts: Sequence[Part], out: Path, seconds: float) -> list[Result]:
+def run_parts(parts: Sequence[Part], out: Path, seconds: float) -> list[PartResult]:
     """Run the parts one after the other, for `seconds` in all; the summary grows with each."""
     out.mkdir(parents=True, exist_ok=True)
     end, results = time.monotonic() + seconds, []
@@ -185,12 +191,12 @@ def run_parts(parts: Sequence[Part], out: Path, seconds: float) -> list[Result]:
             print(f"{part.name}: at most {most:.0f} s", flush=True)
             results.append(run_part(part, out, most))
         else:
-            results.append(Result(part, "no time left", 0, {}))
+            results.append(PartResult(part, "no time left", 0, {}))
         (out / "summary.txt").write_text(summary(results), "utf-8")
     return results
 
 
-def summary(results: Sequence[Result]) -> str:
+def summary(results: Sequence[PartResult]) -> str:
     """A line for each part, then the first of each of FIRSTS."""
     lines = [str(x) for x in results]
     for name in FIRSTS:

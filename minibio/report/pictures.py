@@ -93,8 +93,15 @@ def walk(out: Path) -> None:
     now = 1.1 + 2 * (side + gap) + side / 2
     ax.text(now, 1.05, "now", color=GREY, ha="center", va="center", fontsize=8)
     ax.text(1.1, 1.05, "done: only their sums are kept", color=GREY, va="center", fontsize=8)
-    ax.text(1.1, 3.42, "one row of the attention map, a block of keys at a time", color=GREY,
-            va="center", fontsize=9, weight="bold")  # fmt: skip
+    ax.text(
+        1.1,
+        3.42,
+        "one row of the attention map, a block of keys at a time",
+        color=GREY,
+        va="center",
+        fontsize=9,
+        weight="bold",
+    )
     sums = (
         ("m", "largest score so far"),
         ("l", r"$\Sigma\, e^{z-m}$ : lse = m + ln l"),
@@ -158,8 +165,9 @@ def cost(rows: Sequence[dict], out: Path) -> None:
         for place, spine in ax.spines.items():
             spine.set_visible(place == "bottom")
             spine.set_color(GREY)
-    figure.axes[1].legend(frameon=False, labelcolor=GREY, fontsize=8, loc="upper right",
-                          bbox_to_anchor=(1, 0.98))  # fmt: skip
+    figure.axes[1].legend(
+        frameon=False, labelcolor=GREY, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.98)
+    )
     save_figure(figure, out)
 
 

@@ -148,8 +148,12 @@ class Predictor:
 
     def __call__(self, items: Sequence[Item | None]) -> list[dict]:
         """Answers to items that `read_items` has read, in their order."""
-        makers = {Document: self.entities, Words: self.tags_of_words, Pair: self.relations,
-                  Question: self.answers}  # fmt: skip
+        makers = {
+            Document: self.entities,
+            Words: self.tags_of_words,
+            Pair: self.relations,
+            Question: self.answers,
+        }
         made = {}
         for kind, make in makers.items():
             chosen = [item for item in items if isinstance(item, kind)]
