@@ -158,15 +158,24 @@ class RunLog:
             self.file.close()
 
 
-def progress(total: int, description: str, ranks: Ranks, unit: str = "step", leave: bool = True):
+def progress(
+    total: int | None,
+    description: str,
+    ranks: Ranks,
+    unit: str = "step",
+    leave: bool = True,
+    is_quiet: bool = False,
+):
     """A tqdm bar on rank 0; quiet when not on a terminal.
 
     Args:
-        leave: what the bar was at its end is left on the terminal.
+        total:    None where nobody knows.
+        leave:    what the bar was at its end is left on the terminal.
+        is_quiet: there is none on a terminal either.
     """
     from tqdm import tqdm
 
-    is_quiet = ranks.rank != 0 or not sys.stderr.isatty()
+    is_quiet = is_quiet or ranks.rank != 0 or not sys.stderr.isatty()
     return tqdm(
         total=total, desc=description, unit=unit, leave=leave, disable=is_quiet, dynamic_ncols=True
     )

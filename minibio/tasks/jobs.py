@@ -164,9 +164,8 @@ class Bar:
 
     def __init__(self, total: int | None, ranks: Ranks, is_quiet: bool = False):
         what = f"1 of {ranks.world} ranks" if ranks.world > 1 else "predict"
-        self.bar = log.progress(total, what, ranks, "B")
+        self.bar = log.progress(total, what, ranks, "B", is_quiet=is_quiet)
         self.bar.unit_scale = True
-        self.bar.disable |= is_quiet
         self.n, self.done, self.began = 0, 0, time.monotonic()
 
     def __enter__(self) -> "Bar":
