@@ -1,11 +1,13 @@
 """Linear layers that multiply int8 by int8, for inference on a CPU.
 
-    y = x W^T + b  ~  s_x s_W (q_x q_W^T) + b        q = round(x / s), s = max |x| / 127
+    y = x W^T + b,   W ~ s_W q_W   with s_W = max |W| / 127
+                     x ~ low + s_x (q_x + 128)   with s_x = (high - low) / 255
 
 Each output (a row of W) has a scale of its own, fixed when the layer is made; each token (a row of
-x) too, found as it comes. With one scale for all tokens, as PyTorch's dynamic quantisation has it,
-a single large activation takes the others' digits away. Sums of products are exact, in int32.
-Everything else of a model stays float32: embeddings, norms, softmax, attention, heads.
+x) too, between its lowest and highest entry as they come. With one scale for all tokens, as
+PyTorch's dynamic quantisation has it, a single large activation takes the others' digits away.
+Sums of products are exact, in int32. Everything else of a model stays float32: embeddings, norms,
+softmax, attention, heads.
 
 A processor without VNNI instructions adds pairs of products in 16 bits, and what does not fit is
 cut off without a word. There W has 6 bits and a sign, so that it fits: `weight_range` tries it out.
@@ -43,6 +45,7 @@ class Int8Linear(nn.Module):
         scale = W.abs().amax(1).clamp(min=torch.finfo(W.dtype).tiny) / weight_range()  # (C_out,)
         self.register_buffer("weight", (W / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
+        self.register_buffer("total", self.weight.sum(1) * scale)  # (C_out,) of each row
         bias = torch.zeros_like(scale) if linear.bias is None else linear.bias.detach().float()
         self.register_buffer("bias", bias.clone())
 
@@ -51,10 +54,11 @@ class Int8Linear(nn.Module):
         rows = x.flatten(0, -2)  # (N, C_in)
         out = rows.new_empty(len(rows), len(self.scale))  # (N, C_out)
         for part, y in zip(rows.split(ROWS), out.split(ROWS), strict=True):
-            scale = part.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny) / 127
-            q = (part / scale).round_().to(torch.int8)
-            torch.mul(torch._int_mm(q, self.weight.T), scale, out=y)
-            y.mul_(self.scale).add_(self.bias)
+            low, high = part.aminmax(dim=1, keepdim=True)  # (N, 1)
+            step = (high - low).clamp_(min=torch.finfo(x.dtype).tiny) / 255
+            q = (part - low).div_(step).round_().sub_(128).to(torch.int8)
+            torch.mul(torch._int_mm(q, self.weight.T), step, out=y)
+            y.mul_(self.scale).addcmul_(low + 128 * step, self.total).add_(self.bias)
         return out.unflatten(0, x.shape[:-1])
 
 
