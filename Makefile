@@ -34,7 +34,7 @@ DEMO_SHARDS = --length 64 --split-long --train-tokenizer 1024 --held-out 0.03 --
 DEMO_TRAIN = $(PY) train.py --corpus $(DEMO)/shards --length 64 --batch 32 --betas 0.9,0.98 \
 	--precision fp32 --seed $(SEED) --overwrite
 DEMO_TEACHER = --model sample-demo-teacher --steps 300 --lr 6e-3
-DEMO_STUDENT = --model sample-demo-student --steps 200 --lr 4e-3
+DEMO_STUDENT = --model sample-demo-student --steps 200 --lr 4e-3 --warmup 10 --weight-decay 0.01
 DEMO_NER = $(PY) eval.py ner --data $(DEMO)/text/ner --epochs 8 --lr 2e-3 --batch 32 \
 	--precision fp32 --seed $(SEED) --overwrite
 DEMO_MODELS = teacher distilled undistilled
@@ -99,7 +99,7 @@ demo-plan:
 demo-teacher:
 	@$(DEMO_TRAIN) --method mlm $(DEMO_TEACHER) --out $(DEMO)/teacher
 demo-distilled: demo-teacher
-	@$(DEMO_TRAIN) --method mobile $(DEMO_STUDENT) --teacher $(DEMO)/teacher --out $(DEMO)/distilled
+	@$(DEMO_TRAIN) --method tiny $(DEMO_STUDENT) --teacher $(DEMO)/teacher --out $(DEMO)/distilled
 demo-undistilled:
 	@$(DEMO_TRAIN) --method mlm $(DEMO_STUDENT) --out $(DEMO)/undistilled $(beside)
 $(DEMO_MODELS:%=demo-ner-%): demo-ner-%: demo-%

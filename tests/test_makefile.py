@@ -127,8 +127,8 @@ def test_the_demos_students_differ_in_the_teacher_only(tmp_path):
             args, run = train.read(options)
             runs[args.out.name] = (args, dataclasses.asdict(run))
     (distilled, a), (undistilled, b) = runs["distilled"], runs["undistilled"]
-    assert {name for name in a if a[name] != b[name]} == {"method", "alpha"}
-    assert (a["method"], b["method"], a["seed"]) == ("mobile", "mlm", 7)
+    assert {name for name in a if a[name] != b[name]} == {"method"}
+    assert (a["method"], b["method"], a["seed"]) == ("tiny", "mlm", 7)
     assert distilled.corpus == undistilled.corpus and undistilled.teacher is None
     teacher, student = MODELS[runs["teacher"][1]["model"]], MODELS[a["model"]]
     assert (teacher.L, teacher.C, teacher.H, teacher.E) == (
