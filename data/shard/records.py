@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from data.pubmed.markup import without_brackets
 from minibio.run.errors import InputError
-from minibio.run.files import DAMAGED, unpacked
+from minibio.run.files import DAMAGED, real, unpacked
 
 KINDS = (".txt", ".jsonl")
 FLAGS = ("in_eval_corpus", "eval_test_overlap")
@@ -46,7 +46,7 @@ def kind(path: Path) -> str | None:
 
 
 def check_inputs(paths: list[Path]) -> None:
-    """Refuse names without a known ending, and files that are not there.
+    """Refuse names without a known ending, files that are not there, and one named twice.
 
     Raises:
         InputError: one of them.
@@ -60,6 +60,10 @@ def check_inputs(paths: list[Path]) -> None:
             raise InputError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: no document in it")
+    counts = Counter(map(real, paths))
+    for path in paths:
+        if counts[real(path)] > 1:
+            raise InputError(f"{path} is named twice, which would be two copies of each document")
 
 
 def blocks(path: Path, size: int | None = None) -> Iterator[Block]:

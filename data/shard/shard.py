@@ -35,6 +35,7 @@ from minibio.run.errors import InputError
 from minibio.run.files import (
     as_written,
     beside,
+    check_apart,
     check_dir,
     locked,
     read_json,
@@ -89,6 +90,7 @@ def shard(
     began = time.perf_counter()
     inputs, exclude = [Path(path) for path in inputs], [Path(path) for path in exclude]
     check_inputs(inputs)
+    check_apart(out, *inputs, *exclude, *([tokenizer] if isinstance(tokenizer, str | Path) else []))
     check_options(length, held_out, tokenizer, train_tokenizer, workers, duplicates)
     sentences = leakage.Sentences.read(exclude) if exclude else None
     if train_tokenizer is None and not isinstance(tokenizer, Tokenizer):

@@ -31,7 +31,7 @@ from minibio.model.names import (
 )
 from minibio.model.weights import check_numbers, clean, read_weights, tie
 from minibio.run.errors import InputError
-from minibio.run.files import read_json, staged_dir, write_json
+from minibio.run.files import read_json, real, staged_dir, write_json
 from minibio.run.options import Parser
 from minibio.text.tokenizer import Tokenizer
 
@@ -283,6 +283,8 @@ def main(argv=None) -> None:
     p.add_argument("--new-head", action="store_true", help="start a new head where SRC lacks it")
     p.add_argument("--overwrite", action="store_true", help="replace what is at DST")
     args = p.parse_args(argv)
+    if real(args.src) == real(args.dst):
+        raise InputError(f"{args.dst} is SRC too; name another DST")
     model, tokenizer, report = load_with_report(args.src, args.head, args.labels, args.new_head)
     save(model, tokenizer, args.dst, overwrite=args.overwrite)
     config = model.config

@@ -50,6 +50,17 @@ def real(path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def check_apart(out, *paths) -> None:
+    """Refuse to write a directory, perhaps to replace it, that holds what is read.
+
+    Raises:
+        InputError: one of the paths is `out`, or in it.
+    """
+    for path in paths:
+        if real(path).is_relative_to(real(out)):
+            raise InputError(f"--out {out} holds {path}, which is read; name another directory")
+
+
 def check_dir(path, overwrite: bool = False) -> Path:
     """Refuse a directory that `staged_dir` would refuse, before the work of filling it.
 

@@ -397,6 +397,21 @@ def test_a_directory_of_other_files_is_refused(tmp_path, tokenizer):
         assert_refused("out already holds files", tmp_path, [path], tokenizer, out)
 
 
+def test_what_is_read_is_not_replaced(tmp_path, tokenizer, tokenizer_dir):
+    path = jsonl(tmp_path / "in.jsonl")
+    assert_refused("in.jsonl is named twice", tmp_path, [path, path], tokenizer, tmp_path / "out")
+    (tmp_path / "link").symlink_to(tokenizer_dir)
+    for out, changes in (
+        (tmp_path, {}),
+        (tmp_path / "link", {"tokenizer": tokenizer_dir}),
+        (tmp_path / "sets", {"exclude": [tmp_path / "sets/test.tsv"]}),
+    ):
+        given = {"tokenizer": tokenizer, "overwrite": True, **changes}
+        with pytest.raises(InputError, match=f"--out {out} holds .*, which is read; name another"):
+            run([path], out=out, **given)
+    assert path.exists() and (tokenizer_dir / "vocab.txt").exists()
+
+
 def test_the_same_command_again_says_that_all_is_done(tmp_path, tokenizer_dir, capsys):
     path, out = jsonl(tmp_path / "in.jsonl"), tmp_path / "out"
     command = [str(path), "--tokenizer", str(tokenizer_dir), "--out", str(out), "--held-out", "0.5"]

@@ -271,7 +271,7 @@ def test_a_head_that_the_file_lacks(bert):
         model, _, report = load_with_report(bert, head=head, labels=labels, new_head=True)
         assert report.missing and not any(n.startswith("bert.enc") for n in report.missing)
         assert same(load(bert)[0].encoder, model.encoder)
-    with pytest.raises(InputError, match="name the labels"):
+    with pytest.raises(InputError, match="name the classes: --labels"):
         load(bert, head="token", new_head=True)
     with pytest.raises(InputError, match="head is 'pairs'"):
         load(bert, head="pairs")
