@@ -46,13 +46,17 @@ def parser() -> argparse.ArgumentParser:
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--method", choices=METHODS, help="row of METHODS")
     what.add_argument("--checkpoint", choices=CHECKPOINTS, help="published model: CHECKPOINTS")
-    p.add_argument("--corpus", type=Path, metavar="DIR", help="token shards of data.shard")
-    p.add_argument("--teacher", type=Path, metavar="DIR", help="Hugging Face directory")
-    p.add_argument("--from", dest="start", type=Path, metavar="DIR",
+    p.add_argument(
+        "--corpus", type=options.directory, metavar="DIR", help="token shards of data.shard"
+    )
+    p.add_argument(
+        "--teacher", type=options.directory, metavar="DIR", help="Hugging Face directory"
+    )
+    p.add_argument("--from", dest="start", type=options.directory, metavar="DIR",
                    help="directory to start the weights from")  # fmt: skip
-    p.add_argument("--out", type=Path, metavar="DIR", help="of the run (runs/METHOD)")
+    p.add_argument("--out", type=options.directory, metavar="DIR", help="of the run (runs/METHOD)")
     p.add_argument("--overwrite", action="store_true", help="start again in a used --out")
-    p.add_argument("--sample", type=Path, metavar="DIR", default=Path("runs/sample"),
+    p.add_argument("--sample", type=options.directory, metavar="DIR", default=Path("runs/sample"),
                    help="where the built-in sample and its teacher are kept")  # fmt: skip
     p.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
     p.add_argument("--dry-run", action="store_true",
@@ -87,6 +91,8 @@ def read(argv: list[str] | None) -> tuple[argparse.Namespace, RunConfig]:
     if args.start is not None:  # its weights, in place of the teacher's
         row = dataclasses.replace(row, init_layers=())
     args.out = args.out or Path("runs") / (args.checkpoint or args.method)
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out} is a file, expected a directory")
     run = plan.resolve(row, given)
     for name, path in (("corpus", args.corpus), ("teacher", args.teacher), ("from", args.start)):
         if path is not None:

@@ -186,10 +186,10 @@ class RunConfig:
 
     method: str  # mlm | distil | tiny | compact | mobile
     model: str = option("", "architecture: a row of MODELS (the student, where there is a teacher)")
-    layers: int | None = option(None, "of the model, in place of its row's", least=1)
-    width: int | None = option(None, "likewise", least=1)
-    heads: int | None = option(None, "likewise", least=1)
-    ffn: int | None = option(None, "likewise", least=1)
+    layers: int | None = option(None, "of the model, in place of its row's", least=1, below=1000)
+    width: int | None = option(None, "likewise", least=1, below=100_000)
+    heads: int | None = option(None, "likewise", least=1, below=100_000)
+    ffn: int | None = option(None, "likewise", least=1, below=1_000_000)
     # the objective
     fidelity: str = option(
         "paper", "paper: as printed; released: as the authors' code", choices=("paper", "released")
@@ -219,7 +219,7 @@ class RunConfig:
     # the data
     length: int = option(256, "tokens of the longest sequence", least=3)  # F35
     batch: int = option(  # 24 on each of 8 GPUs (F40)
-        192, "sequences of one step, all ranks together", least=1
+        192, "sequences of one step, all ranks together", least=1, below=10_000_000
     )
     batch_tokens: int = option(0, "in place of --batch: the most tokens of one step", least=0)
     accumulate: int = option(1, "micro-batches of a step", least=1, may_differ=True)

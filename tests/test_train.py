@@ -554,3 +554,20 @@ def test_random_weights_are_said_to_be_random(corpus, teacher, tmp_path, capsys)
     train.main(["--method", "mlm", "--from", str(teacher), "--corpus", str(corpus), "--out",
                 str(tmp_path / "b"), *SHORT])  # fmt: skip
     assert "random weights" not in capsys.readouterr().out
+
+
+def test_a_wrong_place_is_refused_before_anything_is_written(corpus, teacher, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    before = sorted(p.name for p in corpus.iterdir())
+    for options, message in (
+        (["--out", corpus], f"--out {corpus} is the directory of --corpus"),
+        (["--out", teacher, "--from", teacher], f"--out {teacher} is the directory of --from"),
+        (["--out", tmp_path / "file"], "is a file, expected a directory"),
+        (["--out", ""], "--out: invalid directory value: ''"),
+        (["--out", tmp_path / "a", "--layers", 10**9], "--layers is 1000000000, expected below"),
+        (["--out", tmp_path / "a", "--width", 10**9], "--width is 1000000000, expected below"),
+        (["--out", tmp_path / "a", "--batch", 10**12], "--batch is 1000000000000, expected below"),
+    ):
+        assert message in refused(capsys, "--method", "mlm", "--corpus", corpus, *options)
+    assert sorted(p.name for p in corpus.iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

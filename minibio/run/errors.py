@@ -8,6 +8,7 @@ this repository keep its traceback.
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -50,6 +51,16 @@ def in_one_line(name: str, is_common: bool = False):
             say(name, error)
         record(name, error)
         sys.exit(getattr(error, "status", 2))
+    except (MemoryError, RuntimeError) as error:  # torch's is a RuntimeError
+        text = str(error)
+        if not isinstance(error, MemoryError) and not re.search(
+            r"out of memory|allocate memory", text
+        ):
+            raise
+        failed = RunFailed(f"not enough memory ({text.split(chr(10))[0]}); use smaller batches")
+        say(name, failed)
+        record(name, failed)
+        sys.exit(failed.status)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)

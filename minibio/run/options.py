@@ -175,6 +175,13 @@ def metavar(kind) -> str:
     return f"{name},{name},..." if is_many else name
 
 
+def directory(text: str) -> Path:
+    """An argparse type: a path that is not empty (`--out $UNSET` is not the working directory)."""
+    if not text:
+        raise ValueError
+    return Path(text)
+
+
 def reader(kind):
     """An argparse type: one value, or `1,5,3` with `none` for ()."""
     one, is_many = element(kind)

@@ -45,6 +45,20 @@ def test_a_run_without_a_result_has_status_1(capsys):
     assert ends_with(raising(RunFailed("no step was finite")), capsys) == (1, line)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ..."),
+        MemoryError("Unable to allocate 7 TiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(error, capsys):
+    status, said = ends_with(raising(error), capsys)
+    assert status == 1 and said.count("\n") == 1
+    assert "not enough memory" in said and "smaller batches" in said and "allocate" in said
+
+
 @pytest.mark.parametrize("broken_rank", [0, 1])
 def test_under_torchrun_the_reason_is_the_last_word(tmp_path, broken_rank):
     """Of the rank that failed, not of one that missed it, whatever their order."""
