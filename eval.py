@@ -39,7 +39,6 @@ ELSEWHERE = {  # command -> its module, and its line of --help
     "speed": ("minibio.bench.speed", "Figure 2: latency, throughput, memory, size on disk"),
     "table": ("minibio.report.tables", "Tables 1 to 6, from runs of ner, relation and qa"),
 }
-MAX_THREADS = 1024
 OF_A_TEACHER = ("method", "alpha", "temperature", "layer_map")
 
 
@@ -57,7 +56,9 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
             importlib.import_module(module).add_arguments(g)
     for g in commands.choices.values():
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
-        g.add_argument("--threads", type=threads, help="of the CPU (default: torch's own choice)")
+        g.add_argument(
+            "--threads", type=options.threads, help="of the CPU (default: torch's own choice)"
+        )
     return p
 
 
@@ -177,13 +178,6 @@ def positive(text: str) -> int:
     """An argparse type: 1, 2, 3, ..."""
     if options.whole(text) < 1:
         raise ValueError
-    return int(text)
-
-
-def threads(text: str) -> int:
-    """An argparse type: a number of threads that a process can start."""
-    if not 1 <= int(text) <= MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text}, expected 1 to {MAX_THREADS}")
     return int(text)
 
 
@@ -556,6 +550,8 @@ def run_predict(args: argparse.Namespace) -> int:
             how = {"format": args.format, "is_json": args.json}
             return 2 if predict_all(predictor, args.inputs, Path(args.out), ranks, **how) else 0
         (path,) = args.inputs
+        if args.out is not None:
+            files.check_apart(args.out, path)
         with formats.output(args.out and Path(args.out), args.format, name_of(path)) as write:
             is_file = os.path.isfile(path)
             is_seen = args.out is not None or not sys.stdout.isatty()

@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int | None:
     if name in ("-h", "--help"):
         print(usage)
         return 0
-    print(f"minibio: error: no command {name!r}\n\n{usage}", file=sys.stderr)
+    names = ", ".join(COMMANDS)
+    print(f"minibio: error: no command {name!r}; expected {names}", file=sys.stderr)
     return 2
 
 

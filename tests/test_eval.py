@@ -302,6 +302,9 @@ def test_predictions_on_the_command_line(tuned, tmp_path, capsys):
     assert entity | {"probability": 0} == {
         "type": "joint", "start": 16, "end": 20, "text": "Gout", "probability": 0,
     }  # fmt: skip
+    with pytest.raises(InputError, match="text is what is read; name another place"):
+        evaluation.main([*given, "--out", str(tmp_path / "text")])
+    assert (tmp_path / "text").read_text("utf-8").startswith("The patient")
     evaluation.main([*given, "--out", str(tmp_path / "out.jsonl")])
     assert [
         json.loads(x) for x in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()

@@ -191,7 +191,10 @@ def select(job: tuple[Source, np.ndarray]) -> None:
                     else:
                         counts[DROPPED[fate]] += 1
                         tally(json.loads(line), counts, -1)
-        except (ValueError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        except (
+            ValueError, LookupError, TypeError, RecursionError,  # of a line that is no citation
+            EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error,
+        ) as error:  # fmt: skip
             source.remove()
             raise InputError(f"{source.citations} was damaged ({error}); run again") from None
     source.write(

@@ -25,7 +25,7 @@ from minibio.run import errors
 from minibio.run.dist import pick_device
 from minibio.run.errors import InputError
 from minibio.run.files import check_writable
-from minibio.run.options import Parser
+from minibio.run.options import Parser, threads
 
 # values of the options that are not given
 DEFAULTS = {
@@ -78,7 +78,7 @@ def parser() -> Parser:
     for g in commands.choices.values():
         g.add_argument("--repeats", type=int, help="timed calls of each kind")
         g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
-        g.add_argument("--threads", type=int, help="of the CPU (default: all cores)")
+        g.add_argument("--threads", type=threads, help="of the CPU (default: all cores)")
 
     g = commands.add_parser("count", help="our training step on a GPU, counted without one")
     add_steps(g, [name for name, way in WAYS.items() if way.is_ours and not way.is_compiled])
@@ -114,12 +114,9 @@ def main(argv=None) -> None:
     for name, value in DEFAULTS[device.type].items():
         if getattr(args, name, ()) is None:
             setattr(args, name, value[args.what] if isinstance(value, dict) else value)
-    threads = torch.get_num_threads() if args.threads is None else args.threads
-    if min(args.batch, args.length, args.repeats, getattr(args, "warmup", 1), threads) < 1:
-        raise InputError(
-            "--batch, --length, --repeats, --warmup and --threads are expected to be at least 1"
-        )
-    torch.set_num_threads(threads)
+    if min(args.batch, args.length, args.repeats, getattr(args, "warmup", 1)) < 1:
+        raise InputError("--batch, --length, --repeats and --warmup are expected to be at least 1")
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     if is_default and args.what == "step" and version("transformers") == "none":
         args.by = [name for name in args.by if WAYS[name].is_ours]
         print("without transformers, which is not installed: minibio only")

@@ -24,10 +24,11 @@ from minibio.model.convert import load
 from minibio.model.heads import Output
 from minibio.report.plot import COLOURS, new_figure, save_figure
 from minibio.run.errors import InputError
-from minibio.run.files import read_json
-from minibio.run.options import Parser
+from minibio.run.files import as_written, read_json
+from minibio.run.options import Parser, check
 from minibio.text.tokenizer import Tokenizer
 
+EXPECTED = "expected the record of a run of train.py"
 UNITS = {"kl_st": "KL(student ‖ teacher), nats", "kl_ts": "KL(teacher ‖ student), nats",
          "mse_maps": "squared difference"}  # fmt: skip
 
@@ -80,7 +81,8 @@ def look(
     run, named = read_run(Path(run_dir))
     student, tokenizer = load(run_dir, "mlm")
     teacher, _ = load_teacher(Path(teacher_dir or named), run)
-    objective = OBJECTIVES[run.method](student, freeze(teacher), run)
+    with as_written(Path(run_dir) / "run.json", EXPECTED):
+        objective = OBJECTIVES[run.method](student, freeze(teacher), run)
     batch = read_sentence(text, tokenizer, min(student.config.P, teacher.config.P))
     g = objective.g  # the teacher's layer of each of the student's, Eq. 5
     with torch.no_grad():
@@ -108,6 +110,8 @@ def read_run(run_dir: Path) -> tuple[RunConfig, str]:
         raise InputError(f"{where} has no {absent[0]}; is {run_dir} a run of train.py?")
     values = ((name, record[name]) for name in names)
     run = RunConfig(**{name: tuple(x) if isinstance(x, list) else x for name, x in values})
+    with as_written(where, EXPECTED):
+        check(run)
     if run.method in ("mlm", "distil"):
         raise InputError(
             f"{run_dir} was trained by --method {run.method}, which compares no attention maps; "

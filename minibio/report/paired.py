@@ -21,7 +21,7 @@ from minibio.report.plot import labels
 from minibio.report.scores import percent, table
 from minibio.run.dist import pick_device
 from minibio.run.errors import InputError
-from minibio.run.files import write_json
+from minibio.run.files import check_apart, check_writable, write_json
 from minibio.tasks import ner, qa, relation, tags
 from minibio.tasks.metrics import UNTYPED, bioasq_scores
 from minibio.tasks.predict import PRECISIONS, Predictor
@@ -201,6 +201,9 @@ def n_tokens(rows: Sequence) -> int:
 
 def run_score(args: argparse.Namespace) -> None:
     """`eval.py score`."""
+    if args.out:
+        check_apart(args.out, *args.data, *args.golden, *args.directories)
+        check_writable(args.out)
     device, scored, head = pick_device(args.device), {}, None
     for directory, label in zip(args.directories, labels(args.directories), strict=True):
         for precision in args.precision:

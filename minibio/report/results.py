@@ -34,7 +34,7 @@ from minibio.report.records import record_paths
 from minibio.run import precision
 from minibio.run.dist import Ranks, pick_device
 from minibio.run.errors import InputError
-from minibio.run.files import read_json, staged_file
+from minibio.run.files import as_written, read_json, staged_file
 from minibio.run.log import duration
 from minibio.run.options import Parser
 
@@ -110,8 +110,9 @@ def figures(out: Path) -> dict:
     if (out / "run.json").exists():
         record = read_json(out / "run.json")
         names = ("parameters", "tokens", "tokens_per_s")
-        loss = {"held_out_loss": record["held_out"]["mlm_loss"]}
-        return loss | {name: record[name] for name in names if name in record}
+        with as_written(out / "run.json", "run the row again"):
+            loss = {"held_out_loss": record["held_out"]["mlm_loss"]}
+            return loss | {name: record[name] for name in names if name in record}
     if (out / "speed.csv").exists():
         rows = csv.DictReader(x for x in (out / "speed.csv").open() if not x.startswith("#"))
         return {row["model"]: {"ms": float(row["ms_p50"])} for row in rows}
@@ -141,7 +142,11 @@ def read_lines(path: Path) -> list[dict]:
     """The lines of a measured.jsonl."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    with as_written(path, "remove its last line"):
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [
+            line | {"name": str(line["name"]), "command": str(line["command"])} for line in lines
+        ]
 
 
 def keep(line: dict, path: Path) -> None:

@@ -51,12 +51,14 @@ def real(path) -> Path:
 
 
 def check_apart(out, *paths) -> None:
-    """Refuse to write a directory, perhaps to replace it, that holds what is read.
+    """Refuse to write a file or directory, perhaps to replace it, that is or holds what is read.
 
     Raises:
         InputError: one of the paths is `out`, or in it.
     """
     for path in paths:
+        if real(path) == real(out) and not real(out).is_dir():
+            raise InputError(f"--out {out} is what is read; name another place")
         if real(path).is_relative_to(real(out)):
             raise InputError(f"--out {out} holds {path}, which is read; name another directory")
 

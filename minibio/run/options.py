@@ -25,6 +25,7 @@ from typing import get_args, get_origin, get_type_hints
 
 from minibio.run.errors import InputError
 
+MAX_THREADS = 1024  # more than a process can start, where the number is not a slip
 LARGEST = 2**63 - 1  # of an integer: what a tensor holds
 
 
@@ -230,3 +231,10 @@ def out_of_range(x: float, about) -> str:
     if about["below"] is not None and x >= about["below"]:
         return f"below {about['below']}"
     return ""
+
+
+def threads(text: str) -> int:
+    """An argparse type: a number of threads that a process can start."""
+    if not 1 <= int(text) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text}, expected 1 to {MAX_THREADS}")
+    return int(text)

@@ -105,3 +105,9 @@ def test_refusals(run_dir, tmp_path):
     (other / "run.json").write_text('{"task": "ner"}', "utf-8")
     with pytest.raises(InputError, match=r"run\.json has no method; is .* a run of train\.py"):
         look.look(other, TEXT)
+    text = (run_dir / "run.json").read_text("utf-8")
+    for changed in ({"layer_map": 5}, {"alpha": [None]}, {"temperature": -1}):
+        (run_dir / "run.json").write_text(json.dumps(json.loads(text) | changed), "utf-8")
+        with pytest.raises(InputError, match=r"run\.json is not as it was|--alpha|--temperature"):
+            look.look(run_dir, TEXT)
+    (run_dir / "run.json").write_text(text, "utf-8")

@@ -38,7 +38,7 @@ def fine_tune(place, task, data, name, *more):
 def score(*words):
     """The record of `eval.py score`."""
     out = str(words[0]) + ".score.json"
-    command.main(["score", *map(str, words), "--out", out, "--device", "cpu", "--threads", "1"])
+    command.main(["score", "--out", out, *map(str, words), "--device", "cpu", "--threads", "1"])
     with open(out, encoding="utf-8") as file:
         return json.load(file)
 
@@ -152,5 +152,9 @@ def test_refusals(place, tagger, tmp_path):
         score(out, *data, place / "typed")
     with pytest.raises(InputError, match="its labels are .*, the model's 0, 1"):
         score(relations, "--data", place / "chemprot")
+    text = (place / "ner/test.tsv").read_bytes()
+    with pytest.raises(InputError, match=r"test\.tsv is what is read; name another place"):
+        score(out, "--data", place / "ner/test.tsv", "--out", place / "ner/test.tsv")
+    assert (place / "ner/test.tsv").read_bytes() == text
     with pytest.raises(InputError, match=r"nowhere"):
         score(out, "--data", tmp_path / "nowhere")

@@ -150,6 +150,7 @@ def test_the_rows_of_the_library_are_commands(tmp_path):
         for word in found:
             if word.startswith(f"{tmp_path}/out/") and word != own:
                 assert any(word == x or word.startswith(x + "/seed-") for x in made), (row, word)
+            if word.startswith(f"{tmp_path}/") and word != own:
                 (tmp_path / word).mkdir(parents=True, exist_ok=True)  # as it will be
         if script == "train.py":
             train.read(found[1:])
