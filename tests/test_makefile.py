@@ -88,10 +88,12 @@ def demo(tmp_path, fail="nothing"):
     python.write_text(DEMO_PYTHON, "utf-8")
     python.chmod(0o755)
     (out / "shards").mkdir(parents=True)
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the `make test` that runs this
+    own = {name: x for name, x in os.environ.items() if name not in outer}
     done = subprocess.run(
         ["make", "demo", "-o", ".venv/.plot", f"PY={python}", f"DEMO={out}", "SEED=7"],
         cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "OUT": str(out), "FAIL": fail, "OMP_NUM_THREADS": "5"},
+        env={**own, "OUT": str(out), "FAIL": fail, "OMP_NUM_THREADS": "5"},
     )  # fmt: skip
     lines = (out / "commands").read_text("utf-8").splitlines()
     commands = [line.split(": ", 1) for line in lines]

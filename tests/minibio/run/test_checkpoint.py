@@ -699,7 +699,7 @@ SAME = {  # what makes it the same run
     "layers": 3, "width": 24, "heads": 2, "ffn": 20,
     "method": "tiny", "model": "x", "fidelity": "released", "alpha": (1.0, 5.0, 2.0),
     "temperature": 2.0, "layer_map": (1, 2), "init_layers": (), "init_head": "copy", "stages": 0.5,
-    "length": 128, "batch": 191, "batch_tokens": 99, "seed": 43,
+    "length": 128, "batch": 191, "batch_tokens": 99, "seed": 43, "eval_documents": 99,
 }  # fmt: skip
 OTHERWISE = {
     "steps": 7, "lr": 1e-5, "warmup": 2, "schedule": "cosine", "weight_decay": 0.5,

@@ -155,9 +155,9 @@ def test_labels_of_other_taggers(labels, want):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("LABEL_0 LABEL_1 LABEL_2", "are no tags; name them in id2label"),
-        ("O LABEL_1", "are no tags"),
-        ("0 1 2", "are no tags"),
+        ("LABEL_0 LABEL_1 LABEL_2", "are not tags; name them in id2label"),
+        ("O LABEL_1", "are not tags"),
+        ("0 1 2", "are not tags"),
         ("O X", "every label is outside"),
         ("B-D I-D", "no label is outside"),
         ("Disease Gene", "no label is outside"),
