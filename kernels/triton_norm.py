@@ -17,7 +17,7 @@ from kernels.reference import wide_dtype
 from kernels.triton_attention import is_kept
 
 SHARES = 512  # programs of backward: about four for each multiprocessor of a large GPU
-CHANGING = ["N", "n_shares"]  # from batch to batch: another value must not compile anew
+CHANGING = ["N", "n_shares"]  # from batch to batch: another value must not compile again
 
 
 @triton.jit

@@ -42,7 +42,7 @@ class Event(NamedTuple):
 
 
 def events_of(profiler: profile) -> Iterator[Event]:
-    """What a profiler has recorded."""
+    """The events that a profiler has recorded."""
     for x in profiler.profiler.kineto_results.events():
         on_device = x.device_type() == torch.autograd.DeviceType.CUDA
         yield Event(x.name(), x.start_ns(), x.duration_ns(), on_device)

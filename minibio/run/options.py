@@ -127,7 +127,7 @@ def plain(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """An argparse type, in the place of `Path`: an empty name is no directory."""
+    """An argparse type, in the place of `Path`: an empty name is not a directory."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty, expected a path")
     return Path(plain(text))
