@@ -42,7 +42,7 @@ DEMO_MODELS = teacher distilled undistilled
 beside = >$(DEMO)/$(@:demo-%=%).txt 2>&1 || { cat $(DEMO)/$(@:demo-%=%).txt; exit 1; }
 
 define DEMO_PLAN
-make demo: a few minutes on two cores
+make demo: 2 minutes on two cores
   1. set-up, once: $(VENV) with PyTorch and the other packages
   2. a corpus of 5,000 biomedical-looking texts of our own making, and its word pieces
   3. a small teacher learns to fill in blanks (its loss is printed as it falls); beside it, silently,
@@ -83,7 +83,7 @@ export OMP_WAIT_POLICY ?= passive
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: demo-plan $(VENV)/.plot  ## train a teacher, distil it, score both: a few minutes on 2 cores
+demo: demo-plan $(VENV)/.plot  ## train a teacher, distil it, score both: 2 minutes on 2 cores
 	@$(PY) -m data.sample --documents 5000 --out $(DEMO)/text --force >/dev/null
 	@$(PY) -m data.shard $(DEMO)/text/corpus.jsonl $(DEMO_SHARDS) --out $(DEMO)/shards --overwrite
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO_MODELS:%=demo-ner-%)

@@ -166,7 +166,7 @@ def cost(rows: Sequence[dict], out: Path) -> None:
             spine.set_visible(place == "bottom")
             spine.set_color(GREY)
     figure.axes[1].legend(
-        frameon=False, labelcolor=GREY, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.98)
+        frameon=False, labelcolor=GREY, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.86)
     )
     save_figure(figure, out)
 
