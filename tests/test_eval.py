@@ -430,7 +430,7 @@ def test_the_commands_of_the_readme_are_understood():
     lines = re.findall(r"^python eval\.py ([^`\n#>]*)", text, re.MULTILINE)
     parsed = (evaluation.parser(words[0]).parse_args(words) for words in map(str.split, lines))
     seen = {args.command for args in parsed}
-    assert seen == {"ner", "relation", "qa", "predict", "table", "compare", "speed"}
+    assert seen == {"ner", "relation", "qa", "predict", "score", "table", "compare", "speed"}
 
 
 def test_a_model_of_the_hub_is_named_with_the_command_that_fetches_it(base, capsys):

@@ -45,13 +45,16 @@ def poisoned() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # train.py turns it off
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.use_deterministic_algorithms(was, warn_only=only_warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 class Case(NamedTuple):

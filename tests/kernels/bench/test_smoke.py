@@ -68,11 +68,13 @@ def test_a_cuda_error_ends_it(monkeypatch, capsys):
     assert ended.value.code == 3 and "illegal memory access" in capsys.readouterr().err
 
 
-def test_memory_is_poisoned_only_within():
+def test_memory_is_poisoned_only_within(monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     with smoke.poisoned():
         assert torch.empty(1000).isnan().all()
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_a_device_that_is_not_there_is_one_line(capsys):
