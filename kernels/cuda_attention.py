@@ -143,14 +143,7 @@ def backward(
     dout: Tensor,
     g: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(10)-(15): gradients of q, k and v, each (N, H, D).
-
-    Args:
-        out, lse, lse_t: results of `forward`.
-        stat:            (N, H) the divergence itself for "kl_st", `forward`'s for "mse_maps".
-        dout:            (N, H, D) gradient of out.
-        g:               (N, H) gradient of the rows' divergence.
-    """
+    """(10)-(15): gradients of q, k and v, each (N, H, D); arguments as in triton_attention.py."""
     grads = [torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device) for _ in range(3)]
     delta = torch.empty(lse.shape, dtype=lse.dtype, device=lse.device)
     own = {"out": out, "lse": lse, "lse_t": as_type(lse_t, x), "stat": stat, "dout": dout, "g": g}

@@ -10,7 +10,6 @@ measured.jsonl beside this file, which is kept with the source: weights stay whe
 figure is lost with a machine.
 """
 
-import csv
 import importlib.util
 import json
 import shlex
@@ -30,6 +29,7 @@ from kernels.machine import commit, processor
 from minibio.batch import Batch
 from minibio.model.convert import load
 from minibio.report import plot, scores
+from minibio.report.pictures import read_table
 from minibio.report.records import record_paths
 from minibio.run import precision
 from minibio.run.dist import Ranks, pick_device
@@ -114,7 +114,7 @@ def figures(out: Path) -> dict:
             loss = {"held_out_loss": record["held_out"]["mlm_loss"]}
             return loss | {name: record[name] for name in names if name in record}
     if (out / "speed.csv").exists():
-        rows = csv.DictReader(x for x in (out / "speed.csv").open() if not x.startswith("#"))
+        rows = read_table(out / "speed.csv")
         return {row["model"]: {"ms": float(row["ms_p50"])} for row in rows}
     if not out.is_dir() or (out / "tables.md").exists():
         return {}
@@ -253,10 +253,11 @@ def run(rows: list[Experiment], places: dict[str, list[str]], out: Path) -> int:
         The exit status of the row that failed or was stopped; 0 = all have run.
     """
     journal = out / "measured.jsonl"
-    for line in read_lines(journal):  # what a crash left between the two
-        if line not in read_lines(MEASURED):
+    known, kept = read_lines(journal), read_lines(MEASURED)
+    for line in known:
+        if line not in kept:  # a crash came between the two
             keep(line, MEASURED)
-    ran = {(x["name"], x["command"]) for x in read_lines(journal)}
+    ran = {(x["name"], x["command"]) for x in known}
     left = [row for row in rows if (row.name, row.command) not in ran]
     if tokens := sum(row.tokens * row.cost for row in left):
         rate, chosen = tokens_per_second(Path(places["model"][0]))
