@@ -57,8 +57,18 @@ def pytest_runtest_makereport(item, call):
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed():
+def fixed_state():
+    """The seed fixed; what holds for the whole process put back, since tests call main() too."""
     torch.manual_seed(0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
+    torch.utils.deterministic.fill_uninitialized_memory = fills
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture
