@@ -78,7 +78,7 @@ PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo study results test test-all lint bench gpu clean
+.PHONY: help demo study results board test test-all lint bench gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -121,9 +121,13 @@ study: $(VENV)/.plot  ## every method with its teacher and without, 45 minutes a
 		--as $(foreach s,$(SEEDS),teacher-$(s)=teacher ib-teacher-$(s)=ib-teacher \
 			$(foreach m,$(STUDENTS),$(s)/$(m)=$(m)))
 
+# From texts and sets: TEXT="citations/*.jsonl.gz" SETS=downloads
+RESULTS = $(PY) -m minibio results $(if $(TEXT),--text $(TEXT)) $(if $(SETS),--sets $(SETS))
+GOAL ?= 40
 results: $(VENV)/.test-all  ## the paper at half scale on real text, TEXT=... SETS=... ROWS=all: hours
-	@$(PY) -m minibio results $(addprefix --text ,$(TEXT)) $(addprefix --sets ,$(SETS)) \
-		$(addprefix --rows ,$(ROWS))
+	@$(RESULTS) $(addprefix --rows ,$(ROWS))
+board: $(VENV)/.plot  ## from no weights at all to an F1 on NCBI-disease, TEXT=... SETS=... GOAL=40
+	@$(RESULTS) --file minibio/report/board.toml --out runs/board --goal $(GOAL)
 
 test: $(VENV)/.test  ## every test but the slow ones, on all cores; GPU tests are skipped without a GPU
 	@$(PYTEST)

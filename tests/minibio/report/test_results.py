@@ -1,6 +1,7 @@
 """The rows of `make results`: whole on a small set, killed on the way, and refused when wrong."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -43,6 +44,17 @@ if out.name == "b" and (out.parent / "stop").exists():
     os.kill(os.getppid(), signal.SIGTERM)
     signal.pause()
 out.write_text(json.dumps({"score": 0.5}))
+"""
+RUNS = """
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[-1])
+for seed, f1 in enumerate((0.5, 0.6, 0.7)):
+    run = out / f"seed-{seed}"
+    run.mkdir(parents=True)
+    rate = {"f1": f1, "precision": f1, "recall": f1}
+    test = {"word": rate, "piece": rate}
+    record = {"task": "ner", "seed": seed, "parameters_encoder": 5, "test": test}
+    (run / "ner.json").write_text(json.dumps(record))
 """
 
 
@@ -100,6 +112,30 @@ def test_a_stop_resumes_where_it_was(place):
     assert [x.split()[0] for x in calls(place)] == ["a", "b", "b"]
 
 
+@pytest.mark.parametrize(("goal", "status"), [(60, 0), (60.1, 1)])
+def test_the_board_compares_the_mean_of_the_last_rows_seeds(place, capsys, goal, status):
+    """0.50, 0.60 and 0.70 by words; the minutes are those of all rows, and of all restarts."""
+    rows = COUNT.replace("{model}/note.py {more}", "{model}/note.py eval.py ner {more}")
+    (place / "rows.toml").write_text(rows, "utf-8")
+    (place / "model" / "note.py").write_text(RUNS, "utf-8")
+    (place / "out").mkdir()
+    stop = {"name": "b", "command": results.read_rows(place / "rows.toml", False)[1].command}
+    for line in (stop, stop, stop | {"command": "another"}):
+        results.keep(line | {"hours": 1.0, "processor_hours": 0.5}, place / "out/stopped.jsonl")
+    assert results.main(words(place, "--goal", str(goal))) == status
+    said = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(rf"b: F1 60.00 by words, goal {goal}, \w+ in ([\d.]+) minutes", said)
+    assert 120 <= float(found[1]) < 122 and ("reached" in said) == (status == 0)
+    line = results.read_lines(place / "kept.jsonl")[-1]
+    assert 2 <= line["hours"] < 2.1 and 1 <= line["processor_hours"] < 1.1
+
+
+def test_a_goal_is_of_a_row_that_is_scored(place):
+    with pytest.raises(InputError, match=r"--goal is an F1 of eval.py ner, .* ends with 'b'"):
+        results.main(words(place, "--goal", "40"))
+    assert calls(place) == []
+
+
 def test_a_row_whose_line_a_crash_kept_from_the_source_is_not_lost(place):
     """Killed between the two files: the run's own has the line, and nothing is run again."""
     assert results.main(words(place)) == 0
@@ -142,7 +178,9 @@ def test_the_rows_of_the_library_are_commands(tmp_path):
     for name in ("model", "sets"):
         (tmp_path / name).mkdir()
     made = set()
-    for row in results.read_rows(results.ROWS, every=True):
+    board = results.read_rows(results.ROWS.with_name("board.toml"), every=True)
+    assert not any("{model}" in row.command for row in board)  # from nothing
+    for row in [*results.read_rows(results.ROWS, every=True), *board]:
         _, *found = results.words_of(row, places)
         script = found[1] if found[0] == "-m" else found[0]
         assert script in ("data.shard", "train.py", "eval.py"), row
