@@ -18,6 +18,7 @@ from helpers import ROOT
 from minibio.config import CHECKPOINTS, METHODS
 from minibio.distil import plan
 from minibio.model.convert import load
+from minibio.report import results
 from minibio.run import errors
 
 SMALL = ["--layers", "2", "--width", "24", "--heads", "2", "--ffn", "32"]
@@ -65,6 +66,15 @@ def refused(capsys, *options):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("train.py: error: "), lines
     return lines[0]
+
+
+def test_the_figures_kept_of_shards_and_of_a_run(corpus, teacher):
+    assert results.figures(corpus) == {}
+    found = results.figures(teacher)
+    log = [json.loads(line) for line in (teacher / "log.jsonl").read_text().splitlines()]
+    losses = [x["mlm_loss"] for x in log if x["event"] == "held_out"]
+    assert found["held_out_loss"] == losses[-1] and found["tokens"] > 0
+    assert found["parameters"] == sum(x.numel() for x in load(teacher, head="mlm")[0].parameters())
 
 
 def test_mlm_leaves_a_hugging_face_directory_with_log_and_card(teacher):

@@ -120,8 +120,8 @@ def figures(out: Path) -> dict:
     if (out / "speed.csv").exists():
         rows = read_table(out / "speed.csv")
         return {row["model"]: {"ms": float(row["ms_p50"])} for row in rows}
-    if not out.is_dir() or (out / "tables.md").exists():
-        return {}
+    if not out.is_dir() or (out / "tables.md").exists() or (out / "meta.json").exists():
+        return {}  # tables, or shards
     records = [read_json(path) for path in record_paths([out])]
     return {
         "parameters": records[0]["parameters_encoder"],
