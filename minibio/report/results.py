@@ -109,8 +109,12 @@ def out_of(words: Sequence[str]) -> Path:
 
 def figures(out: Path) -> dict:
     """The scores that a command left, fractions of 1, losses in nats."""
-    if out.is_file():  # of eval.py score
-        return {name: x for name, x in read_json(out).items() if name != "data"}
+    if out.is_file():  # of eval.py score, without the places of this machine
+        with as_written(out, "run the row again"):
+            found = read_json(out)
+            systems = found["systems"].items()
+            found["systems"] = {name.removeprefix(f"{out.parent}/"): x for name, x in systems}
+            return {name: x for name, x in found.items() if name != "data"}
     if (out / "run.json").exists():
         record = read_json(out / "run.json")
         names = ("parameters", "tokens", "tokens_per_s")
@@ -119,7 +123,8 @@ def figures(out: Path) -> dict:
             return loss | {name: record[name] for name in names if name in record}
     if (out / "speed.csv").exists():
         rows = read_table(out / "speed.csv")
-        return {row["model"]: {"ms": float(row["ms_p50"])} for row in rows}
+        columns = {"parameters": int, "ms_p50": float}
+        return {row["model"]: {c: kind(row[c]) for c, kind in columns.items()} for row in rows}
     if not out.is_dir() or (out / "tables.md").exists() or (out / "meta.json").exists():
         return {}  # tables, or shards
     records = [read_json(path) for path in record_paths([out])]
@@ -177,15 +182,19 @@ def keep(line: dict, path: Path) -> None:
 
 
 def frontier(lines: list[dict], out: Path) -> None:
-    """Draw F1 on NCBI-disease against parameters, and against milliseconds where they are known."""
-    ms = next((x["scores"] for x in reversed(lines) if x["name"] == "speed"), {})
+    """Draw F1 on NCBI-disease against parameters, and against milliseconds.
+
+    Models of one shape have one speed: that of the one that was timed.
+    """
+    timed = next((x["scores"] for x in reversed(lines) if x["name"] == "speed"), {})
+    ms = {x["parameters"]: x["ms_p50"] for x in timed.values()}
     points = {}
     for x in lines:
         place, _, name = x["name"].partition("/")
         if place == "ncbi":
             f1 = [100 * run["word f1"] for run in x["scores"]["seeds"].values()]
-            n = x["scores"]["parameters"] / 1e6
-            points[name] = (n, ms.get(name, {}).get("ms"), sum(f1) / len(f1))
+            n = x["scores"]["parameters"]
+            points[name] = (n / 1e6, ms.get(n), sum(f1) / len(f1))
     figure = plot.new_figure(out, 9, 4)
     for ax, i, what in zip(
         figure.subplots(1, 2, sharey=True),

@@ -43,7 +43,7 @@ with journal.open("a") as file:
 if out.name == "b" and (out.parent / "stop").exists():
     os.kill(os.getppid(), signal.SIGTERM)
     signal.pause()
-out.write_text(json.dumps({"score": 0.5}))
+out.write_text(json.dumps({"systems": {f"{out.parent}/x": {"score": 0.5}}}))
 """
 RUNS = """
 import json, pathlib, sys
@@ -89,7 +89,9 @@ def test_every_row_runs_once_and_leaves_a_line(place, capsys):
     lines = [json.loads(x) for x in (place / "kept.jsonl").read_text("utf-8").splitlines()]
     assert [x["name"] for x in lines] == ["a", "b"]
     assert lines[1]["command"] == "python {model}/note.py --text {text} --out {out}/b"
-    assert lines[0]["scores"] == {"score": 0.5} and str(place) not in json.dumps(lines)
+    assert lines[0]["scores"] == {"systems": {"x": {"score": 0.5}}} and str(
+        place
+    ) not in json.dumps(lines)
     assert (place / "out/measured.jsonl").read_bytes() == (place / "kept.jsonl").read_bytes()
     assert results.main(words(place)) == 0 and len(calls(place)) == 2  # nothing is left
     assert results.main(words(place, "--rows", "all")) == 0
@@ -128,6 +130,40 @@ def test_the_board_compares_the_mean_of_the_last_rows_seeds(place, capsys, goal,
     assert 120 <= float(found[1]) < 122 and ("reached" in said) == (status == 0)
     line = results.read_lines(place / "kept.jsonl")[-1]
     assert 2 <= line["hours"] < 2.1 and 1 <= line["processor_hours"] < 1.1
+
+
+def test_the_figures_kept_of_scores_and_speeds(tmp_path):
+    """By hand; no place of this machine is among them."""
+    ours = {"score": 0.5, "difference": None, "tokens_per_s": 9}
+    record = {"figure": "F1", "units": 3, "data": str(tmp_path), "systems": {}}
+    for name in (f"{tmp_path}/ncbi/a, fp32", "/elsewhere/b, fp32"):
+        record["systems"][name] = ours
+    (tmp_path / "score.json").write_text(json.dumps(record), "utf-8")
+    found = results.figures(tmp_path / "score.json")
+    assert found["systems"] == {"ncbi/a, fp32": ours, "/elsewhere/b, fp32": ours}
+    assert "data" not in found and found["units"] == 3
+    csv = "# a machine\nmodel,batch,ms_p50,parameters\na,8,43.2,700\nb,8,9.5,50\n"
+    (tmp_path / "speed.csv").write_text(csv, "utf-8")
+    assert results.figures(tmp_path) == {
+        "a": {"parameters": 700, "ms_p50": 43.2},
+        "b": {"parameters": 50, "ms_p50": 9.5},
+    }
+
+
+def test_every_model_of_a_shape_has_its_speed(tmp_path, monkeypatch):
+    """Two models of 700 parameters, one of them timed; one of another shape, not timed."""
+    monkeypatch.setattr(results.plot, "save_figure", lambda figure, out: drawn.append(figure))
+    drawn, f1 = [], {"word f1": 0.5}
+    lines = [
+        {"name": f"ncbi/{name}", "scores": {"parameters": n, "seeds": {"0": f1, "1": f1}}}
+        for name, n in (("a", 700), ("b", 700), ("c", 50))
+    ]
+    speed = {"name": "speed", "scores": {"a": {"parameters": 700, "ms_p50": 43.2}}}
+    results.frontier([*lines, speed], tmp_path / "x.png")
+    by_size, by_time = drawn[0].axes
+    assert [tuple(map(float, x.get_data()[0])) for x in by_time.lines] == [(43.2,), (43.2,)]
+    assert [x.get_text() for x in by_time.texts] == ["a", "b"]
+    assert [x.get_text() for x in by_size.texts] == ["a", "b", "c"]
 
 
 def test_a_goal_is_of_a_row_that_is_scored(place):
