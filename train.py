@@ -26,7 +26,7 @@ from minibio.config import CHECKPOINTS, METHODS, MODELS, SAMPLE, SAMPLE_TEACHERS
 from minibio.distil import plan
 from minibio.model.hub import check_directory
 from minibio.run import errors, options
-from minibio.run.errors import InputError, RunFailed
+from minibio.run.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ import torch.nn as nn
 from torch import Tensor
 
 import kernels
+from data.sample.shards import sample_shards
 from minibio.batch import Batch, Counts
 from minibio.distil import students
 from minibio.distil.measure import held_out
@@ -230,7 +231,8 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
     files.check_writable(paths.out)
     row = METHODS[run.method]
     changed = {name for name, x in vars(run).items() if x != getattr(row, name)}
-    run, why_precision = resolve_precision(run, ranks)
+    own, taught, why_precision = precision.resolve_both(run.precision, run.teacher_precision, ranks)
+    run = dataclasses.replace(run, precision=own, teacher_precision=taught)
     dist.print0(f"{paths.out}: {students.summary(run, paths.teacher, paths.start)}")
     chosen = resolve_kernels(run, ranks.device)
     corpus = Corpus(paths.corpus, "train", seed=run.seed, length=run.length)
@@ -249,11 +251,6 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
             compile_layers(model)
     feed = Feed(corpus, ranks, batch=run.batch, tokens=run.batch_tokens, accumulate=run.accumulate)
     batches = corpus.held_out_batches(min(run.batch, 32), limit=run.eval_documents)
-    if not batches:
-        raise InputError(
-            f"{corpus.path} has no held-out document to measure on; build the shards from more "
-            f"documents, or with a larger --held-out"
-        )
     objective = OBJECTIVES[run.method](student, teacher, run).to(ranks.device).train()
     if run.precision == "fp64":
         objective = objective.double()
@@ -288,13 +285,7 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
                     f"saved in {paths.out / 'checkpoints'}; re-run the same command to resume"
                 )
                 return False
-            if not math.isfinite(progress.held_out["mlm_loss"]) or progress.skipped == run.steps:
-                loss = progress.held_out["mlm_loss"]
-                raise RunFailed(
-                    f"no model is written to {paths.out}: {progress.skipped} of {run.steps} steps "
-                    f"were skipped, the held-out loss is {loss:g}; lower --lr or raise --warmup, "
-                    f"with --overwrite"
-                )
+            progress.check_outcome(run.steps, paths.out)
             run_dir.log({"event": "end", "seconds": round(progress.seconds, 1),
                          "tokens": progress.tokens})  # fmt: skip
             facts = {**vars(run), **facts, **progress.outcome()}
@@ -313,16 +304,6 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
             "seconds": figures["seconds"],
         })  # fmt: skip
     return True
-
-
-def resolve_precision(run: RunConfig, ranks: Ranks) -> tuple[RunConfig, str]:
-    """`run` with the precision that `auto` is here, of student and teacher, and its reason."""
-    own, why = precision.resolve(run.precision, ranks)
-    if own == "bf16":  # autocast's products are the teacher's too: round it once, not in every step
-        taught = own
-    else:
-        taught, _ = precision.resolve(run.teacher_precision, ranks)
-    return dataclasses.replace(run, precision=own, teacher_precision=taught), why
 
 
 def resolve_kernels(run: RunConfig, device: torch.device) -> dict[str, tuple[str, str]]:
@@ -344,23 +325,6 @@ def contents(directory: Path | None, ranks: Ranks) -> str | None:
 
 
 # the built-in sample
-
-
-def prepare_sample(directory: Path, ranks: Ranks) -> Path:
-    """The sample's texts, tokenizer and token shards; made once, kept in `directory`."""
-    shards = directory / "shards"
-    if ranks.rank == 0 and not (shards / "meta.json").exists():
-        from data.sample.sample import make_sample
-        from data.shard.shard import shard
-
-        dist.print0(f"sample: making texts and token shards in {directory}")
-        make_sample(directory / "text", force=True)
-        shard(
-            [directory / "text" / "corpus.jsonl"], None, shards,
-            length=SAMPLE["mlm"]["length"], train_tokenizer=MODELS["sample-teacher"].V,
-        )  # fmt: skip
-    dist.barrier(ranks)
-    return shards
 
 
 def sample_teacher(run: RunConfig, directory: Path, corpus: Path, ranks: Ranks) -> Path | None:
@@ -387,7 +351,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         corpus, teacher = args.corpus, args.teacher
         if corpus is None:
-            corpus = prepare_sample(args.sample, ranks)
+            corpus = sample_shards(args.sample, ranks)
             if teacher is None and run.method != "mlm":
                 teacher = sample_teacher(run, args.sample, corpus, ranks)
                 if teacher is None:  # a signal stopped its training

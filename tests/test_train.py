@@ -465,7 +465,7 @@ def run_of(monkeypatch):
 
     monkeypatch.setattr(train, "execute", execute)
     monkeypatch.setattr(train.Path, "is_dir", lambda self: True)
-    monkeypatch.setattr(train, "prepare_sample", lambda *_: None)
+    monkeypatch.setattr(train, "sample_shards", lambda *_: None)
     monkeypatch.setattr(train, "sample_teacher", lambda *_: train.Path("teacher"))
 
     def resolved(options):

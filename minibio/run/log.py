@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from minibio.run.dist import Ranks, print0
-from minibio.run.errors import InputError
+from minibio.run.errors import InputError, RunFailed
 from minibio.run.files import finite
 from minibio.run.store import OTHER_VERSION
 
@@ -116,6 +116,19 @@ class Progress:
         }
         self.terms, self.mark = {}, (self.step, self.tokens, self.step_seconds)
         return line
+
+    def check_outcome(self, steps: int, out: Path) -> None:
+        """Refuse to write the model of a run whose loss is not finite, or that made no step.
+
+        Raises:
+            RunFailed: so it is.
+        """
+        loss = self.held_out["mlm_loss"]
+        if not math.isfinite(loss) or self.skipped == steps:
+            raise RunFailed(
+                f"no model is written to {out}: {self.skipped} of {steps} steps were skipped, the "
+                f"held-out loss is {loss:g}; lower --lr or raise --warmup, with --overwrite"
+            )
 
     def outcome(self) -> dict:
         """The figures of a run that has come to its end, for its record."""

@@ -36,6 +36,14 @@ def resolve(asked: str, ranks: Ranks) -> tuple[str, str]:
     return asked, "as asked for"
 
 
+def resolve_both(student: str, teacher: str, ranks: Ranks) -> tuple[str, str, str]:
+    """The precision of a student, that of its teacher, and the reason for the student's."""
+    own, why = resolve(student, ranks)
+    if own == "bf16":  # autocast's products are the teacher's too: round it once, not in every step
+        return own, own, why
+    return own, resolve(teacher, ranks)[0], why
+
+
 def autocast(precision: str, device: torch.device):
     """The context of a forward pass: bf16 products under fp32 weights and losses, or plain fp32.
 

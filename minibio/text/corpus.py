@@ -139,8 +139,15 @@ class Corpus:
 
         Args:
             limit: documents; None = all.
+        Raises:
+            InputError: there are none.
         """
         shards = self.shards if self.split == "held-out" else Shards(self.path, "held-out")
+        if not len(shards):
+            raise InputError(
+                f"{self.path} has no held-out document to measure on; build the shards from more "
+                f"documents, or with a larger --held-out"
+            )
         indices = range(len(shards))[:limit]
         parts = [indices[first : first + B] for first in range(0, len(indices), B)]
         return [

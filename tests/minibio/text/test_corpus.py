@@ -373,8 +373,9 @@ def test_held_out_masks_do_not_depend_on_the_batch_size(path):
     assert sum(b.B for b in c.held_out_batches(2, limit=5)) == 5
 
 
-def test_no_held_out_document_gives_no_batch(tmp_path):
-    assert corpus(write(tmp_path, n_held_out=0)).held_out_batches(4) == []
+def test_no_held_out_document_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has no held-out document to measure on"):
+        corpus(write(tmp_path, n_held_out=0)).held_out_batches(4)
 
 
 def test_without_masking_nothing_is_predicted(path):
