@@ -1,24 +1,32 @@
-"""The pictures of the pages: `python -m minibio pictures`.
+r"""The pictures of the pages: `python -m minibio pictures`.
 
-    python -m minibio pictures --out .github/pictures --step bench-results/step-cpu.csv
+    python -m minibio pictures --out .github/pictures --step bench-results/step-cpu.csv \
+        --demo runs/demo --results runs/results/measured.jsonl
 
     strategies    the two ways to a compact biomedical model (the paper's Figure 1)
     walk          one walk over the keys gives a layer's output and its divergence (kernels/README)
     cost          time and memory of a training step beside the authors', from `bench step`
+    demo          held-out loss and entity F1 of the demo's three models, from `make demo`
+    frontier      F1 on NCBI-disease against parameters and milliseconds, from `make results`
 
-Backgrounds are transparent, and lines and letters of a grey that is read on white and on black.
+The first two are always drawn, the others where their options are given. Backgrounds are
+transparent, lines and letters of a grey that can be read on white and on black.
 """
 
 import csv
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from minibio.report.plot import COLOURS, new_figure, save_figure
+from minibio.report.compare import read_ner
+from minibio.report.plot import COLOURS, new_figure, read_curves, save_figure
+from minibio.report.records import read_lines
 from minibio.run.errors import InputError
 from minibio.run.options import Parser
 
 GREY = "#7d8590"
 BLUE, ORANGE, GREEN = COLOURS[:3]
+DEMO = {"teacher": BLUE, "distilled": GREEN, "undistilled": ORANGE}  # of `make demo`
 
 
 def canvas(out: Path, width: float, height: float):
@@ -113,7 +121,7 @@ def walk(out: Path) -> None:
         box(ax, 5.75, y, name, GREEN, 0.42, 0.4)
         ax.text(6.1, y, text, color=GREY, va="center", fontsize=9)
     arrow(ax, (now + side * 0.9, low + side + gap / 2), (5.45, low + side + gap / 2))
-    said = "A larger m multiplies the sums by $e^{m-m'}$. No map is stored, for backward neither."
+    said = "A larger m multiplies the sums by $e^{m-m'}$. No map is stored, not even for backward."
     ax.text(1.1, 0.5, said, color=GREY, va="center", fontsize=8.5)
     save_figure(figure, out)
 
@@ -145,12 +153,9 @@ def cost(rows: Sequence[dict], out: Path) -> None:
             bars.setdefault(group, {})[f"minibio, teacher in {row['teacher']}"] = shares
     if not bars:
         raise InputError("--step: no row of minibio as released beside the authors'")
-    figure = new_figure(out, 8, 2.9)
-    figure.patch.set_alpha(0)
+    figure, panels = panels_of(out, "time of a step", "peak memory", sharey=True)
     names = list(dict.fromkeys(name for group in bars.values() for name in group))
-    panels = zip(figure.subplots(1, 2, sharey=True), ("time of a step", "peak memory"), strict=True)
-    for i, (ax, what) in enumerate(panels):
-        ax.patch.set_alpha(0)
+    for i, ax in enumerate(panels):
         for k, name in enumerate(names):
             width = 0.8 / len(names)
             places = [g + (k - (len(names) - 1) / 2) * width for g in range(len(bars))]
@@ -158,16 +163,84 @@ def cost(rows: Sequence[dict], out: Path) -> None:
             drawn = ax.bar(places, heights, width * 0.92, color=COLOURS[(0, 2)[k % 2]], label=name)
             ax.bar_label(drawn, fmt="{:.2f}", color=GREY, fontsize=8, padding=1)
         ax.axhline(1, color=ORANGE, linewidth=1.5, label="the authors' code")
-        ax.set_title(what, color=GREY, fontsize=10)
         ax.set_xticks(range(len(bars)), bars.keys(), fontsize=8)
-        ax.tick_params(colors=GREY)
         ax.set_ylim(0, 1.1)
+    panels[1].legend(
+        frameon=False, labelcolor=GREY, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.86)
+    )
+    save_figure(figure, out)
+
+
+def panels_of(out: Path, left: str, right: str, sharey: bool = False):
+    """A figure and its two panels, with titles, in grey on a transparent background."""
+    figure = new_figure(out, 8, 2.9)
+    figure.patch.set_alpha(0)
+    panels = figure.subplots(1, 2, sharey=sharey)
+    for ax, title in zip(panels, (left, right), strict=True):
+        ax.patch.set_alpha(0)
+        ax.set_title(title, color=GREY, fontsize=10)
+        ax.tick_params(colors=GREY, labelsize=8)
+        ax.xaxis.label.set(color=GREY, fontsize=8)
         for place, spine in ax.spines.items():
             spine.set_visible(place == "bottom")
             spine.set_color(GREY)
-    figure.axes[1].legend(
-        frameon=False, labelcolor=GREY, fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.86)
+    return figure, panels
+
+
+def demo(runs: Path, out: Path) -> None:
+    """Draw the demo's held-out losses as curves, and its entity scores as bars.
+
+    Args:
+        runs: directory of `make demo`.
+    Raises:
+        InputError: a model's log or its scores are missing.
+    """
+    curves = {name: read_curves(runs / name / "log.jsonl")[1] for name in DEMO}
+    f1 = [100 * read_ner(runs / "ner" / name, runs / name)["ner_f1"] for name in DEMO]
+    figure, (left, right) = panels_of(
+        out, "masked-LM loss on held-out text (nats)", "entity F1 by words, after fine-tuning"
     )
+    for name, curve in curves.items():
+        left.plot(*zip(*curve, strict=True), "o-", color=DEMO[name], markersize=3, label=name)
+    left.set_xlabel("optimiser step")
+    left.legend(frameon=False, labelcolor=GREY, fontsize=8)
+    drawn = right.bar(range(len(DEMO)), f1, 0.6, color=DEMO.values())
+    right.bar_label(drawn, fmt="{:.2f}", color=GREY, fontsize=8, padding=1)
+    right.set_xticks(range(len(DEMO)), DEMO)
+    right.margins(y=0.15)
+    save_figure(figure, out)
+
+
+def frontier(lines: Sequence[dict], out: Path) -> None:
+    """Draw F1 on NCBI-disease against parameters, and against milliseconds.
+
+    Models of one shape have one speed: that of the one that was timed.
+
+    Args:
+        lines: of measured.jsonl.
+    """
+    timed = next((x["scores"] for x in reversed(lines) if x["name"] == "speed"), {})
+    ms = {x["parameters"]: x["ms_p50"] for x in timed.values()}
+    points = {}
+    for x in lines:
+        place, _, name = x["name"].partition("/")
+        if place == "ncbi":
+            f1 = [100 * run["word f1"] for run in x["scores"]["seeds"].values()]
+            n = x["scores"]["parameters"]
+            points[name] = (n / 1e6, ms.get(n), sum(f1) / len(f1))
+    title = "NCBI-disease, F1 by words, mean over seeds"
+    figure, panels = panels_of(out, title, title, sharey=True)
+    names = ("parameters of the encoder (millions)", "milliseconds, 8 texts of 128")
+    for i, (ax, name) in enumerate(zip(panels, names, strict=True)):
+        for k, (model, point) in enumerate(points.items()):
+            if point[i] is not None:
+                ax.plot(point[i], point[2], "o", color=COLOURS[k % 6])  # the seventh is black
+                place = (point[i], point[2])
+                ax.annotate(
+                    model, place, (4, 4), textcoords="offset points", color=GREY, fontsize=8
+                )
+        ax.set_xlabel(name)
+        ax.margins(0.15)
     save_figure(figure, out)
 
 
@@ -188,12 +261,22 @@ def main(argv=None) -> None:
     p = Parser("minibio pictures", description=__doc__)
     p.add_argument("--out", type=Path, default=Path("pictures"), help="directory (%(default)s)")
     p.add_argument("--step", type=Path, metavar="CSV", help="of `bench step`: draws cost.png too")
+    p.add_argument("--demo", type=Path, metavar="DIR", help="of `make demo`: draws demo.png too")
+    p.add_argument(
+        "--results", type=Path, metavar="JSONL", help="of `make results`: draws frontier.png too"
+    )
     args = p.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     drawn = {"strategies": strategies, "walk": walk}
+    if args.step:
+        drawn["cost"] = partial(cost, read_table(args.step))
+    if args.demo:
+        drawn["demo"] = partial(demo, args.demo)
+    if args.results:
+        lines = read_lines(args.results)
+        if not any(x["name"].startswith("ncbi/") for x in lines):
+            raise InputError(f"--results {args.results}: no row ncbi/MODEL, nothing to draw")
+        drawn["frontier"] = partial(frontier, lines)
     for name, draw in drawn.items():
         draw(args.out / f"{name}.png")
         print(args.out / f"{name}.png")
-    if args.step:
-        cost(read_table(args.step), args.out / "cost.png")
-        print(args.out / "cost.png")

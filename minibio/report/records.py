@@ -32,7 +32,7 @@ from typing import NamedTuple
 from minibio.config import RECIPES
 from minibio.report import paper_tables as paper
 from minibio.run.errors import InputError
-from minibio.run.files import read_json
+from minibio.run.files import as_written, read_json
 
 PRF = {"P": "precision", "R": "recall", "F": "f1"}
 SLM = {"S": "strict_accuracy", "L": "lenient_accuracy", "M": "mrr"}
@@ -221,6 +221,17 @@ def record_paths(places: Sequence[Path]) -> list[Path]:
             )
         paths += found
     return list(dict.fromkeys(p.resolve() for p in paths))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a measured.jsonl, of `make results`; none where there is no file."""
+    if not path.exists():
+        return []
+    with as_written(path, "remove its last line"):
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [
+            line | {"name": str(line["name"]), "command": str(line["command"])} for line in lines
+        ]
 
 
 def find_runs(places: Sequence[Path], columns: Mapping[str, str]) -> list[Run]:

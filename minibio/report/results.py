@@ -32,9 +32,9 @@ from kernels.machine import commit, processor
 from minibio.batch import Batch
 from minibio.config import ModelConfig
 from minibio.model.heads import Model
-from minibio.report import plot, scores
-from minibio.report.pictures import read_table
-from minibio.report.records import record_paths
+from minibio.report import scores
+from minibio.report.pictures import frontier, read_table
+from minibio.report.records import read_lines, record_paths
 from minibio.run import precision
 from minibio.run.dist import Ranks, pick_device
 from minibio.run.errors import InputError
@@ -162,57 +162,12 @@ def line_of(row: Experiment, out: Path, spent: Spent) -> dict:
     }
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The lines of a measured.jsonl."""
-    if not path.exists():
-        return []
-    with as_written(path, "remove its last line"):
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return [
-            line | {"name": str(line["name"]), "command": str(line["command"])} for line in lines
-        ]
-
-
 def keep(line: dict, path: Path) -> None:
     """Append a line; the file is the old one or the new one, whatever happens meanwhile."""
     with staged_file(path) as staged:
         lines = [*read_lines(path), line]
         text = (json.dumps(x, ensure_ascii=False, allow_nan=False) + "\n" for x in lines)
         staged.write_text("".join(text), "utf-8")
-
-
-def frontier(lines: list[dict], out: Path) -> None:
-    """Draw F1 on NCBI-disease against parameters, and against milliseconds.
-
-    Models of one shape have one speed: that of the one that was timed.
-    """
-    timed = next((x["scores"] for x in reversed(lines) if x["name"] == "speed"), {})
-    ms = {x["parameters"]: x["ms_p50"] for x in timed.values()}
-    points = {}
-    for x in lines:
-        place, _, name = x["name"].partition("/")
-        if place == "ncbi":
-            f1 = [100 * run["word f1"] for run in x["scores"]["seeds"].values()]
-            n = x["scores"]["parameters"]
-            points[name] = (n / 1e6, ms.get(n), sum(f1) / len(f1))
-    figure = plot.new_figure(out, 9, 4)
-    for ax, i, what in zip(
-        figure.subplots(1, 2, sharey=True),
-        (0, 1),
-        ("parameters of the encoder (millions)", "milliseconds, 8 texts of 128"),
-        strict=True,
-    ):
-        for k, (name, point) in enumerate(points.items()):
-            if point[i] is not None:
-                ax.plot(point[i], point[2], "o", color=plot.COLOURS[k % len(plot.COLOURS)])
-                ax.annotate(
-                    name, (point[i], point[2]), (4, 4), textcoords="offset points", fontsize=8
-                )
-        ax.set_xlabel(what)
-        ax.grid(alpha=0.25, linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("NCBI-disease, F1 by words, mean over seeds")
-    plot.save_figure(figure, out)
 
 
 def summary(lines: list[dict]) -> str:

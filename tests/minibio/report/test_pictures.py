@@ -1,5 +1,7 @@
 """Pictures are drawn, on transparent ground, and bars have the heights of the table."""
 
+import json
+
 import pytest
 
 from minibio.report import pictures
@@ -19,14 +21,40 @@ def image():
     return pytest.importorskip("matplotlib.image", reason="drawing is the extra `plot`")
 
 
-def test_all_pictures(tmp_path, image, capsys):
+LOSSES = {"teacher": (7, 4.5), "distilled": (7, 4.75), "undistilled": (7, 5.5)}
+F1 = {"teacher": 0.4, "distilled": 0.375, "undistilled": 0.25}
+NCBI = {"name": "ncbi/a", "command": "x",
+        "scores": {"parameters": 700, "seeds": {"0": {"word f1": 0.5}}}}  # fmt: skip
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """What `make demo` leaves, as far as it is drawn."""
+    for name, losses in LOSSES.items():
+        run, ner = tmp_path / "demo" / name, tmp_path / "demo/ner" / name
+        run.mkdir(parents=True), ner.mkdir(parents=True)
+        lines = (
+            {"event": "held_out", "step": 200 * i, "mlm_loss": x} for i, x in enumerate(losses)
+        )
+        (run / "log.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines), "utf-8")
+        scores = {"precision": 0.5, "recall": 0.5, "f1": F1[name]}
+        record = {"model": f"runs/demo/{name}", "test": {"word": scores}}
+        (ner / "ner.json").write_text(json.dumps(record), "utf-8")
+    return tmp_path / "demo"
+
+
+def test_all_pictures(tmp_path, image, demo, capsys):
     (tmp_path / "step.csv").write_text(f"# a machine\n{HEAD}\n{ROWS}\n", "utf-8")
-    pictures.main(["--out", str(tmp_path / "p"), "--step", str(tmp_path / "step.csv")])
-    for name in ("strategies", "walk", "cost"):
+    (tmp_path / "measured.jsonl").write_text(f"{json.dumps(NCBI)}\n", "utf-8")
+    options = {"out": "p", "step": "step.csv", "demo": "demo", "results": "measured.jsonl"}
+    pictures.main([x for k, v in options.items() for x in (f"--{k}", str(tmp_path / v))])
+    drawn = ("strategies", "walk", "cost", "demo", "frontier")
+    for name in drawn:
         picture = image.imread(tmp_path / "p" / f"{name}.png")  # (height, width, RGBA)
-        assert picture[0, 0, 3] == 0 and (picture[..., 3] > 0.9).mean() > 0.02, name
+        least = 0.002 if name == "frontier" else 0.02  # it has one point
+        assert picture[0, 0, 3] == 0 and (picture[..., 3] > 0.9).mean() > least, name
         assert (tmp_path / "p" / f"{name}.png").stat().st_size < 100_000
-    assert capsys.readouterr().out.count(".png") == 3
+    assert capsys.readouterr().out.count(".png") == len(drawn)
 
 
 def test_the_bars_are_the_rows(tmp_path, monkeypatch, image):
@@ -40,8 +68,38 @@ def test_the_bars_are_the_rows(tmp_path, monkeypatch, image):
     assert [bar.get_height() for bar in memory.containers[0]] == [0.5, 0.35]
 
 
+def test_the_demo_is_its_logs_and_scores(tmp_path, monkeypatch, image, demo):
+    kept = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: kept.append(figure))
+    pictures.demo(demo, tmp_path / "demo.png")
+    left, right = kept[0].axes
+    assert {x.get_label(): tuple(x.get_ydata()) for x in left.lines} == LOSSES
+    assert [tuple(x.get_xdata()) for x in left.lines] == [(0, 200)] * 3
+    assert [x.get_height() for x in right.patches] == [40, 37.5, 25]
+
+
+def test_every_model_of_a_shape_has_its_speed(tmp_path, monkeypatch, image):
+    """Two models of 700 parameters, one of them timed; one of another shape, not timed."""
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: drawn.append(figure))
+    drawn, f1 = [], {"word f1": 0.5}
+    lines = [
+        {"name": f"ncbi/{name}", "scores": {"parameters": n, "seeds": {"0": f1, "1": f1}}}
+        for name, n in (("a", 700), ("b", 700), ("c", 50))
+    ]
+    speed = {"name": "speed", "scores": {"a": {"parameters": 700, "ms_p50": 43.2}}}
+    pictures.frontier([*lines, speed], tmp_path / "x.png")
+    by_size, by_time = drawn[0].axes
+    assert [tuple(map(float, x.get_data()[0])) for x in by_time.lines] == [(43.2,), (43.2,)]
+    assert [x.get_text() for x in by_time.texts] == ["a", "b"]
+    assert [x.get_text() for x in by_size.texts] == ["a", "b", "c"]
+
+
 def test_refusals(tmp_path, image):
     with pytest.raises(InputError, match=r"--step .*nothing\.csv: No such file"):
         pictures.read_table(tmp_path / "nothing.csv")
     with pytest.raises(InputError, match="no row of minibio as released"):
         pictures.cost([], tmp_path / "cost.png")
+    with pytest.raises(InputError, match=r"teacher/log\.jsonl: No such file"):
+        pictures.demo(tmp_path, tmp_path / "demo.png")
+    with pytest.raises(InputError, match=r"--results .*nothing: no row ncbi/MODEL"):
+        pictures.main(["--out", str(tmp_path), "--results", str(tmp_path / "nothing")])

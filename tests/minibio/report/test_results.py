@@ -150,22 +150,6 @@ def test_the_figures_kept_of_scores_and_speeds(tmp_path):
     }
 
 
-def test_every_model_of_a_shape_has_its_speed(tmp_path, monkeypatch):
-    """Two models of 700 parameters, one of them timed; one of another shape, not timed."""
-    monkeypatch.setattr(results.plot, "save_figure", lambda figure, out: drawn.append(figure))
-    drawn, f1 = [], {"word f1": 0.5}
-    lines = [
-        {"name": f"ncbi/{name}", "scores": {"parameters": n, "seeds": {"0": f1, "1": f1}}}
-        for name, n in (("a", 700), ("b", 700), ("c", 50))
-    ]
-    speed = {"name": "speed", "scores": {"a": {"parameters": 700, "ms_p50": 43.2}}}
-    results.frontier([*lines, speed], tmp_path / "x.png")
-    by_size, by_time = drawn[0].axes
-    assert [tuple(map(float, x.get_data()[0])) for x in by_time.lines] == [(43.2,), (43.2,)]
-    assert [x.get_text() for x in by_time.texts] == ["a", "b"]
-    assert [x.get_text() for x in by_size.texts] == ["a", "b", "c"]
-
-
 def test_a_goal_is_of_a_row_that_is_scored(place):
     with pytest.raises(InputError, match=r"--goal is an F1 of eval.py ner, .* ends with 'b'"):
         results.main(words(place, "--goal", "40"))
