@@ -60,6 +60,7 @@ INSIDE_FUNCTIONS = {  # package -> files that do without it until the function i
     "liger_kernel": ("kernels.bench.mlm",),
     "cut_cross_entropy": ("kernels.bench.mlm",),
     "triton": ("minibio.bench.compile",),
+    "onnxruntime": ("minibio.bench.predict",),
 }
 # Imports that point down all the same, and why.
 EXCEPTIONS = {("minibio.bench.training", "train"): "it times the very loop that trains"}

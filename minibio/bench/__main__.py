@@ -2,6 +2,7 @@
 
     python -m minibio bench encoder    one forward pass, ours and that of transformers
     python -m minibio bench step       one training step, the authors' and ours
+    python -m minibio bench predict    documents a second from file to file, ours and others'
     python -m minibio bench count      ours on a GPU, counted: launches, operations, bytes, waits
 
 Every row is printed, and appended to the CSV file, as soon as it is known.
@@ -18,6 +19,7 @@ from kernels.bench.timing import Table
 from kernels.machine import describe, version
 from minibio.bench.count import counts
 from minibio.bench.encoder import encoder
+from minibio.bench.predict import NEEDED, speeds
 from minibio.bench.step import LENGTHS, WAYS, Settings, steps
 from minibio.config import MODELS
 from minibio.distil.objectives import OBJECTIVES
@@ -26,19 +28,21 @@ from minibio.run.dist import pick_device
 from minibio.run.errors import InputError
 from minibio.run.files import check_writable
 from minibio.run.options import Parser, threads
+from minibio.tasks.predict import PRECISIONS
 
 # values of the options that are not given
 DEFAULTS = {
     "cpu": {
-        "models": ["tiny-biobert"], "precision": ["fp32"],
-        "batch": {"encoder": 16, "step": 8, "count": 192},
+        "models": ["tiny-biobert"], "precision": {"encoder": ["fp32"], "predict": ["fp32", "auto"]},
+        "batch": {"encoder": 16, "step": 8, "count": 192, "predict": 32},
         "repeats": {"encoder": 7, "step": 3}, "warmup": 1,
         "by": {"step": ["authors", "minibio"], "count": ["minibio", "minibio-bf16"]},
     },
     "cuda": {
         "models": ["tiny-biobert", "distil-biobert", "biobert", "bio-mobilebert"],
-        "precision": ["fp32", "bf16"],
-        "batch": {"encoder": 128, "step": 192}, "repeats": {"encoder": 30, "step": 5}, "warmup": 2,
+        "precision": {"encoder": ["fp32", "bf16"], "predict": ["fp32", "auto"]},
+        "batch": {"encoder": 128, "step": 192, "predict": 32},
+        "repeats": {"encoder": 30, "step": 5}, "warmup": 2,
         "by": {"step": ["authors", "authors-bf16-compiled", "minibio", "minibio-bf16"]},
     },
 }  # fmt: skip
@@ -77,8 +81,6 @@ def parser() -> Parser:
 
     for g in commands.choices.values():
         g.add_argument("--repeats", type=int, help="timed calls of each kind")
-        g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
-        g.add_argument("--threads", type=threads, help="of the CPU (default: all cores)")
 
     g = commands.add_parser("count", help="our training step on a GPU, counted without one")
     add_steps(g, [name for name, way in WAYS.items() if way.is_ours and not way.is_compiled])
@@ -86,12 +88,30 @@ def parser() -> Parser:
     g.set_defaults(**NOT_TIMED)
 
     for g in commands.choices.values():
-        g.add_argument("--batch", type=int, help="sequences")
         g.add_argument(
             "--length", type=int, default=256, help="tokens of the longest (default: 256)"
         )
         g.add_argument("--seed", type=int, default=0)
+
+    g = commands.add_parser("predict", help="documents a second from file to file")
+    g.add_argument("directory", type=Path, metavar="DIR", help="of `eval.py ner`")
+    g.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE_OR_SET",
+        help="a document a line as for `eval.py predict`, or tagged words",
+    )
+    g.add_argument("--documents", type=int, help="the first of them (default: all)")
+    g.add_argument("--precision", nargs="+", choices=PRECISIONS, help="ours")
+    g.add_argument("--by", nargs="*", choices=NEEDED, default=list(NEEDED), help="rivals")
+
+    for name, g in commands.choices.items():
+        g.add_argument("--batch", type=int, help="sequences")
         g.add_argument("--out", type=Path, help="CSV file")
+        if name != "count":
+            g.add_argument("--device", help="cuda, cpu (default: cuda if there is one)")
+            g.add_argument("--threads", type=threads, help="of the CPU (default: all cores)")
     return p
 
 
@@ -114,8 +134,9 @@ def main(argv=None) -> None:
     for name, value in DEFAULTS[device.type].items():
         if getattr(args, name, ()) is None:
             setattr(args, name, value[args.what] if isinstance(value, dict) else value)
-    if min(args.batch, args.length, args.repeats, getattr(args, "warmup", 1)) < 1:
-        raise InputError("--batch, --length, --repeats and --warmup are expected to be at least 1")
+    for name in ("batch", "length", "repeats", "warmup", "documents"):
+        if (n := getattr(args, name, None)) is not None and n < 1:
+            raise InputError(f"--{name} is {n}, expected at least 1")
     torch.set_num_threads(args.threads or torch.get_num_threads())
     if is_default and args.what == "step" and version("transformers") == "none":
         args.by = [name for name in args.by if WAYS[name].is_ours]
@@ -130,6 +151,17 @@ def main(argv=None) -> None:
                 args.length,
                 args.repeats,
                 args.seed,
+                device,
+                table,
+            )
+        elif args.what == "predict":
+            speeds(
+                args.directory,
+                args.data,
+                args.documents,
+                args.precision,
+                args.by,
+                args.batch,
                 device,
                 table,
             )
