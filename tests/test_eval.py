@@ -425,8 +425,9 @@ def test_options_are_answered_before_torch_is_imported(base):
         assert done.returncode == status and message in done.stdout + done.stderr, done
 
 
-def test_the_commands_of_the_readme_are_understood():
-    text = (ROOT / "README.md").read_text("utf-8").replace("\\\n", " ")
+def test_the_commands_of_the_pages_are_understood():
+    pages = [ROOT / "README.md", *(ROOT / "minibio").rglob("README.md")]
+    text = "\n".join(page.read_text("utf-8") for page in pages).replace("\\\n", " ")
     lines = re.findall(r"^python eval\.py ([^`\n#>]*)", text, re.MULTILINE)
     parsed = (evaluation.parser(words[0]).parse_args(words) for words in map(str.split, lines))
     seen = {args.command for args in parsed}

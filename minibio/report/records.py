@@ -224,7 +224,7 @@ def record_paths(places: Sequence[Path]) -> list[Path]:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a measured.jsonl, of `make results`; none where there is no file."""
+    """The lines of a measured.jsonl, of `make results`; none if it is missing."""
     if not path.exists():
         return []
     with as_written(path, "remove its last line"):
