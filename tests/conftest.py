@@ -33,9 +33,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BAND = 64
 # Begun first, the longest first: processes that share out the files then end at about one time.
-LONGEST = ("test_resume.py", "test_triton_sm90.py", "test_dist.py", "test_attention_ops.py",
-           "test_train.py", "test_readme.py", "test_checkpoint.py", "test_triton_mlm_sm90.py",
-           "test_cuda_source.py", "test_mlm_ops.py", "test_eval.py", "test_shard.py")  # fmt: skip
+LONGEST = ("test_resume.py", "test_attention_ops.py", "test_dist.py", "test_shard.py",
+           "test_triton_sm90.py", "test_train.py", "test_pubmed.py", "test_cuda_source.py",
+           "test_cuda_attention.py", "test_eval.py", "test_triton_mlm_sm90.py", "test_mlm_ops.py",
+           "test_checkpoint.py")  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One process more than cores: tests of ranks that die or resume wait more than they work."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items):

@@ -526,14 +526,15 @@ def test_every_implementation_trains_alike(corpus, teacher, tmp_path, capsys, mo
     assert losses["triton"] == pytest.approx(losses["reference"], rel=1e-5)
 
 
-def test_an_implementation_that_cannot_run_is_refused(capsys, monkeypatch, tmp_path):
+def test_an_implementation_that_cannot_run_is_refused(corpus, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "triton",
-                   "--out", tmp_path / "out")  # fmt: skip
+                   "--corpus", corpus, "--out", tmp_path / "out")  # fmt: skip
     assert "--kernels triton: attention: impl is 'triton', expected" in line
     monkeypatch.setattr("kernels.cuda_build.unavailable", lambda device: None)
     line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "attention=cuda",
-                   "--precision", "bf16", "--out", tmp_path / "out")  # fmt: skip
+                   "--precision", "bf16", "--corpus", corpus,
+                   "--out", tmp_path / "out")  # fmt: skip
     assert "attention=cuda: attention: impl is 'cuda', expected torch.float32, not" in line
 
 

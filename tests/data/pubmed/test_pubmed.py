@@ -144,10 +144,10 @@ def test_any_number_of_workers_gives_the_same_bytes(library, tmp_path):
     library.append(tmp_path / "xml" / "pubmed25n0005.xml.gz")
     library[-1].write_bytes(library[0].read_bytes()[:-20])
     made = []
-    for workers in (1, 2, 3):
+    for workers in (1, 3):
         counts, damages = pubmed(library, tmp_path / str(workers), workers=workers, progress=False)
         made.append((result(tmp_path / str(workers)), counts, damages))
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1]
     assert len(made[0][0]) == 5 and made[0][1]["files damaged"] == ["pubmed25n0005"]
 
 

@@ -48,6 +48,7 @@ def test_the_parser_beside_a_bare_loop(tmp_path, capsys):
     assert "side data.pubmed  unit MB/s  p50 " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_shards_beside_the_tokenizer(tmp_path, texts):
     path, tokenizer = texts
     exclude = tmp_path / "test.txt"
@@ -61,6 +62,7 @@ def test_shards_beside_the_tokenizer(tmp_path, texts):
     assert all(float(row["share"]) > 0 and float(row["share_cpu"]) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_peaks_of_one_and_of_ten_copies(tmp_path, texts):
     path, tokenizer = texts
     one, ten = rows_of(tmp_path, "memory", path, "--tokenizer", tokenizer, "--workers", 2)

@@ -497,10 +497,10 @@ def test_output_does_not_depend_on_the_workers(tmp_path, tokenizer, inputs, opti
     options = {**FULL, **options, "exclude": [tmp_path / "test.tsv"]}
     counts = [
         run(inputs, tokenizer, tmp_path / f"out{n}", workers=n, **options) | {"seconds": 0}
-        for n in (1, 2, 3)
+        for n in (1, 3)
     ]
-    found = [files(tmp_path / f"out{n}") for n in (1, 2, 3)]
-    assert found[0] == found[1] == found[2] and counts[0] == counts[1] == counts[2]
+    found = [files(tmp_path / f"out{n}") for n in (1, 3)]
+    assert found[0] == found[1] and counts[0] == counts[1]
     c = counts[0]
     for name in ("older version", "exact duplicate", "holds a test sentence"):
         assert c[f"dropped: {name}"] > 3, name
