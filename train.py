@@ -177,7 +177,7 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
                         parts = objective(batch, taught, counts)
                     parts["loss"].backward()
                 for name, x in parts.items():
-                    terms[name] = terms.get(name, 0) + x.detach()
+                    terms[name] = terms[name] + x.detach() if i else x.detach()
 
             # 3. One wait for the device. All ranks see the same figures: all move, or all skip.
             norm = nn.utils.clip_grad_norm_(gradients.parameters, run.clip)

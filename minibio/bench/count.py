@@ -41,7 +41,15 @@ META = torch.device("meta")
 WAITS = {"_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal"}
 NO_LAUNCH = {"_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided"}
 GATHERS = {"embedding", "index", "index_select", "gather"}  # read what they give, no more
-OVERWRITE = {"zero_", "fill_", "copy_", "normal_", "uniform_", "random_"}  # and do not read
+OVERWRITE = {
+    "zero_",
+    "fill_",
+    "copy_",
+    "_foreach_copy_",
+    "normal_",
+    "uniform_",
+    "random_",
+}  # unread
 
 
 class Operation(NamedTuple):
@@ -172,7 +180,7 @@ def count(
     Args:
         way: a row of WAYS that is ours and not compiled.
     """
-    with META:
+    with META, mock.patch("minibio.model.attention.is_joint", lambda x: True):
         objective, teacher = build(method, fidelity, args, META)
         if teacher is not None:
             freeze(teacher, WAYS[way].precision)
@@ -191,8 +199,10 @@ def count(
 
 
 def without_contents(model: nn.Module) -> None:
-    """Exchange the parameters, which lie nowhere, for such as `FakeTensorMode` makes."""
+    """Exchange the tensors, which lie nowhere, for such as `FakeTensorMode` makes."""
     for module in model.modules():
+        for name, x in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(x.shape, dtype=x.dtype))
         for name, p in module.named_parameters(recurse=False):
             empty = torch.empty(p.shape, dtype=p.dtype)
             setattr(module, name, nn.Parameter(empty, requires_grad=p.requires_grad))

@@ -23,6 +23,7 @@ function has no such argument where the two differ in nothing, or in what the ca
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,11 @@ def ratio(rows: Tensor, count: float | Tensor | None) -> Tensor:
     return rows.sum() / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
 
 
+def added(terms: Sequence[Tensor]) -> Tensor:
+    """Their sum, from the first on: `sum` would begin with 0 + the first, one operation more."""
+    return reduce(torch.add, terms)
+
+
 class Cosine(torch.autograd.Function):
     """phi(h_s, h_t) of each token, as F.cosine_similarity, which divides whole hidden states.
 
@@ -79,8 +85,8 @@ class Cosine(torch.autograd.Function):
         grads = [None, None]
         for i, (own, other) in enumerate(((h_s, h_t), (h_t, h_s))):
             if ctx.needs_input_grad[i]:
-                along = -g * phi / lengths[i].square() * (lengths[i] > Cosine.LEAST)
-                grads[i] = torch.addcmul(other * across, own, along[:, None])
+                along = g * phi / lengths[i].square() * (lengths[i] > Cosine.LEAST)
+                grads[i] = torch.addcmul(other * across, own, along[:, None], value=-1)
         return tuple(grads)
 
 
@@ -302,10 +308,10 @@ def tiny(
     """
     terms = [l_embed, *l_layers, l_output]
     if lambdas is None:
-        return sum(terms)
+        return added(terms)
     layers = [f"layer {l}" for l in range(1, len(l_layers) + 1)]
     check_weights("tiny", "lambdas", lambdas, ("embeddings", *layers, "output"))
-    return sum(w * term for w, term in zip(lambdas, terms, strict=True))
+    return added([w * term for w, term in zip(lambdas, terms, strict=True)])
 
 
 def compact_layer(
@@ -362,7 +368,7 @@ def compact(
     check_weights("compact", "alpha", alpha, ("masked LM", "soft labels", "layers"))
     a1, a2, a3 = alpha
     predictions = a1 * l_mlm + a2 * l_soft if fused is None else fused
-    return predictions + a3 * sum(l_layers)
+    return predictions + a3 * added(l_layers)
 
 
 def mobile_layer(

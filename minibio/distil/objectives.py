@@ -25,7 +25,7 @@ from kernels.reference import wide
 from minibio.batch import Batch, Counts
 from minibio.config import RunConfig
 from minibio.distil import losses
-from minibio.model.attention import Match
+from minibio.model.attention import Match, SelfAttention
 from minibio.model.heads import Model, Output
 from minibio.model.transformer import initialise
 from minibio.run.errors import InputError
@@ -311,7 +311,7 @@ class Tiny(Objective):
             "output": output,
         }
         loss = losses.tiny(*terms.values(), lambdas=self.run.alpha or None)
-        return {**terms, "layers": sum(terms["layers"]), "loss": loss}
+        return {**terms, "layers": losses.added(terms["layers"]), "loss": loss}
 
 
 class Compact(Objective):
@@ -344,10 +344,10 @@ class Compact(Objective):
             )
             for l, g_l in enumerate(self.g, start=1)
         ]
-        alpha = self.run.alpha
+        total, alpha = losses.added(layers), self.run.alpha
         fused, mlm, soft = self.predictions(s, taught, batch.labels, counts.M, weights=alpha[:2])
-        loss = losses.compact(mlm, soft, layers, alpha=alpha, fused=fused)
-        return {"mlm": mlm, "soft": soft, "layers": sum(layers), "loss": loss}
+        loss = losses.compact(mlm, soft, [total], alpha=alpha, fused=fused)
+        return {"mlm": mlm, "soft": soft, "layers": total, "loss": loss}
 
 
 class Mobile(Objective):
@@ -490,8 +490,9 @@ TEACHER_PRECISIONS = ("fp32", "bf16")
 def freeze(teacher: Model, precision: str = "fp32") -> Model:
     """The teacher as it is while it teaches: in evaluation mode, no gradients, its products ready.
 
-    Its encoder's matrices are rounded once, here, rather than in every step. Sums, norms, hidden
-    states and predictions stay float32, so that its losses differ from float32's by less than 1e-4.
+    Its encoder's matrices are rounded once, here, rather than in every step, and those of queries,
+    keys and values joined where they are one product. Sums, norms, hidden states and predictions
+    stay float32, so that its losses differ from float32's by less than 1e-4.
 
     Args:
         precision: of the encoder's products: "fp32" (as the student's) | "bf16".
@@ -505,6 +506,9 @@ def freeze(teacher: Model, precision: str = "fp32") -> Model:
         for module in teacher.encoder.modules():
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)
+    for module in teacher.encoder.modules():
+        if isinstance(module, SelfAttention):
+            module.join()
     return teacher
 
 

@@ -12,7 +12,8 @@ call that computes its output. Everything that touches a map goes through the tw
 `kernels`; read `kernels/reference.py` for what they compute.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 import kernels
 from minibio.batch import Row
 from minibio.config import ModelConfig
+from minibio.model.products import products
 
 
 class Match(NamedTuple):
@@ -62,12 +64,14 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(C_qk or width, width)
         self.value = nn.Linear(C_v or width, width)
         self.output = nn.Linear(width, width)
+        for name in ("joint_weight", "joint_bias"):  # see `join`
+            self.register_buffer(name, None, persistent=False)
 
     def forward(
         self, x_qk: Tensor, x_v: Tensor, row: Row, match: Match | None = None
     ) -> AttentionOutput:
         """x_qk: (N, C_qk), x_v: (N, C_v) -> out (N, width)."""
-        q, k, v = self.projected(x_qk, x_v)  # (N, H, D) each
+        (q, k, v), output = self.projected(x_qk, x_v)  # (N, H, D) each
         dropout = self.dropout if self.training else 0.0
         if match is None:
             a, lse = kernels.attention(q, k, v, *row, dropout=dropout, impl=self.impl)
@@ -85,23 +89,48 @@ class SelfAttention(nn.Module):
                 dropout=dropout,
                 impl=self.impl,
             )
-        return AttentionOutput(self.output(a.flatten(1)), q, k, lse, rows)
+        return AttentionOutput(output(a.flatten(1)), q, k, lse, rows)
 
-    def projected(self, x_qk: Tensor, x_v: Tensor) -> Sequence[Tensor]:
-        """Queries, keys and values, (N, H, D) each; of one stream in one product, where it pays."""
+    def projected(
+        self, x_qk: Tensor, x_v: Tensor
+    ) -> tuple[Sequence[Tensor], Callable[[Tensor], Tensor]]:
+        """Queries, keys and values, (N, H, D) each, and what is to be done with attention's output.
+
+        Those of one stream are one product, where it pays.
+        """
         layers = (self.query, self.key, self.value)
         if x_qk is x_v and is_joint(x_v) and all(type(x) is nn.Linear for x in layers):
-            weight = torch.cat([x.weight for x in layers])  # (3 C, C)
-            bias = torch.cat([x.bias for x in layers])  # (3 C,)
-            return F.linear(x_v, weight, bias).unflatten(-1, (3, self.H, self.D)).unbind(1)
+            if self.joint_weight is None:
+                project, output = products(layers, [self.output])
+            else:
+                project = partial(F.linear, weight=self.joint_weight, bias=self.joint_bias)
+                output = self.output
+            return project(x_v).unflatten(-1, (3, self.H, self.D)).unbind(1), output
         outputs = zip(layers, (x_qk, x_qk, x_v), strict=True)
-        return [layer(x).unflatten(-1, (self.H, self.D)) for layer, x in outputs]
+        return [layer(x).unflatten(-1, (self.H, self.D)) for layer, x in outputs], self.output
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Lay the matrices of `projected` side by side once, of a layer that is never trained.
+
+        The three layers keep their names, as views. Where they read two streams nothing is done,
+        nor where three products are better than one.
+        """
+        self.joint_weight = self.joint_bias = None
+        layers = (self.query, self.key, self.value)
+        if self.query.in_features != self.value.in_features or not is_joint(self.value.weight):
+            return
+        for name in ("weight", "bias"):
+            joint = torch.cat([getattr(x, name) for x in layers])  # (3 C, C), (3 C,)
+            setattr(self, f"joint_{name}", joint)
+            for layer, part in zip(layers, joint.chunk(3), strict=True):
+                setattr(layer, name, nn.Parameter(part, requires_grad=False))
 
 
 def is_joint(x: Tensor) -> bool:
     """Whether three products of x are better one: on a GPU, and in bf16, where the gradients of x
     then add up unrounded. A CPU in float32 has nothing from it but the copy of the weights."""
-    return x.is_cuda or torch.is_autocast_enabled(x.device.type)
+    return x.is_cuda or x.dtype == torch.bfloat16 or torch.is_autocast_enabled(x.device.type)
 
 
 def use_kernels(model: nn.Module, choice: str | Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ import kernels
 from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 from minibio.model.attention import AttentionOutput, Match, SelfAttention
+from minibio.model.products import products
 
 ACTIVATIONS = {
     "gelu": F.gelu,  # the exact one, by erf
@@ -78,10 +79,11 @@ class FeedForward(nn.Module):
         self.activation, self.activation_ = ACTIVATIONS[activation], IN_PLACE[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)  # (N, F)
+        up, down = products([self.up], [self.down])
+        h = up(x)  # (N, F)
         if h.requires_grad:
-            return self.down(self.activation(h))
-        return self.down(self.activation_(h))  # h is not needed again: its memory is reused
+            return down(self.activation(h))
+        return down(self.activation_(h))  # h is not needed again: its memory is reused
 
 
 class AddNorm(nn.LayerNorm):

@@ -132,7 +132,7 @@ def reduce_terms(terms: dict[str, Tensor], norm: Tensor, ranks: dist.Ranks) -> d
     Returns:
         Name -> value, "grad_norm" last.
     """
-    values = torch.stack([x.double() for x in (*terms.values(), norm)]).tolist()
+    values = torch.stack([*terms.values(), norm]).double().tolist()
     *values, norms = dist.all_sum(values, ranks)
     return dict(zip(terms, values, strict=True)) | {"grad_norm": norms / ranks.world}
 

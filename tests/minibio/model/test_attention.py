@@ -1,5 +1,6 @@
 """Self-attention on the row against the formula written out."""
 
+import pytest
 import torch
 
 from helpers import assert_near
@@ -70,3 +71,31 @@ def test_one_product_for_queries_keys_and_values(monkeypatch):
     assert not attention_module.is_joint(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert attention_module.is_joint(x)
+
+
+@pytest.mark.parametrize("family", ["bert", "mobilebert"])
+def test_matrices_joined_once(family, monkeypatch):
+    """The same bits as when they are joined in each call; the names, and what is kept, stay."""
+    torch.manual_seed(0)
+    widths = {} if family == "bert" else {"C_qk": 6, "C_v": 12}
+    layer = SelfAttention(CONFIG, **widths).requires_grad_(False)
+    row = Batch.from_sequences([[1] * 7, [1] * 3]).row
+    x, state = torch.randn(10, 12), {k: v.clone() for k, v in layer.state_dict().items()}
+    x_qk = x if family == "bert" else x[:, :6]
+    layer.join()
+    assert layer.joint_weight is None  # float32 on a CPU
+    monkeypatch.setattr(attention_module, "is_joint", lambda x: True)
+    expected = layer(x_qk, x, row)
+    layer.join()
+    assert (layer.joint_weight is None) == (family == "mobilebert")
+    got = layer(x_qk, x, row)
+    assert all(torch.equal(getattr(got, k), getattr(expected, k)) for k in ("out", "q", "k", "lse"))
+    assert layer.state_dict().keys() == state.keys()
+    assert all(torch.equal(v, state[k]) for k, v in layer.state_dict().items())
+    layer.load_state_dict({k: 2 * v for k, v in state.items()})  # and what is loaded later is read
+    with torch.no_grad():
+        q = layer(x_qk, x, row).q.flatten(1)
+    assert torch.allclose(q, torch.nn.functional.linear(x_qk, *layer.query.parameters()))
+    wide = layer.double()(x_qk.double(), x.double(), row).q
+    assert wide.dtype == torch.float64
+    assert torch.allclose(wide.flatten(1), q.double(), atol=1e-5)

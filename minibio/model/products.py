@@ -1,0 +1,84 @@
+"""Matrices made ready for their products, all at once: side by side, and in the products' type.
+
+Under autocast every linear layer casts its weight and its bias itself, and the gradients back
+again: on a GPU a hundred small launches a step. `products` casts all that it is given by one
+operation, and lays the layers that read the same input side by side, so that they are one product.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMES = ("weight", "bias")  # of a linear layer
+
+
+class Rounded(torch.autograd.Function):
+    """Groups of parameters, each joined along the first dimension, in a narrower type.
+
+    As `torch.cat(group).to(dtype)` of each, bit for bit, in both directions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, dtype: torch.dtype, counts: Sequence[int], *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        """counts: parameters of each group -> a tensor for each group."""
+        rest, ctx.lengths, ctx.wide = iter(parameters), [], parameters[0].dtype
+        joint, parts = [], []
+        for n in counts:
+            group = list(islice(rest, n))
+            ctx.lengths.append([len(p) for p in group])
+            shape = (sum(ctx.lengths[-1]), *group[0].shape[1:])
+            joint.append(group[0].new_empty(shape, dtype=dtype))
+            parts += joint[-1].split(ctx.lengths[-1])
+        torch._foreach_copy_(parts, parameters)
+        return tuple(joint)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *narrow: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [g.new_empty(g.shape, dtype=ctx.wide) for g in narrow]
+        torch._foreach_copy_(grads, narrow)
+        parts = (g.split(n) for g, n in zip(grads, ctx.lengths, strict=True))
+        return None, None, *(g for group in parts for g in group)
+
+
+def products(*groups: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
+    """One function for each group of linear layers: x -> their outputs side by side.
+
+    A group of one is the layer itself where nothing has to be cast, and may be of any type then.
+    """
+    if not is_mixed(groups):
+        return [group[0] if len(group) == 1 else side_by_side(group) for group in groups]
+    parameters = [[getattr(x, name) for x in group] for group in groups for name in NAMES]
+    tensors = Rounded.apply(
+        torch.get_autocast_dtype(groups[0][0].weight.device.type),
+        tuple(map(len, parameters)),
+        *(p for group in parameters for p in group),
+    )
+    pairs = zip(tensors[::2], tensors[1::2], strict=True)
+    return [partial(F.linear, weight=weight, bias=bias) for weight, bias in pairs]
+
+
+def is_mixed(groups: Sequence[Sequence[nn.Module]]) -> bool:
+    """Whether there is anything to cast here: float32 under autocast, in PyTorch's own layers.
+
+    A compiler merges the casts itself.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    layers = [x for group in groups for x in group]
+    if not all(type(x) is nn.Linear and x.weight.dtype == torch.float32 for x in layers):
+        return False
+    return torch.is_autocast_enabled(layers[0].weight.device.type)
+
+
+def side_by_side(group: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
+    """The layers of a group as one product, their matrices copied."""
+    weight, bias = (torch.cat([getattr(x, name) for x in group]) for name in NAMES)
+    return partial(F.linear, weight=weight, bias=bias)

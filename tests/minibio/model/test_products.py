@@ -1,0 +1,87 @@
+"""Joined and rounded matrices against autocast's own casts, one layer at a time."""
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from minibio.model.products import Rounded, products
+
+BF16 = torch.bfloat16
+
+
+def layers(*shapes, seed=0):
+    torch.manual_seed(seed)
+    return [nn.Linear(*shape) for shape in shapes]
+
+
+def run(groups, xs, functions):
+    """Outputs of each group, and the gradients of all parameters."""
+    for p in (p for group in groups for x in group for p in x.parameters()):
+        p.grad = None
+    with torch.autocast("cpu", BF16):
+        ys = [f(x) for f, x in zip(functions(), xs, strict=True)]
+    torch.autograd.backward(ys, [torch.linspace(-1, 2, y.numel()).view_as(y).to(BF16) for y in ys])
+    return ys, [p.grad for group in groups for x in group for p in x.parameters()]
+
+
+def test_the_bits_are_those_of_autocast():
+    """Autocast casts what `torch.cat` has joined, and its gradient back."""
+    q, k, v, out = layers((12, 5), (12, 7), (12, 3), (9, 12))
+    groups, xs = [[q, k, v], [out]], [torch.randn(11, 12), torch.randn(11, 9)]
+    ys, grads = run(groups, xs, lambda: products(*groups))
+
+    def by_itself():
+        weight, bias = (
+            torch.cat(x) for x in zip(*(x.parameters() for x in (q, k, v)), strict=True)
+        )
+        return [lambda x: F.linear(x, weight, bias), out]
+
+    expected_ys, expected = run(groups, xs, by_itself)
+    assert all(map(torch.equal, ys, expected_ys))
+    assert all(map(torch.equal, grads, expected))
+    assert {y.dtype for y in ys} == {BF16} and {g.dtype for g in grads} == {torch.float32}
+
+
+def test_one_operation_each_way(monkeypatch):
+    """On a GPU copies are one kernel only where both sides' types and strides agree."""
+    seen, copy = [], torch._foreach_copy_
+
+    def watched(into, from_):
+        seen.append((len(into), {x.dtype for x in into}, {x.dtype for x in from_}))
+        assert all(a.stride() == b.stride() for a, b in zip(into, from_, strict=True))
+        copy(into, from_)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", watched)
+    groups = [layers((12, 5), (12, 7)), layers((9, 12))]
+    run(groups, [torch.randn(11, 12), torch.randn(11, 9)], lambda: products(*groups))
+    wide = {torch.float32}
+    assert seen == [(6, {BF16}, wide), (4, wide, {BF16})]
+
+
+def test_frozen_and_unused_parameters():
+    a, b = layers((4, 4), (4, 4))
+    a.weight.requires_grad_(False)
+    with torch.autocast("cpu", BF16):
+        used, _ = products([a], [b])
+        y = used(torch.randn(3, 4))
+    y.float().sum().backward()
+    assert a.weight.grad is None and torch.equal(a.bias.grad, torch.full((4,), 3.0))
+    assert not b.weight.grad.any()  # a group that is not used
+
+
+class Own(nn.Linear):
+    """A layer of another kind."""
+
+
+@pytest.mark.parametrize("case", ["no autocast", "float64", "bfloat16", "of another kind"])
+def test_nothing_to_cast(case, monkeypatch):
+    """A single layer is itself, so that its own forward and its hooks run."""
+    monkeypatch.setattr(Rounded, "apply", lambda *_: pytest.fail("cast"))
+    (a,) = [Own(4, 3)] if case == "of another kind" else layers((4, 3))
+    a = {"float64": a.double, "bfloat16": a.bfloat16}.get(case, lambda: a)()
+    with torch.autocast("cpu", BF16, enabled=case != "no autocast"):
+        assert products([a]) == [a]
+        (both,) = products([a, a])
+        x = torch.randn(2, 4, dtype=a.weight.dtype)
+        torch.testing.assert_close(both(x), torch.cat([a(x), a(x)], -1))
