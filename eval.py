@@ -31,7 +31,7 @@ from minibio.config import HOW, RECIPES, Recipe, recipe_of
 from minibio.model.hub import check_directory
 from minibio.run import errors, files, options
 from minibio.run.errors import InputError
-from minibio.tasks.tags import SCHEMES
+from minibio.tasks.tags import SCHEMES, columns
 
 ELSEWHERE = {  # command -> its module, and its line of --help
     "compare": ("minibio.report.compare", "a table of runs: size, loss, entity F1, speed"),
@@ -138,14 +138,6 @@ def add_fine_tuning(g: argparse.ArgumentParser, task: str) -> None:
                    metavar="EPOCHS", default=argparse.SUPPRESS,
                    help="take the model that is best on the development set, and stop after EPOCHS "
                         "without a better one (2)")  # fmt: skip
-
-
-def columns(text: str) -> list[str]:
-    """An argparse type: names of columns."""
-    names = text.split(",")
-    if sorted(name for name in names if name != "_") != ["tag", "word"]:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected word and tag, _ for any other column")
-    return names
 
 
 def kind(text: str) -> str:

@@ -395,6 +395,8 @@ def test_bad_options(base, tuned, tmp_path, capsys):
     refused("--negative 2: the labels are 0, 1", *gad, "--skip-unmarked", "--negative", "2")
     refused("--columns: 'word,pos,tag', expected word and tag, _ for", *ner, "--columns",
             "word,pos,tag")  # fmt: skip
+    refused("--columns: 'word', expected word and tag, _ for", "score", tuned / "tuned-ner",
+            "--data", base, "--columns", "word")  # fmt: skip
     refused("of 2 columns, expected 3: word,_,tag", *ner, *out, "--columns", "word,_,tag")
     refused("--early-stopping: invalid positive value: '0'", *ner, "--early-stopping", "0")
     refused("--out: it is empty, expected a path", *ner, "--out", "")

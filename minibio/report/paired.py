@@ -282,7 +282,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     add("--fold", type=int, help="of a set of relations in folds")
     add(
         "--columns",
-        type=lambda text: text.split(","),
+        type=tags.columns,
         metavar="NAME,NAME,...",
         help="of a file of tags, as for ner",
     )

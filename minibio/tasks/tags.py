@@ -12,6 +12,7 @@ to rewrite tags and to find names in text. BILOU and BMES have other letters for
 are rewritten where a file or a tagger has them (`of_file`, `of_labels`).
 """
 
+import argparse
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -168,3 +169,11 @@ def in_iobes(match: re.Match) -> str:
     """The tag of a match of `FORMS`, its letter one of B, I, E, S."""
     letter = match["letter"].upper()
     return "-".join(filter(None, (OURS.get(letter, letter), match["kind"])))
+
+
+def columns(text: str) -> list[str]:
+    """An argparse type: names of the columns of a file of tags."""
+    names = text.split(",")
+    if sorted(name for name in names if name != "_") != ["tag", "word"]:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected word and tag, _ for any other column")
+    return names
