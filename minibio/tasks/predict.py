@@ -25,7 +25,7 @@ by length; a file's size costs no memory.
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ from minibio.run.precision import autocast, resolve
 from minibio.tasks import ner, qa, relation, tags
 from minibio.tasks.documents import Document, Item, Pair, Question, Words, read_items
 from minibio.tasks.metrics import UNTYPED
-from minibio.tasks.reading import cut, forward
+from minibio.tasks.reading import Pieces, cut_all, forward
 from minibio.text import sentences
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -155,9 +155,10 @@ class Predictor:
             Question: self.answers,
         }
         made = {}
-        for kind, make in makers.items():
-            chosen = [item for item in items if isinstance(item, kind)]
-            made[kind] = iter(make(chosen) if chosen else ())
+        with self.context():  # keeps what it casts of the weights from one batch to the next
+            for kind, make in makers.items():
+                chosen = [item for item in items if isinstance(item, kind)]
+                made[kind] = iter(make(chosen) if chosen else ())
         return [
             dict(BLANK[self.head]) if item is None else next(made[type(item)]) for item in items
         ]
@@ -166,11 +167,12 @@ class Predictor:
         """Names in each text."""
         spans, parts = [], []  # of the words of each sentence: characters, pieces
         owners = []  # of each sentence: which item
-        for i, item in enumerate(items):
-            for words, pieces in sentences_of(item, self.tokenizer):
+        cut = cut_all([item.text for item in items], self.tokenizer)
+        for i, (item, pieces) in enumerate(zip(items, cut, strict=True)):
+            for words, of_words in sentences_of(item, pieces):
                 owners.append(i)
                 spans.append(words)
-                parts.append(pieces)
+                parts.append(of_words)
         found = [[] for _ in items]
         for i, words, (names, p) in zip(owners, spans, self.tag_sentences(parts), strict=True):
             text = items[i].text
@@ -304,10 +306,13 @@ def collate(rows: Sequence[SentenceWindow]) -> Batch:
     for row in rows:
         places.extend(start + place for place in row.places)
         start += len(row.tokens)
-    return Batch.from_sequences([row.tokens for row in rows], predict=places)
+    tokens = list(chain.from_iterable(row.tokens for row in rows))  # (N,)
+    return Batch.from_row(tokens, [len(row.tokens) for row in rows], predict=places)
 
 
-def sentences_of(item: Document, tokenizer) -> list[tuple[list[tuple[int, int]], list[list[int]]]]:
+def sentences_of(
+    item: Document, pieces: Pieces
+) -> Iterator[tuple[list[tuple[int, int]], list[list[int]]]]:
     """For each sentence of a text the characters (start, end) of its words, and their pieces.
 
     Words are the tokenizer's: runs of letters and digits, and single marks, as the published files
@@ -317,19 +322,12 @@ def sentences_of(item: Document, tokenizer) -> list[tuple[list[tuple[int, int]],
     ends = [end for _, end in sentences.spans(text if split is None else text[:split])]
     if split is not None:
         ends += [split + 1 + end for _, end in sentences.spans(text[split + 1 :])]
-    pieces = cut(text, tokenizer)
-    parts = [[] for _ in pieces.word_spans]
-    for piece, word in zip(pieces.ids, pieces.words, strict=True):
-        parts[word].append(piece)
-    found, last = [], None
-    for span, word in zip(pieces.word_spans, parts, strict=True):
-        sentence = bisect_right(ends, span[0])
-        if sentence != last:
-            found.append(([], []))
-            last = sentence
-        found[-1][0].append(span)
-        found[-1][1].append(word)
-    return found
+    starts = [i for i, (a, b) in enumerate(pairwise([-1, *pieces.words])) if a != b]  # of words
+    parts = [pieces.ids[a:b] for a, b in pairwise([*starts, len(pieces.ids)])]
+    words = zip(pieces.word_spans, parts, strict=True)
+    for _, sentence in groupby(words, lambda word: bisect_right(ends, word[0][0])):
+        spans, ids = zip(*sentence, strict=True)
+        yield list(spans), list(ids)
 
 
 def windows(sizes: Sequence[int], room: int) -> list[range]:

@@ -169,15 +169,22 @@ class Pieces(NamedTuple):
 
 def cut(text: str, tokenizer: Tokenizer) -> Pieces:
     """The pieces of a text; linear in its length."""
-    ids, spans = tokenizer.encode_offsets(HALF.sub("\ufffd", text))  # as long as before
-    words, word_spans = [], []
-    for i, (start, end) in zip(ids, spans, strict=True):
-        if word_spans and tokenizer.pieces[i].startswith("##"):
-            word_spans[-1] = (word_spans[-1][0], end)
-        else:
-            word_spans.append((start, end))
-        words.append(len(word_spans) - 1)
-    return Pieces(ids, spans, words, word_spans)
+    return cut_all([text], tokenizer)[0]
+
+
+def cut_all(texts: Sequence[str], tokenizer: Tokenizer) -> list[Pieces]:
+    """The pieces of each text; faster than one by one."""
+    found = []
+    for ids, spans in tokenizer.encode_offsets([HALF.sub("\ufffd", x) for x in texts]):  # as long
+        words, word_spans = [], []
+        for i, (start, end) in zip(ids, spans, strict=True):
+            if word_spans and tokenizer.pieces[i].startswith("##"):
+                word_spans[-1] = (word_spans[-1][0], end)
+            else:
+                word_spans.append((start, end))
+            words.append(len(word_spans) - 1)
+        found.append(Pieces(ids, spans, words, word_spans))
+    return found
 
 
 def normalised(text: str) -> str:

@@ -227,10 +227,10 @@ class Tokenizer:
         """The pieces of each word by itself, without special tokens; [] where nothing is left."""
         return [x.ids for x in self.backend.encode_batch_fast(words, add_special_tokens=False)]
 
-    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of `text` without special tokens, and each one's (start, end) in characters."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+    def encode_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Of each text the ids, without special tokens, and their (start, end) in characters."""
+        found = self.backend.encode_batch(texts, add_special_tokens=False)  # on all cores
+        return [(encoding.ids, encoding.offsets) for encoding in found]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens left out."""

@@ -130,7 +130,7 @@ def test_truncation_and_padding_of_a_file_do_not_come_along(trained, tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     theirs = Tokenizer.from_dir(tmp_path)
     assert theirs.encode_batch(TEXTS + NASTY) == ours.encode_batch(TEXTS + NASTY)
-    assert theirs.encode_offsets(TEXTS[0]) == ours.encode_offsets(TEXTS[0])
+    assert theirs.encode_offsets(TEXTS) == ours.encode_offsets(TEXTS)
 
 
 # the interface
@@ -167,7 +167,7 @@ def test_words_alone_have_no_special_tokens(trained):
 def test_offsets_are_characters_of_the_text(trained):
     ours, _, _ = trained
     text = "😀 naïve 中文 IL-2\u200b ÉCOLE"
-    ids, offsets = ours.encode_offsets(text)
+    ((ids, offsets),) = ours.encode_offsets([text])
     assert [ours.cls_id, *ids, ours.sep_id] == ours.encode(text)
     words = ["".join(text[a:b] for a, b in offsets)]
     assert words == [text.replace(" ", "").replace("\u200b", "")]
