@@ -152,8 +152,9 @@ def test_the_pages_from_top_to_bottom(workplace):
                  "GAD, split", "TinyBioBERT, teacher biobert-ncbi", "BioBERT-v1.2"):  # fmt: skip
         assert name in text, name
     shutil.copytree("runs/tiny-ncbi/seed-0", "runs/demo/ner/distilled")  # of `make demo`
-    for code in blocks(ROOT / "README.md", "python"):
-        exec(compile(code, "README.md", "exec"), {})
+    for page in (ROOT / "README.md", ROOT / "minibio/model/README.md"):
+        (code,) = blocks(page, "python")
+        exec(compile(code, str(page), "exec"), {})
     assert (workplace / "somewhere/config.json").exists()
 
 
