@@ -42,6 +42,7 @@ class Batch:
     lengths: tuple[int, ...]  # B host integers: tokens of each sequence
     predict: Tensor | None = None  # (M,) int64  places in the row to be predicted, ascending
     labels: Tensor | None = None  # (M,) int64  what stood there
+    is_one_text: bool = False  # known on the host: every token's type is 0
 
     @property
     def B(self) -> int:
@@ -108,6 +109,7 @@ class Batch:
             lengths=tuple(lengths),
             predict=integers(predict),
             labels=integers(labels),
+            is_one_text=segments is None,
         )
 
     @staticmethod
@@ -175,6 +177,7 @@ class Batch:
             ),
             cu_seqlens=torch.cat([ends.new_zeros(1), ends]).int(),  # (B+1,)
             lengths=tuple(lengths.tolist()),
+            is_one_text=token_type_ids is None,
         )
 
     def pad(self, x: Tensor, value: float = 0) -> Tensor:

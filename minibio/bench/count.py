@@ -146,6 +146,7 @@ def as_on_a_gpu(counted: Counted) -> Iterator[None]:
             "kernels.api.resolve_impl": lambda *_: ("triton", "as on a GPU"),
             "kernels.mlm_ops.is_one": lambda g: False,
             "minibio.model.attention.is_joint": lambda x: True,
+            "minibio.model.transformer.is_row_better": lambda x: True,
             "torch.compiler.is_compiling": lambda: True,  # so no contents are checked
             "torch.nn.functional.dropout": dropout,
             "torch.utils._foreach_utils._foreach_supported_types": foreach,

@@ -244,14 +244,15 @@ def columns(batch: Batch, spread: Spread) -> dict:
 
 
 def held_mib(things) -> float:
-    """MiB of the tensors that models and optimisers hold, each counted once."""
+    """MiB of the memory that models and optimisers hold; what is another's view is in it once."""
     tensors = []
     for x in things:
         if isinstance(x, nn.Module):
             tensors += [*x.parameters(), *x.buffers()]
         elif x is not None:
             tensors += [y for kept in x.state.values() for y in kept.values()]
-    return sum({y.data_ptr(): y.nbytes for y in tensors}.values()) / 2**20
+    memory = (y.untyped_storage() for y in tensors)
+    return sum({x.data_ptr(): x.nbytes() for x in memory}.values()) / 2**20
 
 
 def sides_of(method: str, batch: Batch, args: Settings) -> list[Side]:

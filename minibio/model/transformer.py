@@ -64,9 +64,19 @@ class Embeddings(nn.Module):
 
 
 def of_segments(table: nn.Embedding, batch: Batch) -> Tensor:
-    """(N, C): the embedding of each token's type. A model's only one is all tokens'."""
-    is_single = table.num_embeddings == 1
-    return table(torch.zeros_like(batch.segments) if is_single else batch.segments)
+    """The embedding of each token's type, (N, C), or of the only one that there is, (1, C)."""
+    is_single = table.num_embeddings == 1  # a model's only one is all tokens'
+    types = torch.zeros_like(batch.segments) if is_single else batch.segments  # (N,)
+    is_row = is_single or batch.is_one_text
+    return table(types[:1] if is_row and is_row_better(table.weight) else types)
+
+
+def is_row_better(weight: Tensor) -> bool:
+    """Whether one row is added to all tokens rather than looked up for each: (N, C) less to move.
+
+    Not where a CPU trains the table: its gradient would add up in another order.
+    """
+    return weight.is_cuda or not (torch.is_grad_enabled() and weight.requires_grad)
 
 
 class FeedForward(nn.Module):

@@ -54,6 +54,16 @@ def test_literal_row():
     assert batch.to("cpu").labels.tolist() == [30, 31]
 
 
+def test_one_text_is_known_without_looking():
+    ids, mask, segments = padded([3, 2])
+    for types in (None, segments):
+        batch = Batch.from_padded(ids, mask, types)
+        assert batch.is_one_text == (types is None)
+        assert batch.to("cpu").without_targets().is_one_text == (types is None)
+    assert Batch.from_sequences([[1, 2]]).is_one_text
+    assert not Batch.from_sequences([[1, 2]], [[0, 1]]).is_one_text
+
+
 def test_pad_carries_features_and_value():
     batch = Batch.from_sequences([[1, 2], [3]])
     x = batch.pad(torch.ones(3, 4), value=-1.0)

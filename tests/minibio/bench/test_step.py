@@ -216,6 +216,9 @@ def test_held_memory_counts_each_tensor_once():
     both = torch.nn.ModuleList([x, torch.nn.Linear(1024, 512, bias=False)])
     both[1].weight = x.weight  # tied
     assert bench_step.held_mib([both, x, None]) == 2
+    view = torch.nn.Module()  # a part of a matrix that is held whole
+    view.part = torch.nn.Parameter(x.weight.detach()[1:])
+    assert bench_step.held_mib([view, x]) == bench_step.held_mib([view]) == 2
     optimizer = torch.optim.AdamW(x.parameters())
     assert bench_step.held_mib([x, optimizer]) == 2
     x(torch.ones(1, 1024)).sum().backward()

@@ -4,14 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn as nn
 
 from helpers import assert_near, random_batch, tiny_config
 from kernels.bench.timing import compiler_missing
 from minibio.batch import Batch
 from minibio.config import ModelConfig
+from minibio.model import transformer as transformer_module
 from minibio.model.attention import Match, use_kernels
 from minibio.model.heads import Model
-from minibio.model.transformer import ACTIVATIONS, Encoder, FeedForward, compile_layers, initialise
+from minibio.model.transformer import (
+    ACTIVATIONS,
+    Encoder,
+    FeedForward,
+    compile_layers,
+    initialise,
+    of_segments,
+)
 
 CONFIG = ModelConfig(V=31, L=3, C=20, H=2, F=24, P=12)
 
@@ -141,6 +150,32 @@ def test_a_token_type_beyond_the_model_s_is_refused():
     Encoder(replace(CONFIG, n_segments=3))(batch)
     Encoder(replace(CONFIG, n_segments=1))(batch)  # all of the only type
     Encoder(replace(CONFIG, family="distilbert", n_segments=0))(batch)  # it has none
+
+
+@pytest.mark.parametrize("n_segments", [1, 2])
+def test_a_single_token_type_is_one_row(n_segments, monkeypatch):
+    """The bits of a lookup for each token, and its gradient; two types are looked up as ever."""
+    torch.manual_seed(0)
+    table = nn.Embedding(n_segments, 8, dtype=torch.float64)
+    x, g = torch.randn(2, 7, 8, dtype=torch.float64)
+    one, two = [[1, 2, 3], [4, 5, 6, 7]], [[0, 0, 1], [0, 1, 1, 1]]
+    for types in (None, two):
+        batch = Batch.from_sequences(one, types)
+        is_row = types is None or n_segments == 1
+        monkeypatch.setattr(transformer_module, "is_row_better", lambda weight: True)
+        found = of_segments(table, batch)
+        monkeypatch.undo()
+        assert len(found) == (1 if is_row else 7)
+        assert len(of_segments(table, batch)) == 7  # a CPU trains it
+        with torch.no_grad():
+            assert len(of_segments(table, batch)) == len(found)
+        ids = torch.zeros(7, dtype=torch.int64) if is_row else batch.segments
+        assert torch.equal(x + found, x + table.weight[ids])
+        (grad,) = torch.autograd.grad(x + found, table.weight, g)
+        rows = [g[ids == i].sum(0) for i in range(n_segments)]
+        assert_near("gradient", grad, torch.stack(rows), 1e-12)
+    empty = Batch.from_sequences([])
+    assert (torch.zeros(0, 8) + of_segments(table.requires_grad_(False), empty)).shape == (0, 8)
 
 
 def test_initial_weights():
