@@ -34,7 +34,9 @@ def read_ner(directory: Path, run: Path) -> dict:
     try:
         source, scores = files.real(record["model"]).name, record["test"]["word"]
         scores = {name: float(scores[name]) for name in ("precision", "recall", "f1")}
-    except (KeyError, TypeError, ValueError):
+        if not all(0 <= x <= 1 for x in scores.values()):
+            raise ValueError
+    except (KeyError, OverflowError, TypeError, ValueError):
         raise InputError(f"{directory / 'ner.json'} holds no scores of `eval.py ner`") from None
     if source != files.real(run).name:
         raise InputError(
@@ -42,6 +44,19 @@ def read_ner(directory: Path, run: Path) -> dict:
             "name the --ner directories in the order of the runs"
         )
     return {f"ner_{name}": x for name, x in scores.items()}
+
+
+def read_record(path: Path) -> dict:
+    """A run.json; {} if there is none.
+
+    Raises:
+        InputError: its corpus or its length is of another type.
+    """
+    record = files.read_json(path) if path.exists() else {}
+    for name, (kind, what) in {"corpus": (str, "a directory"), "length": (int, "tokens")}.items():
+        if name in record and type(record[name]) is not kind:
+            raise InputError(f"{path}: {name} is {str(record[name])[:60]}, expected {what}")
+    return record
 
 
 def compare(
@@ -77,8 +92,7 @@ def compare(
     for name in ("compare.json", "compare.md"):
         files.check_writable(out / name)
     where = dist.pick_device(device)
-    paths = [run / "run.json" for run in runs]
-    records = [files.read_json(path) if path.exists() else {} for path in paths]
+    records = [read_record(run / "run.json") for run in runs]
     rows = [
         {"name": name, "method": record.get("method")}
         for name, record in zip(plot.labels(runs), records, strict=True)

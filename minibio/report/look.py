@@ -112,6 +112,8 @@ def read_run(run_dir: Path) -> tuple[RunConfig, str]:
     run = RunConfig(**{name: tuple(x) if isinstance(x, list) else x for name, x in values})
     with as_written(where, EXPECTED):
         check(run)
+        if not isinstance(record["teacher"], str):
+            raise TypeError(f"teacher is {record['teacher']!r}")
     if run.method in ("mlm", "distil"):
         raise InputError(
             f"{run_dir} was trained by --method {run.method}, which compares no attention maps; "

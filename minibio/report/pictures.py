@@ -15,6 +15,7 @@ transparent, lines and letters of a grey that can be read on white and on black.
 
 import csv
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from minibio.report.compare import read_ner
 from minibio.report.plot import COLOURS, new_figure, read_curves, save_figure
 from minibio.report.records import read_lines
 from minibio.run.errors import InputError
+from minibio.run.files import as_written, check_writable
 from minibio.run.options import Parser
 
 GREY = "#7d8590"
@@ -252,9 +254,9 @@ def read_table(path: Path) -> list[dict]:
     """
     try:
         lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"--step {path}: {error.strerror}") from None
-    return list(csv.DictReader(x for x in lines if not x.startswith("#")))
+        return list(csv.DictReader(x for x in lines if not x.startswith("#")))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: {error}, expected the CSV of a benchmark") from None
 
 
 def main(argv=None) -> None:
@@ -266,7 +268,6 @@ def main(argv=None) -> None:
         "--results", type=Path, metavar="JSONL", help="of `make results`: draws frontier.png too"
     )
     args = p.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     drawn = {"strategies": strategies, "walk": walk}
     if args.step:
         drawn["cost"] = partial(cost, read_table(args.step))
@@ -277,6 +278,11 @@ def main(argv=None) -> None:
         if not any(x["name"].startswith("ncbi/") for x in lines):
             raise InputError(f"--results {args.results}: no row ncbi/MODEL, nothing to draw")
         drawn["frontier"] = partial(frontier, lines)
+    sources = {"cost": args.step, "demo": args.demo, "frontier": args.results}
     for name, draw in drawn.items():
-        draw(args.out / f"{name}.png")
+        check_writable(args.out / f"{name}.png")
+        args.out.mkdir(parents=True, exist_ok=True)
+        source = sources.get(name)
+        with as_written(source, "name another, or measure again") if source else nullcontext():
+            draw(args.out / f"{name}.png")
         print(args.out / f"{name}.png")

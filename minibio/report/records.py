@@ -182,6 +182,8 @@ def read_run(path: Path, columns: Mapping[str, str]) -> Run:
         seed, fold = record.get("seed", config.get("seed")), config.get("fold")
         if kind not in METRICS or not Path(record["model"]).name or type(seed) is not int:
             raise ValueError
+        if fold is not None and type(fold) is not int:
+            raise ValueError
         model, _ = column_of(record["model"], columns)
         return Run(
             path,
@@ -194,7 +196,7 @@ def read_run(path: Path, columns: Mapping[str, str]) -> Run:
             Path(record["model"]),
             **settings(record, path, columns),
         )
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         raise InputError(
             f"{path} holds no scores of `eval.py {path.stem}`; run it again, or leave it out"
         ) from None

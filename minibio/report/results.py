@@ -62,21 +62,32 @@ def read_rows(path: Path, every: bool) -> list[Experiment]:
     """The rows of a file, with its options filled in.
 
     Raises:
-        InputError: it is no TOML, a row has other fields, or two have one name.
+        InputError: it is not TOML, a row has other fields or values of another type, its command
+            cannot be run or has no --out, or two rows have one name.
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
-    rows = []
-    for i, fields in enumerate(table.get("row", []), start=1):
+    rows, tables, options = [], table.get("row", []), table.get("options", {})
+    if not isinstance(tables, list):
+        raise InputError(f"{path}: row is {tables!r}, expected a [[row]] for each command")
+    if not isinstance(options, dict) or not all(isinstance(x, str) for x in options.values()):
+        raise InputError(f"{path}: options are {options!r}, expected [options] with texts")
+    for i, fields in enumerate(tables, start=1):
         try:
             row = Experiment(**fields)
-        except TypeError as error:
+            for name, kind in Experiment.__annotations__.items():
+                value = getattr(row, name)
+                if type(value) not in ((int, float) if kind is float else (kind,)):
+                    raise TypeError(f"{name} is {value!r}, expected a {kind.__name__}")
+            for name, text in options.items():
+                row = row._replace(command=row.command.replace(f"{{{name}}}", text))
+            if "--out" not in shlex.split(row.command)[:-1]:
+                raise ValueError(f"its command has no --out: {row.command!r}")
+        except (TypeError, ValueError) as error:
             what = str(error).removeprefix("Experiment.__new__() ")
             raise InputError(f"{path}, row {i}: {what}") from None
-        for name, text in table.get("options", {}).items():
-            row = row._replace(command=row.command.replace(f"{{{name}}}", text))
         rows.append(row)
     names = [row.name for row in rows]
     twice = [name for i, name in enumerate(names) if name in names[:i]]
@@ -318,12 +329,13 @@ def main(argv=None) -> int:
     if status := run(rows, places, args.out):
         return status
     own = {(row.name, row.command) for row in rows}
-    lines = read_lines(args.out / "measured.jsonl")
-    lines = [x for x in lines if (x["name"], x["command"]) in own]
-    print(f"\n{summary(lines)}\n")
-    if args.goal is not None:
-        return 0 if is_reached(args.goal, lines) else 1
-    frontier(lines, args.out / "frontier.png")
+    journal = args.out / "measured.jsonl"
+    lines = [x for x in read_lines(journal) if (x["name"], x["command"]) in own]
+    with as_written(journal, "remove the row's line, and it runs again"):
+        print(f"\n{summary(lines)}\n")
+        if args.goal is not None:
+            return 0 if is_reached(args.goal, lines) else 1
+        frontier(lines, args.out / "frontier.png")
     print(args.out / "frontier.png")
     return 0
 

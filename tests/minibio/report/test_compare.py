@@ -101,6 +101,15 @@ def test_tables_that_cannot_be_made(tuned_runs, tmp_path):
     bare = base / "bare"
     minibio.save(Model(tiny_config("bert", V=7)), None, bare)
     refused("no run names a corpus", "compare", bare, "--out", tmp_path / "out")
+    for field in ({"corpus": 5}, {"corpus": None}, {"length": "x"}, {"length": [1]}):
+        (bare / "run.json").write_text(json.dumps(field), "utf-8")
+        refused(rf"run\.json: {next(iter(field))} is", "compare", bare, "--out", tmp_path / "out")
+    (bare / "ner.json").write_text(
+        json.dumps(
+            {"model": "x", "test": {"word": dict.fromkeys(("precision", "recall", "f1"), 10**400)}}
+        )
+    )
+    refused("holds no scores", *pair, "--ner", bare, bare)
     refused("shards", *pair, "--corpus", tmp_path)
     (tmp_path / "file").write_text("")
     refused("cannot write", *pair[:3], "--out", tmp_path / "file" / "out")

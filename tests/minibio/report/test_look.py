@@ -106,7 +106,7 @@ def test_refusals(run_dir, tmp_path):
     with pytest.raises(InputError, match=r"run\.json has no method; is .* a run of train\.py"):
         look.look(other, TEXT)
     text = (run_dir / "run.json").read_text("utf-8")
-    for changed in ({"layer_map": 5}, {"alpha": [None]}, {"temperature": -1}):
+    for changed in ({"layer_map": 5}, {"alpha": [None]}, {"temperature": -1}, {"teacher": 5}):
         (run_dir / "run.json").write_text(json.dumps(json.loads(text) | changed), "utf-8")
         with pytest.raises(InputError, match=r"run\.json is not as it was|--alpha|--temperature"):
             look.look(run_dir, TEXT)

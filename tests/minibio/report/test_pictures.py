@@ -95,7 +95,7 @@ def test_every_model_of_a_shape_has_its_speed(tmp_path, monkeypatch, image):
 
 
 def test_refusals(tmp_path, image):
-    with pytest.raises(InputError, match=r"--step .*nothing\.csv: No such file"):
+    with pytest.raises(InputError, match=r"nothing\.csv: .*No such file"):
         pictures.read_table(tmp_path / "nothing.csv")
     with pytest.raises(InputError, match="no row of minibio as released"):
         pictures.cost([], tmp_path / "cost.png")
@@ -103,3 +103,23 @@ def test_refusals(tmp_path, image):
         pictures.demo(tmp_path, tmp_path / "demo.png")
     with pytest.raises(InputError, match=r"--results .*nothing: no row ncbi/MODEL"):
         pictures.main(["--out", str(tmp_path), "--results", str(tmp_path / "nothing")])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file"):
+        pictures.main(["--out", str(tmp_path / "file")])
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        ("--step", b"a,b\n1,2\n", "no 'by'"),
+        ("--step", b"by,\xff\n1,2\n", "0xff"),
+        ("--step", b"by\n" + b"x" * 200_000, "field larger"),
+        ("--results", b'{"name": "ncbi/a", "command": ""}\n', "no 'scores'"),
+        ("--results", b'{"name": "ncbi/a", "command": "", "scores": {"seeds": []}}\n', "values"),
+        ("--results", b'{"name": "ncbi/a", "command": "", "scores": "x"}\n', "indices"),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path, image, option, content, message):
+    (tmp_path / "input").write_bytes(content)
+    with pytest.raises(InputError, match=rf"input.*{message}"):
+        pictures.main(["--out", str(tmp_path / "out"), option, str(tmp_path / "input")])

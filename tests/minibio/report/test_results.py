@@ -187,6 +187,47 @@ def test_files_of_rows_that_are_refused(place, text, message):
         results.main(words(place))
 
 
+ROW = 'name = "a"\nwhy = "b"\n'
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("row = 5", "row is 5, expected"),
+        (f"[row]\n{ROW}", "row is {'name'"),
+        ('row = ["a"]', "row 1: .*mapping"),
+        (f"options = [1]\n[[row]]\n{ROW}", r"options are \[1\]"),
+        (f"[options]\na = 5\n[[row]]\n{ROW}", "options are {'a': 5}"),
+        (f"[[row]]\n{ROW}command = 5", "row 1: command is 5, expected a str"),
+        (f'[[row]]\n{ROW}command = ["a"]', "row 1: command is"),
+        (f'[[row]]\n{ROW}command = "x \'y --out z"', "row 1: No closing quotation"),
+        (f'[[row]]\n{ROW}command = "python x"', "row 1: its command has no --out"),
+        (f'[[row]]\n{ROW}command = "python x --out"', "row 1: its command has no --out"),
+        (f'[[row]]\n{ROW}command = "x --out y"\ntokens = "5"', "row 1: tokens is '5'"),
+        (f'[[row]]\n{ROW}command = "x --out y"\nall = "no"', "row 1: all is 'no'"),
+        ('[[row]]\nname = [5]\nwhy = "b"\ncommand = "x --out y"', "row 1: name is"),
+    ],
+)
+def test_rows_of_other_types(tmp_path, rows, message):
+    (tmp_path / "rows.toml").write_text(rows, "utf-8")
+    with pytest.raises(InputError, match=rf"rows\.toml.*{message}"):
+        results.read_rows(tmp_path / "rows.toml", every=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"scores": {}, "hours": "x"}, {"scores": {"seeds": []}, "hours": 1},
+     {"scores": {"held_out_loss": "x"}, "hours": 1}],
+)  # fmt: skip
+def test_a_journal_of_other_types(place, fields):
+    (place / "out").mkdir()
+    rows = [row._asdict() for row in results.read_rows(place / "rows.toml", every=False)]
+    lines = ({"name": row["name"], "command": row["command"], **fields} for row in rows)
+    (place / "out/measured.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines), "utf-8")
+    with pytest.raises(InputError, match=r"measured\.jsonl is not as it was written"):
+        results.main(words(place))
+
+
 def test_places_that_are_not_there(place):
     with pytest.raises(InputError, match=r"--sets .*nowhere/ner is not there"):
         results.main([*words(place), "--sets", str(place / "nowhere")])
