@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels import cuda_build
-from kernels.reference import Call, Forward
+from kernels.reference import Call, Forward, drop_threshold
 
 SOURCE = cuda_build.SOURCES / "attention_kl.cu"
 FLAGS = {torch.float32: (), torch.float64: ("-DREAL=double",)}
@@ -100,7 +100,7 @@ def launch(name: str, x: Call, own: dict[str, Tensor | None], version: str = "wa
         N=N, B=x.cu_seqlens.numel() - 1, s_keep=0 if x.keep is None else x.keep.shape[-1],
         H=H, D=D, D_t=0 if x.q_t is None else x.q_t.shape[-1],
         divergence=DIVERGENCES[x.divergence],
-        threshold=min(round(x.dropout * 2**32), 2**32 - 1),
+        threshold=drop_threshold(x.dropout),
         scale=x.scale, scale_t=x.scale_t, keep_scale=1 / (1 - x.dropout),
     )  # fmt: skip
     with torch.cuda.device_of(x.q):

@@ -154,6 +154,11 @@ def attention_kl(
     return torch.cat(out).to(q_s.dtype), torch.cat(rows), torch.cat(lse)
 
 
+def drop_threshold(p: float) -> int:
+    """Dropout takes an entry whose 16 random bits are below this, so p is exact to 1/65536."""
+    return min(round(p * 2**16), 2**16 - 1)
+
+
 class Call(NamedTuple):
     """One call of attention, as the implementations with a backward of their own are given it.
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.reference import Call, Forward, unpack_bits, wide
+from kernels.reference import Call, Forward, drop_threshold, unpack_bits, wide
 
 # Entries of the maps of one block: two to four buffers of so many stay in the cache, and a pass
 # over them still takes far longer than the call that starts it.
@@ -106,7 +106,7 @@ def kept(x: Call, tokens: slice, T: int, heads: slice) -> Tensor | None:
     n = (tokens.stop - tokens.start) // T * (heads.stop - heads.start)
     words = np.random.SFC64([int(x.seed), tokens.start, heads.start])
     numbers = words.random_raw(-(-n * T * T // 4)).view(np.uint16)[: n * T * T]
-    is_kept = torch.from_numpy(numbers >= round(x.dropout * 2**16))
+    is_kept = torch.from_numpy(numbers >= drop_threshold(x.dropout))
     return is_kept.view(torch.uint8).view(n, T, T).to(x.q.device)
 
 

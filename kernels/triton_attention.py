@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.reference import Call, Forward
+from kernels.reference import Call, Forward, drop_threshold
 
 # The interpreter's arithmetic on bfloat16 is wrong, its loads, stores and casts are right.
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -88,31 +88,61 @@ def mix(x):
 
 
 @triton.jit
-def is_kept(
-    ptr_keep, ptr_seed, o_row, m_row, o_j, m_j, s_keep,
-    THRESHOLD: tl.constexpr, DROPOUT: tl.constexpr,
-):  # fmt: skip
-    """Mask of the probabilities that dropout keeps, rows of the maps against keys j.
+def seed_words(ptr_seed):
+    """Two words of the seed, each of which depends on all its bits."""
+    seed = tl.load(ptr_seed)
+    low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    first = mix(low ^ mix(high))
+    return first, mix(first ^ high)
 
-    From bits, or from a hash of (seed, row, key): two words a row and two multiplies an entry, the
-    same whatever the blocks, so that backward finds the mask of forward again. The rows' offsets
-    and mask are along one axis of the tile, the keys' along the other.
+
+@triton.jit
+def drawn(first, second, o_row, o_word, is_high, THRESHOLD: tl.constexpr):
+    """Mask of what dropout keeps of rows o_row, from a hash of (seed, row, word): the same whatever
+    the blocks, so that backward finds the mask of forward again.
+
+    Two entries share a word, 16 bits each: entry j has the high half of word 8 (j // 16) + j % 8
+    where j has the bit 8, else the low one.
+    """
+    x = o_row.to(tl.uint32) * 0xE35E67B1 + first  # the golden ratio's square, modulo 2^32
+    x += o_word.to(tl.uint32) * 0x9E3779B9  # a Weyl sequence along the words
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= (x >> 15) ^ second
+    x *= 0x846CA68B
+    return tl.where(is_high, x, x << 16) >= THRESHOLD
+
+
+@triton.jit
+def is_kept(
+    ptr_keep, first, second, o_row, m_row, i_j, o_j, m_j, s_keep, THRESHOLD: tl.constexpr,
+    DROPOUT: tl.constexpr, BLOCK_ROW: tl.constexpr, BLOCK_J: tl.constexpr, IS_DOWN: tl.constexpr,
+):  # fmt: skip
+    """Mask of the probabilities that dropout keeps, rows of the maps against keys j, from i_j on.
+
+    From bits, or drawn; then i_j is a multiple of 16, and each word is computed once: tensor cores
+    leave entries j and j + 8 of a tile to one thread, whether keys lie across or down (IS_DOWN).
     """
     if DROPOUT == "bits":
+        if IS_DOWN:
+            o_row, m_row, o_j, m_j = o_row[None, :], m_row[None, :], o_j[:, None], m_j[:, None]
+        else:
+            o_row, m_row, o_j, m_j = o_row[:, None], m_row[:, None], o_j[None, :], m_j[None, :]
         b_bits = tl.load(ptr_keep + o_row * s_keep + o_j // 8, mask=m_row & m_j, other=0)
         kept = ((b_bits >> (o_j % 8)) & 1) != 0
     else:
-        seed = tl.load(ptr_seed)
-        low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-        b_first = mix(o_row.to(tl.uint32) ^ low)
-        b_second = mix(b_first ^ high ^ (o_row >> 32).to(tl.uint32))
-        x = b_first + o_j.to(tl.uint32) * 0x9E3779B9  # a Weyl sequence along the keys
-        x ^= x >> 16
-        x *= 0x7FEB352D
-        x ^= b_second
-        x ^= x >> 15
-        x *= 0x846CA68B
-        kept = x >= THRESHOLD
+        # keys as (16s of keys, half, word)
+        o_word = i_j // 2 + tl.arange(0, BLOCK_J // 16)[:, None] * 8 + tl.arange(0, 8)[None, :]
+        o_word, is_high = o_word[:, None, :], tl.arange(0, 2)[None, :, None] != 0
+        if IS_DOWN:
+            o_row, o_word = o_row[None, None, None, :], o_word[:, :, :, None]
+            is_high = is_high[:, :, :, None]
+        else:
+            o_row, o_word = o_row[:, None, None, None], o_word[None, :, :, :]
+            is_high = is_high[None, :, :, :]
+        kept = drawn(first, second, o_row, o_word, is_high, THRESHOLD)
+        SHAPE: tl.constexpr = (BLOCK_J, BLOCK_ROW) if IS_DOWN else (BLOCK_ROW, BLOCK_J)
+        kept = tl.reshape(kept, SHAPE)
     return kept
 
 
@@ -154,6 +184,9 @@ def forward_kernel(
     o_q = first + o_i  # tokens of the row, int64
     o_row = o_q * H + i_h  # rows of the maps
     b_q = load_rows(ptr_q + i_h * s_q_h, o_q, m_q, s_q, D, BLOCK_D, 0)
+    first_word, second_word = 0, 0
+    if DROPOUT == "seed":
+        first_word, second_word = seed_words(ptr_seed)
     b_max = tl.full((BLOCK_Q,), NEVER, ACC)
     b_sum = tl.zeros((BLOCK_Q,), ACC)
     b_out = tl.zeros((BLOCK_Q, BLOCK_D), ACC)
@@ -212,8 +245,8 @@ def forward_kernel(
                 b_tt += tl.sum(b_p_t * b_p_t, 1)
         if DROPOUT != "none":  # (3)
             kept = is_kept(
-                ptr_keep, ptr_seed, o_row[:, None], m_q[:, None], o_j[None, :], m_k[None, :],
-                s_keep, THRESHOLD, DROPOUT,
+                ptr_keep, first_word, second_word, o_row, m_q, i_k, o_j, m_k, s_keep,
+                THRESHOLD, DROPOUT, BLOCK_Q, BLOCK_K, False,
             )  # fmt: skip
             b_p = tl.where(kept, b_p, 0.0)
         b_v = load_rows(ptr_v + i_h * s_v_h, o_k, m_k, s_v, D, BLOCK_D, 0)
@@ -251,7 +284,8 @@ def tile_gradient(
     b_z, b_z_t, b_dp, kept, b_lse, b_lse_t, b_delta, b_g,
     KEEP_SCALE: tl.constexpr, DIVERGENCE: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """(11)-(12): a tile's probabilities after dropout, and the gradient of its scores in nats.
+    """(11)-(12): a tile's probabilities after dropout, without its factor KEEP_SCALE, and the
+    gradient of its scores in nats.
 
     Args:
         b_z, b_z_t:     a tile of scores, base 2, in either orientation.
@@ -259,15 +293,16 @@ def tile_gradient(
         b_lse, b_lse_t: of its rows, base 2; b_delta: (10); b_g: the gradient of its rows'
                         divergence; all along the tile's axis of queries.
     """
-    b_log_p = b_z - b_lse
-    b_p = tl.exp2(b_log_p)
+    b_p = tl.exp2(b_z - b_lse)
     b_kept = b_p
     if DROPOUT != "none":
-        b_dp = tl.where(kept, b_dp * KEEP_SCALE, 0.0)
-        b_kept = tl.where(kept, b_p * KEEP_SCALE, 0.0)
-    b_dp -= b_delta
+        b_dp = tl.where(kept, b_dp, 0.0)
+        b_kept = tl.where(kept, b_p, 0.0)
+    if DIVERGENCE == "kl_st":  # what belongs to the row stays with the row
+        b_delta += b_g * LN2 * (b_lse - b_lse_t)
+    b_dp = b_dp * KEEP_SCALE - b_delta
     if DIVERGENCE == "kl_st":
-        b_dp += b_g * LN2 * (b_log_p - (b_z_t - b_lse_t))
+        b_dp += b_g * LN2 * (b_z - b_z_t)
     if DIVERGENCE == "mse_maps":
         b_dp += 2.0 * b_g * (b_p - tl.exp2(b_z_t - b_lse_t))
     b_dz = b_p * b_dp
@@ -318,6 +353,9 @@ def dq_kernel(
         if DIVERGENCE == "mse_maps":
             b_delta += 2.0 * b_g * tl.load(ptr_stat + o_row, mask=m_q, other=0.0).to(ACC)
     tl.store(ptr_delta + o_row, b_delta, mask=m_q)
+    first_word, second_word = 0, 0
+    if DROPOUT == "seed":
+        first_word, second_word = seed_words(ptr_seed)
     b_dq = tl.zeros((BLOCK_Q, BLOCK_D), ACC)
 
     for i_k in range(0, T, BLOCK_K):
@@ -338,8 +376,8 @@ def dq_kernel(
         kept = m_k[None, :]
         if DROPOUT != "none":
             kept = is_kept(
-                ptr_keep, ptr_seed, o_row[:, None], m_q[:, None], o_j[None, :], m_k[None, :],
-                s_keep, THRESHOLD, DROPOUT,
+                ptr_keep, first_word, second_word, o_row, m_q, i_k, o_j, m_k, s_keep,
+                THRESHOLD, DROPOUT, BLOCK_Q, BLOCK_K, False,
             )  # fmt: skip
         _, b_dz = tile_gradient(
             b_z, b_z_t, b_dp, kept, b_lse[:, None], b_lse_t[:, None], b_delta[:, None],
@@ -385,6 +423,9 @@ def dkdv_kernel(
     b_v = load_rows(ptr_v + i_h * s_v_h, o_k, m_k, s_v, D, BLOCK_D, 0)
     if DIVERGENCE != "none":
         b_k_t = load_rows(ptr_k_t + i_h * s_k_t_h, o_k, m_k, s_k_t, D_T, BLOCK_D_T, 0)
+    first_word, second_word = 0, 0
+    if DROPOUT == "seed":
+        first_word, second_word = seed_words(ptr_seed)
     b_dk = tl.zeros((BLOCK_K, BLOCK_D), ACC)
     b_dv = tl.zeros((BLOCK_K, BLOCK_D), ACC)
 
@@ -412,8 +453,8 @@ def dkdv_kernel(
         kept = m_q[None, :]
         if DROPOUT != "none":
             kept = is_kept(
-                ptr_keep, ptr_seed, o_row[None, :], m_q[None, :], o_j[:, None], m_k[:, None],
-                s_keep, THRESHOLD, DROPOUT,
+                ptr_keep, first_word, second_word, o_row, m_q, i_k, o_j, m_k, s_keep,
+                THRESHOLD, DROPOUT, BLOCK_Q, BLOCK_K, True,
             )  # fmt: skip
         b_kept, b_dz = tile_gradient(
             b_z, b_z_t, b_dp, kept, b_lse[None, :], b_lse_t[None, :], b_delta[None, :],
@@ -426,7 +467,7 @@ def dkdv_kernel(
     m = m_k[:, None] & (o_d < D)[None, :]
     o = (o_k * H + i_h)[:, None] * D + o_d[None, :]
     tl.store(ptr_dk + o, (b_dk * SCALE).to(ptr_dk.dtype.element_ty), mask=m)
-    tl.store(ptr_dv + o, b_dv.to(ptr_dv.dtype.element_ty), mask=m)
+    tl.store(ptr_dv + o, (b_dv * KEEP_SCALE).to(ptr_dv.dtype.element_ty), mask=m)
 
 
 # ---- launching
@@ -457,6 +498,8 @@ def pick_config(
         return AttentionConfig(16, 16, 4, 1)
     if dtype == torch.float32 and is_wide:
         return AttentionConfig(16, 16, 8, 1)
+    if dtype == torch.float32 and (kernel, divergence) == ("dq", "mse_maps") and D > 32:
+        return AttentionConfig(16, 32, 4, 2)
     if dtype == torch.float32:
         return AttentionConfig(32, 32, 8 if kernel == "dkdv" else 4, 2)
     if kernel == "dkdv":
@@ -494,7 +537,7 @@ def constants(
         "SCALE": scale,
         "SCALE_T": scale_t,
         "KEEP_SCALE": 1 / (1 - p),
-        "THRESHOLD": min(round(p * 2**32), 2**32 - 1),
+        "THRESHOLD": drop_threshold(p) << 16,
         "UP": IS_INTERPRETED or is_double,
         "ACC": tl.float64 if is_double else tl.float32,
         # three products of 10-bit halves: float32's accuracy on tensor cores

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.reference import wide_dtype
-from kernels.triton_attention import is_kept
+from kernels.reference import drop_threshold, wide_dtype
+from kernels.triton_attention import drawn, seed_words
 
 SHARES = 512  # programs of backward: about four for each multiprocessor of a large GPU
 CHANGING = ["N", "n_shares"]  # from batch to batch: another value must not compile again
@@ -30,7 +30,9 @@ def load_sum(
     b_a = tl.load(ptr_a + i * C + o_c, mask=m_c, other=0.0).to(ACC)
     kept = m_c
     if ptr_seed is not None:
-        kept = m_c & is_kept(None, ptr_seed, i, m_c, o_c, m_c, 0, THRESHOLD, "seed")
+        first, second = seed_words(ptr_seed)
+        o_word = o_c // 16 * 8 + o_c % 8
+        kept = m_c & drawn(first, second, i, o_word, (o_c & 8) != 0, THRESHOLD)
         b_a = tl.where(kept, b_a * KEEP_SCALE, 0.0)
     return b_x + b_a, kept
 
@@ -102,7 +104,7 @@ def constants(C: int, dropout: float, dtype: torch.dtype) -> dict:
     """The constants that the kernels are compiled for."""
     return {
         "C": C, "BLOCK_C": triton.next_power_of_2(C), "KEEP_SCALE": 1 / (1 - dropout),
-        "THRESHOLD": min(round(dropout * 2**32), 2**32 - 1),
+        "THRESHOLD": drop_threshold(dropout) << 16,
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
     }  # fmt: skip
 

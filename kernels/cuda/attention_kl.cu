@@ -62,7 +62,7 @@ struct Call {
   real *dq, *dk, *dv;         // (N, H, D) backward
   int64_t N, B, s_keep;
   int32_t H, D, D_t, divergence;
-  uint32_t threshold;  // dropout takes an entry whose random word is below
+  uint32_t threshold;  // dropout takes an entry whose 16 random bits are below
   double scale, scale_t, keep_scale;
 };
 
@@ -115,14 +115,13 @@ __device__ inline real kept(const Call& a, int64_t r, int64_t j) {
   if (a.keep != nullptr) {
     is_kept = (a.keep[r * a.s_keep + j / 8] >> (j % 8)) & 1;
   } else if (a.seed != nullptr) {
-    const uint64_t seed = static_cast<uint64_t>(*a.seed), row = static_cast<uint64_t>(r);
-    const uint32_t first = mix(static_cast<uint32_t>(row) ^ static_cast<uint32_t>(seed));
-    const uint32_t second =
-        mix(first ^ static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(row >> 32));
-    uint32_t x = first + static_cast<uint32_t>(j) * 0x9e3779b9u;
-    x = ((x ^ (x >> 16)) * 0x7feb352du) ^ second;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    is_kept = x >= a.threshold;
+    const auto low = static_cast<uint32_t>(*a.seed), high = static_cast<uint32_t>(*a.seed >> 32);
+    const uint32_t first = mix(low ^ mix(high)), second = mix(first ^ high);
+    const auto row = static_cast<uint32_t>(r), word = static_cast<uint32_t>(j / 16 * 8 + j % 8);
+    uint32_t x = row * 0xe35e67b1u + first + word * 0x9e3779b9u;
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15) ^ second) * 0x846ca68bu;
+    is_kept = (j & 8 ? x >> 16 : x & 0xffffu) >= a.threshold;
   }
   return is_kept ? real(a.keep_scale) : real(0);
 }

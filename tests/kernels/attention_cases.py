@@ -86,24 +86,23 @@ def assert_as_truth(got, inputs, truth, inputs_64, limit, limit_rows=None):
 
 
 def hashed(seed, row, T):
-    """Dropout's 32-bit words of one row of a map, by NumPy."""
-    with np.errstate(over="ignore"):
+    """Dropout's 16 random bits for each of the first T entries of a row, by Python's integers."""
+    M = 2**32 - 1
 
-        def mix(x):
-            x ^= x >> np.uint32(16)
-            x *= np.uint32(0x7FEB352D)
-            x ^= x >> np.uint32(15)
-            x *= np.uint32(0x846CA68B)
-            return x ^ (x >> np.uint32(16))
+    def mix(x):
+        x = (x ^ x >> 16) * 0x7FEB352D & M
+        x = (x ^ x >> 15) * 0x846CA68B & M
+        return x ^ x >> 16
 
-        first = mix(np.uint32(row & 0xFFFFFFFF) ^ np.uint32(seed & 0xFFFFFFFF))
-        second = mix(first ^ np.uint32(seed >> 32) ^ np.uint32(row >> 32))
-        x = first + np.arange(T, dtype=np.uint32) * np.uint32(0x9E3779B9)
-        x ^= x >> np.uint32(16)
-        x *= np.uint32(0x7FEB352D)
-        x ^= second
-        x ^= x >> np.uint32(15)
-        return x * np.uint32(0x846CA68B)
+    first = mix(seed & M ^ mix(seed >> 32))
+    second = mix(first ^ seed >> 32)
+    words = []
+    for n in range(-(-T // 16) * 8):
+        x = (row * 0xE35E67B1 + n * 0x9E3779B9 + first) & M
+        x = (x ^ x >> 16) * 0x7FEB352D & M
+        words.append((x ^ x >> 15 ^ second) * 0x846CA68B & M)
+    words = np.array(words, np.uint32).reshape(-1, 1, 8)  # (T / 16, half, 8)
+    return (words >> np.array([[0], [16]], np.uint32)).astype(np.uint16).reshape(-1)[:T]
 
 
 GPU_SHAPES = [((200, 31, 0, 1, 256), 12, 26, 64), ((128, 128), 4, 32, 256), ((512, 77), 2, 64, 64)]

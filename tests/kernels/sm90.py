@@ -36,9 +36,23 @@ POINTERS = {
 COUNTED = ("HGMMA", "HMMA", "IMAD", "MUFU")  # tensor cores, integer products, exponentials
 
 
+def longest_loop(code: str) -> list[str]:
+    """Instructions between the target of a jump backward and the jump: the longest such piece."""
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
+    places = [int(place, 16) for place, _ in lines]
+    jumps = [
+        (places.index(int(to[1], 16)), i)
+        for i, (_, x) in enumerate(lines)
+        if (to := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", x)) and int(to[1], 16) < places[i]
+    ]
+    first, last = max(jumps, key=lambda x: x[1] - x[0], default=(0, -1))
+    return [x for _, x in lines[first : last + 1]]
+
+
 def compile_kernel(fn, arguments: dict, num_warps: int, num_stages: int) -> dict:
-    """`fn` compiled for sm_90 -> registers, bytes on the stack, counts of instructions, and the
-    integers it is compiled anew for where they become a multiple of 16 or stop being one.
+    """`fn` compiled for sm_90 -> registers, bytes on the stack, counts of instructions, those of
+    its longest loop and of the barriers in it, and the integers it is compiled again for where they
+    become a multiple of 16 or stop being one.
 
     arguments: by name; str = the type of a pointer, None = no pointer, int = an argument of whose
     value Triton only asks whether it is 1 or divided by 16; those of constants are what they are.
@@ -72,6 +86,8 @@ def compile_kernel(fn, arguments: dict, num_warps: int, num_stages: int) -> dict
     counts["wide"] = code.count("LDG.E.128")
     counts["narrow"] = len(re.findall(r"\bLDG\.E\.U16", code))  # two bytes at a time
     counts["instructions"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.M))
+    loop = longest_loop(code)
+    counts |= {"loop": len(loop), "barriers": sum("BAR.SYNC" in x for x in loop)}
     sizes = {"registers": registers, "stack": stack, "shared": compiled.metadata.shared}
     return {**sizes, **counts, "special": special}
 
@@ -97,7 +113,8 @@ def attention(kernel, D, D_T, divergence, dropout, has_lse_t, dtype, config=None
         "BLOCK_Q": c.BLOCK_Q, "BLOCK_K": c.BLOCK_K,
     }  # fmt: skip
     fn = getattr(triton_attention, f"{kernel}_kernel")
-    return compile_kernel(fn, arguments, c.num_warps, c.num_stages)
+    x = compile_kernel(fn, arguments, c.num_warps, c.num_stages)
+    return {**x, "per_entry": x["loop"] * 32 * c.num_warps / (c.BLOCK_Q * c.BLOCK_K)}
 
 
 def shipped() -> list[tuple]:

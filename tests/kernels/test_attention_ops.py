@@ -48,6 +48,12 @@ def small_blocks(monkeypatch):
     cut_into(8, monkeypatch)
 
 
+@pytest.fixture
+def blocks_that_draw(small_blocks, monkeypatch):
+    """Sixteen keys at least, where Triton draws dropout's mask: two of them share a word."""
+    cut_into(16, monkeypatch)
+
+
 def truth_of(qkv, teacher, lengths, divergence, **options):
     """The definition in float64 on the same rounded inputs -> results, inputs."""
     qkv_64 = [x.detach().double().requires_grad_() for x in qkv]
@@ -222,6 +228,7 @@ def test_gradients_of_any_strides_are_read(impl):
         assert_near(name, x, y, 1e-12)
 
 
+@pytest.mark.usefixtures("blocks_that_draw")
 @impls
 @every
 def test_inputs_are_left_as_they_were(divergence, impl):
@@ -313,6 +320,7 @@ def test_dropout_drops_its_share_and_scales_the_rest(divergence, impl, monkeypat
         assert abs(correlation) < 5 / a.numel() ** 0.5, f"dimension {dim}: {correlation:.4f}"
 
 
+@pytest.mark.usefixtures("blocks_that_draw")
 @pytest.mark.parametrize("impl", ["reference", *IMPLS])
 def test_dropout_follows_the_seed(impl):
     qkv, teacher = tensors(((4, 9), 2, 6, 6), F32)
@@ -326,6 +334,7 @@ def test_dropout_follows_the_seed(impl):
     assert torch.equal(one[1], other[1])  # the divergence is of the maps before dropout
 
 
+@pytest.mark.usefixtures("blocks_that_draw")
 @impls
 @every
 def test_backward_finds_the_mask_of_forward_again(divergence, impl):
@@ -341,6 +350,7 @@ def test_backward_finds_the_mask_of_forward_again(divergence, impl):
 # ---- repetition
 
 
+@pytest.mark.usefixtures("blocks_that_draw")
 @impls
 def test_results_repeat_bit_for_bit(impl):
     lengths = (17, 17, 9)
@@ -359,6 +369,7 @@ def test_results_repeat_bit_for_bit(impl):
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
 
 
+@pytest.mark.usefixtures("blocks_that_draw")
 @impls
 def test_nothing_is_copied_that_autograd_would_keep(impl):
     """What is saved between forward and backward: rows and inputs, never a map."""

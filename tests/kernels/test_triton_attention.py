@@ -93,7 +93,7 @@ def test_the_drawn_mask_is_the_hash_of_seed_row_and_key(divergence, impl, monkey
     words = np.stack(
         [[hashed(seed, n * H + h, 17) for h in range(H)] for n in range(sum(lengths))]
     )  # (N, H, 17)
-    keep = reference.pack_bits(torch.from_numpy(words >= round(p * 2**32))).to(DEVICE)
+    keep = reference.pack_bits(torch.from_numpy(words >= round(p * 2**16))).to(DEVICE)
     qkv, teacher = tensors((lengths, H, 4, 6), F64)
     qkv_64 = [x.detach().requires_grad_() for x in qkv]
     for size in (16, 32):
@@ -104,9 +104,13 @@ def test_the_drawn_mask_is_the_hash_of_seed_row_and_key(divergence, impl, monkey
 
 
 def test_the_hash_is_fair():
-    """Shares of keys, of rows and of each pair of neighbours over a million entries, p = 0.1."""
-    threshold = round(0.1 * 2**32)
-    drop = np.stack([hashed(77 + (5 << 40), row, 256) < threshold for row in range(4096)])
+    """Shares of keys, of rows, and of pairs of entries over a million of them, p = 0.1; also of the
+    two that share a word, and of two seeds with a bit between them."""
+    threshold, seed = round(0.1 * 2**16), 77 + (5 << 40)
+    drop, *others = (
+        np.stack([hashed(x, row, 256) < threshold for row in range(n)])
+        for x, n in ((seed, 4096), (seed ^ 1, 1024), (seed ^ 1 << 62, 1024))
+    )
     p, n = 0.1, drop.size
     sigma = (p * (1 - p)) ** 0.5
     assert abs(drop.mean() - p) < 4 * sigma / n**0.5
@@ -114,7 +118,10 @@ def test_the_hash_is_fair():
         shares = drop.mean(axis)
         expected = sigma / drop.shape[axis] ** 0.5
         assert abs(shares.std() / expected - 1) < 0.1 if axis else shares.std() / expected < 1.2
-    for a, b in ((drop[1:], drop[:-1]), (drop[:, 1:], drop[:, :-1]), (drop[2048:], drop[:2048])):
+    pairs = [(drop[k:], drop[:-k]) for k in (1, 12, 2048)]
+    pairs += [(drop[:, k:], drop[:, :-k]) for k in (1, 7, 8, 9, 16)]
+    pairs += [(drop[: len(x)], x) for x in others]
+    for a, b in pairs:
         correlation = ((a - p) * (b - p)).mean() / sigma**2
         assert abs(correlation) < 5 / a.size**0.5
 
