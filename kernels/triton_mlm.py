@@ -44,6 +44,11 @@ def pick_config(V: int, dtype: torch.dtype) -> RowsConfig:
     return RowsConfig(min(max(triton.next_power_of_2(V), 256), 1024), num_warps)
 
 
+def lanes(config: RowsConfig) -> int:
+    """Threads of a program that have words of their own: all, unless a block is very small."""
+    return min(32 * config.num_warps, config.BLOCK_V)
+
+
 @triton.jit
 def load_words(ptr, ptr_b, o_v, V, IS_WHOLE: tl.constexpr, ACC: tl.constexpr):
     """(16) Logits with their bias; NEVER beyond the vocabulary, where no whole block reaches."""
@@ -63,46 +68,48 @@ def load_words(ptr, ptr_b, o_v, V, IS_WHOLE: tl.constexpr, ACC: tl.constexpr):
 def see_words(
     b_max, b_max_t, b_1, b_T, b_t, b_d, b_y, ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, i_v, V,
     HAS_CE: tl.constexpr, TWO_SUMS: tl.constexpr, T: tl.constexpr, IS_KL: tl.constexpr,
-    IS_WHOLE: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
+    IS_WHOLE: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """A row's maxima and sums (below), with one more block of words."""
+    """The lanes' maxima and sums (below), with one more block of words."""
     o_v = i_v + tl.arange(0, BLOCK_V)
-    b_s = load_words(ptr_x_s, ptr_b_s, o_v, V, IS_WHOLE, ACC)
-    b_new = tl.maximum(b_max, tl.max(b_s, 0))
-    b_z, b_shrink = (b_s - b_new) * LOG2E, (b_max - b_new) * LOG2E
+    SHAPE: tl.constexpr = (LANES, BLOCK_V // LANES)
+    b_s = tl.reshape(load_words(ptr_x_s, ptr_b_s, o_v, V, IS_WHOLE, ACC), SHAPE)
+    b_new = tl.maximum(b_max, tl.max(b_s, 1))
+    b_z, b_shrink = (b_s - b_new[:, None]) * LOG2E, (b_max - b_new) * LOG2E
     b_max = b_new
-    b_T = b_T * tl.exp2(b_shrink * (1.0 / T)) + tl.exp2(b_z * (1.0 / T))
+    b_T = b_T * tl.exp2(b_shrink * (1.0 / T)) + tl.sum(tl.exp2(b_z * (1.0 / T)), 1)
     if TWO_SUMS:
-        b_1 = b_1 * tl.exp2(b_shrink) + tl.exp2(b_z)
+        b_1 = b_1 * tl.exp2(b_shrink) + tl.sum(tl.exp2(b_z), 1)
     if HAS_CE:
-        b_y += tl.where(o_v == y, b_s, 0.0)
+        b_y += tl.sum(tl.where(tl.reshape(o_v, SHAPE) == y, b_s, 0.0), 1)
     if ptr_x_t is not None:
-        b_x_t = load_words(ptr_x_t, ptr_b_t, o_v, V, IS_WHOLE, ACC)
-        b_new = tl.maximum(b_max_t, tl.max(b_x_t, 0))
+        b_x_t = tl.reshape(load_words(ptr_x_t, ptr_b_t, o_v, V, IS_WHOLE, ACC), SHAPE)
+        b_new = tl.maximum(b_max_t, tl.max(b_x_t, 1))
         b_shrink = tl.exp2((b_max_t - b_new) * (LOG2E / T))
-        b_e = tl.exp2((b_x_t - b_new) * (LOG2E / T))
+        b_e = tl.exp2((b_x_t - b_new[:, None]) * (LOG2E / T))
         b_max_t = b_new
-        b_t = b_t * b_shrink + b_e
+        b_t = b_t * b_shrink + tl.sum(b_e, 1)
         b_apart = b_x_t - b_s if IS_KL else -b_s
-        b_d = b_d * b_shrink + tl.where(b_e > 0, b_e * b_apart, 0.0)  # 0 ln 0 = 0
+        b_apart = tl.where(b_e > 0, b_e * b_apart, 0.0)  # 0 ln 0 = 0
+        b_d = b_d * b_shrink + tl.sum(b_apart, 1)
     return b_max, b_max_t, b_1, b_T, b_t, b_d, b_y
 
 
 @triton.jit
 def replace_words(
-    ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, b_max, b_max_t, f_1, f_T, f_t, g_1, i_v, V,
+    ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, m_s, m_t, f_1, f_T, f_t, g_1, i_v, V,
     TWO_SUMS: tl.constexpr, T: tl.constexpr,
     IS_WHOLE: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """(20), (21): a block of logits becomes its gradient; everything in ACC, rounded once."""
     o_v = i_v + tl.arange(0, BLOCK_V)
-    b_z = (load_words(ptr_x_s, ptr_b_s, o_v, V, IS_WHOLE, ACC) - b_max) * LOG2E
+    b_z = (load_words(ptr_x_s, ptr_b_s, o_v, V, IS_WHOLE, ACC) - m_s) * LOG2E
     b_g = tl.exp2(b_z * (1.0 / T)) * f_T
     if TWO_SUMS:
         b_g += tl.exp2(b_z) * f_1
     if ptr_x_t is not None:
         b_x_t = load_words(ptr_x_t, ptr_b_t, o_v, V, IS_WHOLE, ACC)
-        b_g -= tl.exp2((b_x_t - b_max_t) * (LOG2E / T)) * f_t
+        b_g -= tl.exp2((b_x_t - m_t) * (LOG2E / T)) * f_t
     b_g = tl.where(o_v == y, b_g - g_1, b_g).to(ptr_x_s.dtype.element_ty)
     if IS_WHOLE:
         tl.store(ptr_x_s + o_v, b_g)
@@ -115,6 +122,7 @@ def rows_kernel(
     ptr_x_s, ptr_b_s, ptr_labels, ptr_x_t, ptr_b_t, ptr_g_ce, ptr_g_kd, ptr_ce, ptr_kd,
     s_s, s_t, V,
     T: tl.constexpr, IS_KL: tl.constexpr, ACC: tl.constexpr, BLOCK_V: tl.constexpr,
+    LANES: tl.constexpr,
 ):  # fmt: skip
     """(17)-(21) of one row.
 
@@ -143,43 +151,49 @@ def rows_kernel(
                     tl.store(ptr_x_s + o_v, b_zero, mask=o_v < V)
             return
 
-    # Sums have a number for each lane, and run over the lanes at the end.
-    b_max = tl.full((), NEVER, ACC)
-    b_max_t = tl.full((), NEVER, ACC)
-    b_1 = tl.zeros((BLOCK_V,), ACC)  # sum of e^(x_s - max)
-    b_T = tl.zeros((BLOCK_V,), ACC)  # the same at T
-    b_t = tl.zeros((BLOCK_V,), ACC)  # the teacher's, at T
-    b_d = tl.zeros((BLOCK_V,), ACC)  # sum of e^((x_t - max_t) / T) (x_t - x_s), or (-x_s)
-    b_y = tl.zeros((BLOCK_V,), ACC)  # the label's logit
+    # Maxima and sums have a number for each thread, a lane, and run over the lanes at the end: a
+    # walk in which no thread waits for another. A lane without words has the maximum NEVER, and
+    # what it has summed is multiplied by 0.
+    b_max = tl.full((LANES,), NEVER, ACC)
+    b_max_t = tl.full((LANES,), NEVER, ACC)
+    b_1 = tl.zeros((LANES,), ACC)  # sum of e^(x_s - max)
+    b_T = tl.zeros((LANES,), ACC)  # the same at T
+    b_t = tl.zeros((LANES,), ACC)  # the teacher's, at T
+    b_d = tl.zeros((LANES,), ACC)  # sum of e^((x_t - max_t) / T) (x_t - x_s), or (-x_s)
+    b_y = tl.zeros((LANES,), ACC)  # the label's logit
     for i_v in range(0, V_whole, BLOCK_V):
         b_max, b_max_t, b_1, b_T, b_t, b_d, b_y = see_words(
             b_max, b_max_t, b_1, b_T, b_t, b_d, b_y, ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, i_v, V,
-            HAS_CE, TWO_SUMS, T, IS_KL, True, ACC, BLOCK_V,
+            HAS_CE, TWO_SUMS, T, IS_KL, True, ACC, BLOCK_V, LANES,
         )  # fmt: skip
     b_max, b_max_t, b_1, b_T, b_t, b_d, b_y = see_words(
         b_max, b_max_t, b_1, b_T, b_t, b_d, b_y, ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, V_whole, V,
-        HAS_CE, TWO_SUMS, T, IS_KL, False, ACC, BLOCK_V,
+        HAS_CE, TWO_SUMS, T, IS_KL, False, ACC, BLOCK_V, LANES,
     )  # fmt: skip
 
-    l_T = tl.sum(b_T, 0)
+    m_s = tl.max(b_max, 0)
+    b_shrink = (b_max - m_s) * LOG2E
+    l_T = tl.sum(b_T * tl.exp2(b_shrink * (1.0 / T)), 0)
     l_1 = l_T
     if TWO_SUMS:
-        l_1 = tl.sum(b_1, 0)
+        l_1 = tl.sum(b_1 * tl.exp2(b_shrink), 0)
     l_t = tl.full((), 1.0, ACC)
     ce = tl.zeros((), ACC)
     kd = tl.zeros((), ACC)
+    m_t = tl.max(b_max_t, 0)
     is_wrong = False  # a label outside the vocabulary shows as NaN
     if HAS_CE:
         is_wrong = (y < 0) | (y >= V)
-        ce = tl.log(l_1) + (b_max - tl.sum(b_y, 0))  # (17), nothing large added
+        ce = tl.log(l_1) + (m_s - tl.sum(b_y, 0))  # (17), nothing large added
         ce = tl.where(is_wrong, float("nan"), ce)
     if HAS_KD:
-        l_t = tl.sum(b_t, 0)
+        b_shrink = tl.exp2((b_max_t - m_t) * (LOG2E / T))
+        l_t, d = tl.sum(b_t * b_shrink, 0), tl.sum(b_d * b_shrink, 0)
         if IS_KL:  # (18)
-            b_apart = tl.sum(b_d, 0) / l_t - (b_max_t - b_max)
+            b_apart = d / l_t - (m_t - m_s)
             kd = T * b_apart + (T * T) * (tl.log(l_T) - tl.log(l_t))
         else:  # (19)
-            kd = T * (tl.sum(b_d, 0) / l_t + b_max) + (T * T) * tl.log(l_T)
+            kd = T * (d / l_t + m_s) + (T * T) * tl.log(l_T)
     tl.store(ptr_ce + i, ce)
     tl.store(ptr_kd + i, kd)
 
@@ -195,11 +209,11 @@ def rows_kernel(
             f_T = (g_1 + g_T) / l_T
         for i_v in range(0, V_whole, BLOCK_V):
             replace_words(
-                ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, b_max, b_max_t, f_1, f_T, f_t, g_1, i_v, V,
+                ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, m_s, m_t, f_1, f_T, f_t, g_1, i_v, V,
                 TWO_SUMS, T, True, ACC, BLOCK_V,
             )  # fmt: skip
         replace_words(
-            ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, b_max, b_max_t, f_1, f_T, f_t, g_1, V_whole, V,
+            ptr_x_s, ptr_b_s, ptr_x_t, ptr_b_t, y, m_s, m_t, f_1, f_T, f_t, g_1, V_whole, V,
             TWO_SUMS, T, False, ACC, BLOCK_V,
         )  # fmt: skip
 
@@ -231,6 +245,6 @@ def logit_rows(
             x_s.stride(0), 0 if x_t is None else x_t.stride(0), V,
             T=1.0 if x_t is None else float(temperature), IS_KL=divergence == "kl_ts",
             ACC=tl.float64 if dtype == torch.float64 else tl.float32,
-            BLOCK_V=config.BLOCK_V, num_warps=config.num_warps,
+            BLOCK_V=config.BLOCK_V, LANES=lanes(config), num_warps=config.num_warps,
         )  # fmt: skip
     return ce, kd

@@ -36,6 +36,7 @@ def rows(losses, T, dtype, V=28996, has_gradient=True, divergence="kl_ts") -> di
         "ptr_ce": "*fp32", "ptr_kd": "*fp32", "s_s": V + -V % 16,
         "s_t": V + -V % 16 if has_kd else 0, "V": V,
         "T": T, "IS_KL": divergence == "kl_ts", "ACC": tl.float32, "BLOCK_V": config.BLOCK_V,
+        "LANES": triton_mlm.lanes(config),
     }  # fmt: skip
     return compile_kernel(triton_mlm.rows_kernel, arguments, config.num_warps, 3)
 

@@ -45,6 +45,13 @@ def test_rows_are_read_sixteen_bytes_at_a_time(compiled):
             assert x["wide"], x
 
 
+def test_no_thread_waits_for_another_while_a_row_is_read(compiled):
+    """Maxima are the threads' own, and are compared once, after the walk."""
+    for x in compiled:
+        if x["case"].startswith("rows"):
+            assert x["loop"] and not x["barriers"], x
+
+
 def test_blocks_leave_room_for_a_second_one(compiled):
     """228 KB of shared memory are there for each processor, and 65,536 registers; a row's program
     has 128 threads, 256 in float32."""
