@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import attention_ops, checks, mlm_ops, norm_ops, reference
+from kernels import attention_ops, checks, cuda_rows, mlm_ops, norm_ops, reference
 from kernels.dispatch import resolve_impl
 from kernels.reference import Decoder, wide_dtype
 
@@ -198,7 +198,7 @@ def masked_mlm(
         type of h, as a model's own linear layer would.
     """
     op = "masked_mlm"
-    impl, _ = resolve_impl(op, impl, s.h.device)
+    impl, _ = resolve_impl(op, impl, s.h.device, type_of_rows(s, t))
     checks.check_mlm(op, s, labels, t, temperature, divergence, weights, count)
     h, dtype = s.h, wide_dtype(s.h)
     is_counted = torch.ones(len(h), dtype=dtype, device=h.device)  # (M,)
@@ -228,6 +228,13 @@ def masked_mlm(
         loss, ce, kd = loss * share, ce * share, kd * share
     a_mlm, a_soft = weights
     return MaskedLMLosses(loss, ce.detach() / (a_mlm or 1), kd.detach() / (a_soft or 1))
+
+
+def type_of_rows(s: Decoder, t: Decoder | None) -> torch.dtype:
+    """The type of h, or one of the others' that the row kernel in CUDA does not serve."""
+    tensors = (s.h, s.bias, *((t.h, t.bias) if t else ()))
+    types = [x.dtype for x in tensors if x is not None]
+    return next((dtype for dtype in types if dtype not in cuda_rows.WIDTHS), types[0])
 
 
 def wanted(s: Decoder) -> list[bool]:

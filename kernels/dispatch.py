@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from kernels import cuda_attention, cuda_build
+from kernels import cuda_attention, cuda_build, cuda_rows
 
 IMPLEMENTATIONS = {
     "attention": ("reference", "torch", "triton", "cuda"),
@@ -16,8 +16,9 @@ IMPLEMENTATIONS = {
 }
 # Names on a command line -> their operations.
 GROUPS = {"attention": ("attention", "attention_kl"), "mlm": ("masked_mlm",), "norm": ("add_norm",)}
-# A constant: what is asked at every call, torch.compile would have to trace.
+# Constants: what is asked at every call, torch.compile would have to trace.
 HAS_TRITON = find_spec("triton") is not None
+HAS_NVCC = torch.version.hip is None and cuda_build.find_nvcc() is not None
 
 
 def resolve_impl(
@@ -26,7 +27,8 @@ def resolve_impl(
     """(implementation, reason) for `op` on `device`.
 
     Args:
-        dtype: of the student's tensors; None = not asked about.
+        dtype: of the student's tensors; None = not asked about. "auto" takes the row kernel in CUDA
+               only for a type that it is known to serve.
     Raises:
         ValueError: there is no such operation, it has no such implementation, or the one asked
             for cannot run here. Nothing is ever replaced by something else.
@@ -40,6 +42,8 @@ def resolve_impl(
             return "torch", f"tensors on {device.type}"
         if not HAS_TRITON:
             return "torch", "tensors on cuda, but Triton is not installed"
+        if op == "masked_mlm" and HAS_NVCC and dtype in cuda_rows.WIDTHS:
+            return "cuda", "tensors on cuda, and nvcc is here"
         return "triton", "tensors on cuda"
     if impl not in IMPLEMENTATIONS[op]:
         raise ValueError(f"{op}: impl is {impl!r}, expected auto, {', '.join(IMPLEMENTATIONS[op])}")

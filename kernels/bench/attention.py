@@ -7,6 +7,8 @@
     stock      the same results by only PyTorch's fused attention, which shows no map (below)
     floor      less than the operation: the student's fused attention, and one forward pass of the
                teacher's; no divergence
+    varlen     that of `floor` on the row, without padding: torch.nn.attention.varlen, where this
+               PyTorch has it (CUDA, half precision; it has no dropout)
     others     `kernels.attention_kl`, by the implementation's name; the teacher's log-sum-exp is
                given, as in training, where its own attention has computed it
 
@@ -28,9 +30,10 @@ PyTorch gives no gradient of lse; d lse = sum_j a dz = d (q . A(k)) with a const
 """
 
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -43,7 +46,8 @@ from kernels.bench.timing import Contender, compiled, compiler_missing, ragged_l
 from kernels.reference import wide
 
 KERNEL = "attention_kl"  # what `kernels.resolve_impl` calls it
-RIVALS = ("eager", "compile", "stock", "floor")
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
+RIVALS = ("eager", "compile", "stock", "floor") + ("varlen",) * HAS_VARLEN
 BASELINES = ("eager", "floor")
 OPTIONS = ("divergence", "dropout")  # of `sides`
 EXACT = {"dropout": 0.0}  # no two sides drop the same
@@ -231,6 +235,33 @@ def floor(q_s, k_s, v_s, q_t, k_t, is_key, *, divergence, dropout):
     return (fused_attention(q_s, k_s, v_s, mask, dropout_p=dropout).transpose(1, 2).contiguous(),)
 
 
+def varlen(q_s, k_s, v_s, q_t, k_t, cu_seqlens, longest):
+    """What `floor` computes, on the row.  (N, H, D) -> ((N, H, D) of the student,)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def attend(q, k, v):
+        D = q.shape[-1]
+        # the kernel takes widths in eights, and scales by the width that it is given
+        q, k, v = (F.pad(x, (0, -D % 8)) for x in (q * (D + -D % 8) ** 0.5 * D**-0.5, k, v))
+        return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)[..., :D]
+
+    attend(q_t, k_t, k_t)
+    return (attend(q_s, k_s, v_s).contiguous(),)
+
+
+def varlen_missing(x: Tensor) -> str:
+    """Why `varlen` cannot run on such tensors; "" where it can."""
+    if x.device.type != "cuda":
+        return "only for CUDA"
+    is_half = x.dtype in (torch.float16, torch.bfloat16)
+    return "" if is_half else "only in float16 and bfloat16"
+
+
+def draws_on_host(impl: str, device: torch.device, dropout: float) -> bool:
+    """Whether a call waits for the device, to draw dropout's mask on the host."""
+    return impl == "torch" and device.type == "cuda" and dropout > 0
+
+
 # ---- all of them
 
 
@@ -285,6 +316,9 @@ def rivals(p: AttentionProblem, names, divergence: str, dropout: float) -> list[
     options = {"divergence": divergence, "dropout": dropout}
     found = []
     for name in names:
+        if name == "varlen":
+            found.append(varlen_side(p))
+            continue
         missing = compiler_missing(device) if name == "compile" else ""
         function = {"stock": stock, "floor": floor}.get(name, eager)
         if name == "compile" and not missing:
@@ -302,6 +336,19 @@ def rivals(p: AttentionProblem, names, divergence: str, dropout: float) -> list[
             )
         )
     return found
+
+
+def varlen_side(p: AttentionProblem) -> Contender:
+    """`varlen`, on the row."""
+    row = leaves(p.tensors)
+    cu_seqlens = torch.tensor([0, *p.lengths]).cumsum(0).int().to(row[0].device)
+    return Contender(
+        "varlen",
+        partial(varlen, *row, cu_seqlens, max(p.lengths)),
+        tuple(row[:3]),
+        p.gradients[:1],
+        missing=varlen_missing(row[0]),
+    )
 
 
 def ours(p: AttentionProblem, impls, divergence: str, dropout: float) -> list[Contender]:
@@ -325,6 +372,9 @@ def ours(p: AttentionProblem, impls, divergence: str, dropout: float) -> list[Co
             tuple(row[:3]),
             p.gradients,
             bytes_needed=maps if impl == "reference" else 0,
+            missing="its dropout is drawn on the host; --dropout 0 times it"
+            if draws_on_host(impl, cu_seqlens.device, dropout)
+            else "",
             is_ours=True,
         )
         for impl in impls
@@ -377,21 +427,32 @@ def check_options(divergence: str, dropout: float) -> None:
 
 # ---- block sizes of the Triton kernels, for --tune
 
+TUNE = "time block sizes of the Triton kernels"
 TUNED = {"forward": "forward", "dq": "backward", "dkdv": "backward"}  # kernel -> its pass
 TUNED_SHAPES = [f"B192-T256-{widths}" for widths in (*_WIDTHS, "H12-D26-D64")]
 BLOCKS = ((32, 32), (32, 64), (64, 32), (64, 64), (64, 128), (128, 32), (128, 64))
 
 
-def candidates() -> list:
+def tuned_impl(device: torch.device) -> str:
+    """The implementation whose blocks are timed.
+
+    Raises:
+        ValueError: it does not run on the device.
+    """
+    return kernels.resolve_impl(KERNEL, "triton", device)[0]
+
+
+def candidates(args: Namespace, impl: str) -> dict[str, list]:
     """The configurations tried for each kernel, as `pick_config` gives them."""
     from kernels.triton_attention import AttentionConfig
 
-    return [
+    tried = [
         AttentionConfig(*block, num_warps=warps, num_stages=stages)
         for block in BLOCKS
         for warps in (4, 8)
         for stages in (2, 3)
     ]
+    return dict.fromkeys(TUNED, tried)
 
 
 @contextmanager

@@ -283,36 +283,72 @@ def check_options(loss: str, divergence: str, temperature: float) -> None:
         raise ValueError(f"--temperature is {temperature}, expected above 0 and finite")
 
 
-# ---- block sizes of the Triton row kernel, for --tune
+# ---- blocks of the Triton row kernel, and bytes of a chunk of logits, for --tune
 
-TUNED = {"logit_rows": "forward"}  # kernel -> its pass
+TUNE = "time block sizes of the Triton row kernel, and sizes of a chunk of logits"
+TUNED = {"logit_rows": "forward", "chunk": "forward"}  # -> its pass: gradients are made in forward
 TUNED_SHAPES = ["M7373-V30522-d312-d768", "M922-V28996-d312-d768"]
+CHUNK_BYTES = [2**k for k in range(24, 30)]
 
 
-def candidates() -> list:
-    """The configurations tried, as `pick_config` gives them."""
-    from kernels.triton_mlm import RowsConfig
+class MLMConfig(NamedTuple):
+    """One configuration of the row kernel and the loop around it."""
 
-    return [
-        RowsConfig(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (4, 8, 16)
-    ]
+    BLOCK_V: int | None  # these two are of Triton's kernel; None: as in use
+    num_warps: int | None
+    chunk_bytes: int | None  # of the logits at hand at a time; None: as in use
+
+
+def tuned_impl(device: torch.device) -> str:
+    """The implementation that is timed: Triton's, whose blocks can be chosen; a CPU's only loop.
+
+    Raises:
+        ValueError: it does not run on the device.
+    """
+    impl = "triton" if device.type == "cuda" else "torch"
+    return kernels.resolve_impl(KERNEL, impl, device)[0]
+
+
+def candidates(args: Namespace, impl: str) -> dict[str, list]:
+    """The configurations tried: blocks at the chunk in use, chunks at the blocks in use.
+
+    Either is None where it is that in use, and blocks are only Triton's.
+    """
+    blocks = [(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (4, 8, 16)]
+    found = {"logit_rows": [MLMConfig(*x, None) for x in blocks]} if impl == "triton" else {}
+    return found | {"chunk": [MLMConfig(None, None, size) for size in args.chunk_bytes]}
 
 
 @contextmanager
-def using(kernel: str, config):
-    """A context in which `pick_config` gives `config`."""
-    from kernels import triton_mlm
+def using(kernel: str, config: MLMConfig):
+    """A context in which the row kernel and the loop around it have that configuration."""
+    with ExitStack() as stack:
+        for name in ("CHUNK_BYTES", "CHUNK_BYTES_GPU"):
+            if config.chunk_bytes is not None:
+                stack.enter_context(patched(torch_mlm, name, config.chunk_bytes))
+        if config.BLOCK_V is not None:
+            from kernels import triton_mlm
 
-    own = triton_mlm.pick_config
-    triton_mlm.pick_config = lambda *_: config
+            picked = triton_mlm.RowsConfig(config.BLOCK_V, config.num_warps)
+            stack.enter_context(patched(triton_mlm, "pick_config", lambda *_: picked))
+        yield
+
+
+@contextmanager
+def patched(module, name: str, value):
+    """A context in which a module has another value of that name."""
+    own = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        triton_mlm.pick_config = own
+        setattr(module, name, own)
 
 
-def chosen(kernel: str, shape: MLMShape, divergence: str, dtype: torch.dtype):
-    """The configuration in use."""
+def chosen(kernel: str, shape: MLMShape, divergence: str, dtype: torch.dtype) -> MLMConfig:
+    """The configuration in use: the kernel's blocks, or the loop's bytes on a GPU."""
+    if kernel == "chunk":
+        return MLMConfig(None, None, torch_mlm.CHUNK_BYTES_GPU)
     from kernels.triton_mlm import pick_config
 
-    return pick_config(shape.V, dtype)
+    return MLMConfig(*pick_config(shape.V, dtype), None)

@@ -3,6 +3,7 @@
     python -m kernels.bench attention-kl                      every side, at the shapes of the paper
     python -m kernels.bench attention-kl --shapes B24-T256-H12-D32-D64 --divergence kl_ts
     python -m kernels.bench attention-kl --tune               block sizes of the Triton kernels
+    python -m kernels.bench masked-mlm --tune                 and bytes of a chunk of logits
     python -m kernels.bench masked-mlm                        the same of the masked-LM losses
 
 First all sides are compared with the definition in float64 on two small shapes; a side that is
@@ -300,14 +301,19 @@ def add_row(row: dict, times, needs, work: tuple[float, float], baselines, table
 # ---- which block sizes?
 
 
-def tune(bench: Benchmark, shape, table: Table) -> None:
-    """Time every candidate of every kernel at one shape; print the fastest and the one in use."""
+def tune(bench: Benchmark, shape, candidates: dict[str, list], table: Table) -> None:
+    """Time every candidate of every kernel at one shape; print the fastest and the one in use.
+
+    Args:
+        candidates: kernel -> the configurations to try, beside its own.
+    """
     operation = bench.operation
-    (side,) = operation.sides(bench.problem(shape), (), ["triton"], **bench.options)
-    for kernel, name in operation.TUNED.items():
+    (side,) = operation.sides(bench.problem(shape), (), bench.impls, **bench.options)
+    for kernel, tried in candidates.items():
+        name = operation.TUNED[kernel]
         own = operation.chosen(kernel, shape, bench.options["divergence"], DTYPES[bench.dtype])
         found = {}
-        for config in dict.fromkeys([own, *operation.candidates()]):
+        for config in dict.fromkeys([own, *tried]):
             row = {**bench.columns(shape), "kernel": kernel}
             row |= {**config._asdict(), "is_own": config == own}
             try:
@@ -325,7 +331,8 @@ def tune(bench: Benchmark, shape, table: Table) -> None:
         for config in sorted(found, key=found.get)[:1]:
             print(
                 f"{shape} {kernel:<8}best {tuple(config)} {found[config]} of the {name} pass; "
-                f"in use {tuple(own)} {found.get(own, 'does not run')}"
+                f"in use {tuple(own)} {found.get(own, 'does not run')}",
+                flush=True,
             )
 
 
@@ -342,7 +349,7 @@ def main(argv=None) -> int:
         p.add_argument("--out", type=Path, help="CSV file")
         p.add_argument("--seed", type=int, default=0)
         p.add_argument("--check", action="store_true", help="compare the sides, measure nothing")
-        p.add_argument("--tune", action="store_true", help="time block sizes of the Triton kernels")
+        p.add_argument("--tune", action="store_true", help=operation.TUNE)
         operation.add_options(p)
     args = parser.parse_args(argv)
     operation = OPERATIONS[args.op]
@@ -353,7 +360,7 @@ def main(argv=None) -> int:
         if repeats < 1:
             raise ValueError(f"--repeats is {repeats}, expected at least 1")
         if args.tune:
-            impls = [kernels.resolve_impl(operation.KERNEL, "triton", device)[0]]
+            impls = [operation.tuned_impl(device)]
         else:
             impls = pick_impls(operation.KERNEL, args.impl, device, DTYPES[dtype])
         default = operation.TUNED_SHAPES if args.tune else operation.SHAPES[device.type]
@@ -376,7 +383,7 @@ def main(argv=None) -> int:
     with table:
         if args.tune:
             for shape in shapes:
-                tune(bench, shape, table)
+                tune(bench, shape, operation.candidates(args, impls[0]), table)
             return 0
         if args.check:
             return int(not only_check(bench))

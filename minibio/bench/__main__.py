@@ -43,7 +43,8 @@ DEFAULTS = {
         "precision": {"encoder": ["fp32", "bf16"], "predict": ["fp32", "auto"]},
         "batch": {"encoder": 128, "step": 192, "predict": 32},
         "repeats": {"encoder": 30, "step": 5}, "warmup": 2,
-        "by": {"step": ["authors", "authors-bf16-compiled", "minibio", "minibio-bf16"]},
+        "by": {"step": ["minibio-bf16", "minibio", "authors-bf16", "authors",
+                        "authors-bf16-compiled"]},
     },
 }  # fmt: skip
 

@@ -1,19 +1,26 @@
 """`python -m minibio bench step`: whole training steps, the authors' and ours.
 
-    authors                 transformers, eager attention, all maps and logits, padded (authors.py)
-    authors-bf16-compiled   the same under bf16 autocast and torch.compile
     minibio                 a step of training, on the row of real tokens
     minibio-bf16            the same under bf16 autocast
     minibio-bf16-compiled   and torch.compile
+    authors                 transformers, eager attention, all maps and logits, padded (authors.py)
+    authors-bf16            the same under bf16 autocast
+    authors-bf16-compiled   and torch.compile
 
-All sides of a method start from the same weights, see the same tokens in the same process and take
-turns. A step is forward, backward, clipping and AdamW, with dropout as in training: the authors'
-teacher has its own too (F32), unless `--no-teacher-dropout`. Before anything is timed, the losses
-of `authors` and of `minibio` as released are compared on sequences of equal length without dropout.
-Peak memory is that of the tensors, weights and moments included. The paper's equations, `--fidelity
-paper`, are compared with the same baselines.
+All sides of a method start from the same weights and see the same tokens in the same process, ours
+first. On a CPU they take turns, and a share of the authors' time is that of a turn. On a GPU each is
+timed by itself, so that its memory need not hold all of them, and its row is printed as soon as it
+is: an interrupt costs only what was not begun, and shares are printed once the authors' side is
+timed. One that does not fit into memory says so in its row.
+
+A step is forward, backward, clipping and AdamW, with dropout as in training: the authors' teacher
+has its own too (F32), unless `--no-teacher-dropout`. The losses of `authors` and of `minibio` as
+released are compared on sequences of equal length without dropout; where they differ, a row has
+both, and the command fails once all is timed. Peak memory is that of the tensors, weights and
+moments included. The paper's equations, `--fidelity paper`, are compared with the same baselines.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -72,11 +79,12 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "authors": Way(False),
-    "authors-bf16-compiled": Way(False, "bf16", True),
     "minibio": Way(True),
     "minibio-bf16": Way(True, "bf16"),
     "minibio-bf16-compiled": Way(True, "bf16", True),
+    "authors": Way(False),
+    "authors-bf16": Way(False, "bf16"),
+    "authors-bf16-compiled": Way(False, "bf16", True),
 }
 LENGTHS = {  # of B sequences
     "pubmed": ragged_lengths,  # a third bare titles
@@ -140,7 +148,7 @@ def our_side(
 
     M = batch.N if objective.needs.every_token else batch.M
     flops = step_flops(objective, teacher, batch.N, M, batch.n_pairs, 0)
-    what = {"fidelity": fidelity, "by": name, "teacher": "-" if teacher is None else narrow}
+    what = named(method, fidelity, name, narrow)
     turns = Turns(device, partial(loop, args.warmup + args.repeats))
 
     def peak():
@@ -169,11 +177,8 @@ def their_side(method: str, name: str, batch: Batch, args: Settings) -> Side:
         optimizer.zero_grad(set_to_none=True)
 
     parts = fitting(step, optimizer)
-    what = {
-        "fidelity": "released",
-        "by": name if parts == 1 else f"{name}/{parts}",
-        "teacher": "-" if teacher is None else way.precision,
-    }
+    by = name if parts == 1 else f"{name}/{parts}"
+    what = named(method, "released", by, way.precision)
     whole = partial(step, parts)
     return Side(what, whole, whole, (model, optimizer), 0)
 
@@ -188,7 +193,7 @@ def fitting(step: Callable, optimizer: torch.optim.Optimizer) -> int:
     """The fewest micro-batches with which the step fits into the device's memory, by trying.
 
     Raises:
-        InputError: it does not fit at all.
+        torch.OutOfMemoryError: it does not fit at all.
     """
     for parts in PARTS:
         try:
@@ -197,16 +202,41 @@ def fitting(step: Callable, optimizer: torch.optim.Optimizer) -> int:
         except torch.OutOfMemoryError:
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-    raise InputError("the authors' step does not fit into memory; lower --batch")
+    raise torch.OutOfMemoryError(f"not in {PARTS[-1]} micro-batches either")
+
+
+class Losses(NamedTuple):
+    """The loss of one batch by both ways, without padding and dropout."""
+
+    method: str
+    authors: float
+    minibio: float
+    narrow: float | None = None  # by ours, with the teacher in bf16
+
+    def off(self, loss: float) -> float:
+        """A loss's distance from the authors', relative."""
+        return abs(loss - self.authors) / abs(self.authors)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether they are within EQUAL; NaN is not."""
+        return self.off(self.minibio) <= EQUAL
+
+    def __str__(self) -> str:
+        line = (
+            f"loss {self.authors:.7g} by authors, {self.minibio:.7g} by minibio, "
+            f"{self.off(self.minibio):.1e} apart"
+        )
+        if not self.is_equal:
+            return f"{line}, expected at most {EQUAL:.0e} (as released, no padding, no dropout)"
+        if self.narrow is None:
+            return line
+        return f"{line}; {self.off(self.narrow):.1e} with the teacher in bf16"
 
 
 @torch.no_grad()
-def check_losses(method: str, args: Settings, device: torch.device) -> str:
-    """One line: both losses of one batch without padding and dropout.
-
-    Raises:
-        InputError: they differ by more than EQUAL.
-    """
+def losses_of(method: str, args: Settings, device: torch.device) -> Losses:
+    """Both losses of one batch of equal lengths."""
     objective, teacher = build(method, "released", args, device)
     objective.eval()
     batch = random_batch([args.length] * 2, objective.student.config.V, args.seed, device)
@@ -216,17 +246,11 @@ def check_losses(method: str, args: Settings, device: torch.device) -> str:
         taught = None if teacher is None else teach(teacher, batch, objective.needs)
         return objective(batch, taught, Counts.of([batch]))["loss"].item()
 
-    loss = ours()
-    off = abs(loss - theirs) / abs(theirs)
-    line = f"{method}: loss {theirs:.7g} by authors, {loss:.7g} by minibio, {off:.1e} apart"
-    if not off <= EQUAL:
-        raise InputError(
-            f"{line}, expected at most {EQUAL:.0e} (as released, no padding, no dropout)"
-        )
-    if teacher is not None and has_bf16_products(device):
-        freeze(teacher, "bf16")
-        line += f"; {abs(ours() - theirs) / abs(theirs):.1e} with the teacher in bf16"
-    return line
+    found = Losses(method, theirs, ours())
+    if teacher is None or not has_bf16_products(device):
+        return found
+    freeze(teacher, "bf16")
+    return found._replace(narrow=ours())
 
 
 # ---- the table
@@ -255,19 +279,26 @@ def held_mib(things) -> float:
     return sum({x.data_ptr(): x.nbytes() for x in memory}.values()) / 2**20
 
 
-def sides_of(method: str, batch: Batch, args: Settings) -> list[Side]:
-    """All sides of a method, baselines first."""
-    theirs = [name for name in args.by if not WAYS[name].is_ours]
-    sides = [their_side(method, name, batch, args) for name in theirs]
+def sides_of(
+    method: str, batch: Batch, args: Settings
+) -> list[tuple[dict[str, str], Callable[[], Side]]]:
+    """(the columns that name a side, what makes it) for all sides of a method, ours first."""
+    found = []
     for fidelity in args.fidelity if method != "mlm" else ["released"]:  # Eq. 1 is the same in both
-        for name in args.by:
-            way = WAYS[name]
-            if way.is_ours:
-                sides += [
-                    our_side(method, name, fidelity, narrow, batch, args)
-                    for narrow in teacher_precisions(method, way, args, batch.device)
-                ]
-    return sides
+        for name in (name for name in args.by if WAYS[name].is_ours):
+            for narrow in teacher_precisions(method, WAYS[name], args, batch.device):
+                what = named(method, fidelity, name, narrow)
+                make = partial(our_side, method, name, fidelity, narrow, batch, args)
+                found.append((what, make))
+    for name in (name for name in args.by if not WAYS[name].is_ours):
+        what = named(method, "released", name, WAYS[name].precision)
+        found.append((what, partial(their_side, method, name, batch, args)))
+    return found
+
+
+def named(method: str, fidelity: str, by: str, teacher: str) -> dict[str, str]:
+    """The columns that name a side."""
+    return {"fidelity": fidelity, "by": by, "teacher": "-" if method == "mlm" else teacher}
 
 
 def teacher_precisions(method: str, way: Way, args: Settings, device: torch.device) -> list[str]:
@@ -284,67 +315,152 @@ def steps(args: Settings, device: torch.device, table: Table) -> None:
     """Measure everything in the settings, a row for each side.
 
     Raises:
-        InputError: a method has no such side, or the losses of both sides differ.
+        InputError: a method has no such side, or, once all is measured, losses differ.
     """
     check(args)
-    if any(not WAYS[name].is_ours for name in args.by):
-        for method in args.methods:
-            print(check_losses(method, args, device), flush=True)
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
     n = CEILING[device.type]
     ceiling = {name: products_per_second(device, dtype, n) for name, dtype in types.items()}
     shown = ", ".join(f"{x / 1e12:.3g} TFLOP/s in {name}" for name, x in ceiling.items())
     print(f"ceiling, a product of {n} by {n} by {n}: {shown}", flush=True)
+    unequal = []
     for method in args.methods:
+        if any(not WAYS[name].is_ours for name in args.by):
+            losses = losses_of(method, args, device)
+            if losses.is_equal:
+                print(f"{method}: {losses}", flush=True)
+            else:
+                unequal.append(losses)
+                what = {"method": method, "lengths": "full"}
+                add_note(table, what, named(method, "released", "losses", "fp32"), str(losses))
         V = MODELS[args.student or METHODS[method].model].V
         for lengths in args.lengths:
             drawn = LENGTHS[lengths](args.batch, args.length, args.seed)
             batch = random_batch(drawn, V, args.seed, device)
+            rows = Rows(table, {"method": method, "lengths": lengths}, batch, ceiling)
             sides = sides_of(method, batch, args)
-            times = milliseconds([[side.step] for side in sides], device, args.repeats, args.warmup)
-            add_rows(table, {"method": method, "lengths": lengths}, batch, sides, times, ceiling)
+            for group in [sides] if device.type == "cpu" else [[side] for side in sides]:
+                try:
+                    rows.add(measured([make for _, make in group], args, device))
+                except torch.OutOfMemoryError:
+                    for side, _ in group:
+                        add_note(table, rows.what, side, "out of memory")
+                gc.collect()  # a side and its steps refer to each other
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+    if unequal:
+        raise InputError("; ".join(f"{x.method}: {x}" for x in unequal))
 
 
-def add_rows(
-    table: Table,
-    what: dict,
-    batch: Batch,
-    sides: list[Side],
-    times: list[np.ndarray],
-    ceiling: dict[str, float],
-) -> None:
-    """One row for each side, with its share of each baseline's time and memory."""
-    baselines = {}
-    for side, laps in zip(sides, times, strict=True):
-        name, ms = side.what["by"].split("/")[0], laps[:, 0]
-        mib = extra_mib(side.peak, batch.device) + held_mib(side.held)
-        if not WAYS[name].is_ours:
-            baselines[name] = ms, mib
-        spread = Spread.of(ms)
-        row = {**what, **side.what, **columns(batch, spread), "peak_mib": round(mib, 1)}
-        best = ceiling[WAYS[name].precision]
-        seconds = spread.p50 / 1000
-        row["ceiling_share"] = round(side.flops / seconds / best, 3) if side.flops else None
-        line = (
-            f"{' '.join(f'{x:<9}' for x in what.values())}{side.what['fidelity']:<9}"
-            f"{side.what['by']:<24}{side.what['teacher']:<5}{batch.N:>7,} tokens"
-            f"  {spread!s:<32}{row['tokens_per_s']:>9,} tok/s"
-            f"{mib:>8,.0f} MiB"
+class Measured(NamedTuple):
+    """The figures of a side, whose weights are gone."""
+
+    what: dict[str, str]
+    flops: float
+    ms: np.ndarray  # of each turn
+    mib: float  # at the peak
+
+    @property
+    def way(self) -> str:
+        """The row of WAYS, of micro-batches too."""
+        return self.what["by"].split("/")[0]
+
+    def shares(self, other: "Measured") -> tuple[float, float]:
+        """Its part of another's time and memory."""
+        # turn by turn: what else the machine did meets both
+        return float(np.median(self.ms / other.ms)), self.mib / other.mib
+
+
+def measured(
+    makers: list[Callable[[], Side]], args: Settings, device: torch.device
+) -> list[Measured]:
+    """The figures of some sides, which take turns.
+
+    Raises:
+        torch.OutOfMemoryError: one of them does not fit.
+    """
+    sides = [make() for make in makers]
+    times = milliseconds([[side.step] for side in sides], device, args.repeats, args.warmup)
+    return [
+        Measured(
+            side.what,
+            side.flops,
+            laps[:, 0],
+            extra_mib(side.peak, device) + held_mib(side.held),
         )
-        if side.flops:
+        for side, laps in zip(sides, times, strict=True)
+    ]
+
+
+THEIRS = [name for name, way in WAYS.items() if not way.is_ours]
+COLUMNS = [
+    "method", "lengths", "fidelity", "by", "teacher", "B", "longest", "N", "ms_p50", "ms_p20",
+    "ms_p80", "tokens_per_s", "peak_mib", "ceiling_share",
+    *(f"{x}_of_{name}" for name in THEIRS for x in ("time", "memory")), "note",
+]  # fmt: skip
+
+
+class Rows:
+    """The rows of one batch in a table, each with its shares of the authors' figures.
+
+    Args:
+        what:    the columns that name the batch.
+        ceiling: the device's rate by precision, operations per second.
+    """
+
+    def __init__(self, table: Table, what: dict, batch: Batch, ceiling: dict[str, float]):
+        self.table, self.what, self.batch, self.ceiling = table, what, batch, ceiling
+        self.ours, self.baselines = [], {}  # of those in the table; name -> Measured
+
+    def add(self, found: list[Measured]) -> None:
+        """A row for each of some sides; shares of a baseline that comes after ours are printed."""
+        new = {x.way: x for x in found if not WAYS[x.way].is_ours}
+        self.baselines |= new
+        for x in self.ours:
+            self.print_shares(x, new)
+        for x in found:
+            self.add_one(x)
+        self.ours += [x for x in found if WAYS[x.way].is_ours]
+
+    def print_shares(self, x: Measured, baselines: dict[str, Measured]) -> None:
+        """One line for a row that is in the table without them."""
+        for name, other in baselines.items():
+            print(start(self.what, x.what) + "{:.3f} time {:.3f} memory".format(*x.shares(other)),
+                  "of", name, flush=True)  # fmt: skip
+
+    def add_one(self, x: Measured) -> None:
+        """One row, with its shares of the baselines that are known."""
+        spread = Spread.of(x.ms)
+        row = dict.fromkeys(COLUMNS) | self.what | x.what | columns(self.batch, spread)
+        row |= {"peak_mib": round(x.mib, 1), "note": ""}
+        line = (
+            f"{start(self.what, x.what)}{self.batch.N:>7,} tokens"
+            f"  {spread!s:<32}{row['tokens_per_s']:>9,} tok/s{x.mib:>8,.0f} MiB"
+        )
+        if x.flops:
+            best = self.ceiling[WAYS[x.way].precision]
+            row["ceiling_share"] = round(1000 * x.flops / spread.p50 / best, 3)
             line += f"  {row['ceiling_share']:.0%} of ceiling"
-        for other in (name for name, way in WAYS.items() if not way.is_ours):
-            time_share = memory_share = None
-            if side.flops and other in baselines:
-                other_ms, other_mib = baselines[other]
-                # turn by turn: what else the machine did meets both
-                time_share, memory_share = float(np.median(ms / other_ms)), mib / other_mib
-                line += f"  {time_share:.3f} time {memory_share:.3f} memory of {other}"
+        for name, other in self.baselines.items() if WAYS[x.way].is_ours else ():
+            time_share, memory_share = x.shares(other)
+            line += f"  {time_share:.3f} time {memory_share:.3f} memory of {name}"
             row |= {
-                f"time_of_{other}": None if time_share is None else round(time_share, 3),
-                f"memory_of_{other}": None if memory_share is None else round(memory_share, 3),
+                f"time_of_{name}": round(time_share, 3),
+                f"memory_of_{name}": round(memory_share, 3),
             }
-        table.add(row, line)
+        self.table.add(row, line)
+
+
+def start(what: dict, side: dict) -> str:
+    """The columns that name a row, as they begin its line."""
+    shown = " ".join(f"{x:<9}" for x in what.values())
+    return f"{shown}{side['fidelity']:<9}{side['by']:<24}{side['teacher']:<5}"
+
+
+def add_note(table: Table, what: dict, side: dict, note: str) -> None:
+    """A row without figures."""
+    row = dict.fromkeys(COLUMNS) | what | side | {"note": note}
+    table.add(row, f"{start(what, side)}{note}")
 
 
 def check(args: Settings) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import cuda_build, dispatch
+from kernels import api, cuda_build, dispatch
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs Triton (tests/kernels/test_triton_present.py)"
@@ -26,7 +26,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
     ],
 )
 @needs_triton
-def test_which_implementation_and_why(op, impl, device, name, reason):
+def test_which_implementation_and_why(op, impl, device, name, reason, monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_NVCC", False)
     assert kernels.resolve_impl(op, impl, device) == (name, reason)
 
 
@@ -36,6 +37,42 @@ def test_without_triton_a_gpu_has_plain_pytorch(monkeypatch):
     assert name == "torch" and "Triton is not installed" in reason
     with pytest.raises(ValueError, match="impl is 'triton', expected Triton to be installed"):
         kernels.resolve_impl("attention", "triton", CUDA)
+
+
+F16, B16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("op", "dtype", "device", "name"),
+    [
+        ("masked_mlm", B16, CUDA, "cuda"), ("masked_mlm", F32, CUDA, "cuda"),
+        ("masked_mlm", F16, CUDA, "triton"), ("masked_mlm", F64, CUDA, "triton"),
+        ("masked_mlm", None, CUDA, "triton"), ("masked_mlm", B16, CPU, "torch"),
+        ("attention_kl", F32, CUDA, "triton"), ("add_norm", B16, CUDA, "triton"),
+    ],
+)  # fmt: skip
+def test_with_nvcc_a_gpu_has_the_row_kernel_in_cuda(op, dtype, device, name, monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_NVCC", True)
+    assert kernels.resolve_impl(op, "auto", device, dtype)[0] == name
+    monkeypatch.setattr(dispatch, "HAS_NVCC", False)
+    without = "torch" if device == CPU else "triton"
+    assert kernels.resolve_impl(op, "auto", device, dtype)[0] == without
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("types", "name"),
+    [((B16, F32, F32, F32), "cuda"), ((B16, F32, F16, F32), "triton"),
+     ((F32, F64, F32, F32), "triton"), ((F32, F32, B16, None), "cuda")],
+)  # fmt: skip
+def test_every_type_of_a_call_counts(types, name, monkeypatch):
+    """Of h and bias, the student's and the teacher's: what CUDA refuses, auto gives to Triton."""
+    monkeypatch.setattr(dispatch, "HAS_NVCC", True)
+    h_s, b_s, h_t, b_t = (None if x is None else torch.empty(1, dtype=x) for x in types)
+    s, t = kernels.Decoder(h_s, [], b_s), kernels.Decoder(h_t, [], b_t)
+    dtype = api.type_of_rows(s, t)
+    assert kernels.resolve_impl("masked_mlm", "auto", CUDA, dtype)[0] == name
 
 
 EVERY = kernels.IMPLEMENTATIONS

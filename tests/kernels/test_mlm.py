@@ -20,7 +20,7 @@ def test_auto_is_what_it_says(monkeypatch):
     original = mlm_ops.compute
     monkeypatch.setattr(mlm_ops, "compute", lambda *x: asked.append(x[9]) or original(*x))
     compute("auto", case_of(SMALL, F32))
-    assert asked == [kernels.resolve_impl("masked_mlm", "auto", torch.device(DEVICE))[0]]
+    assert asked == [kernels.resolve_impl("masked_mlm", "auto", torch.device(DEVICE), F32)[0]]
 
 
 # ---- numbers by hand

@@ -1,6 +1,7 @@
 """Whole steps at toy size: what is made, what is compared, what is written."""
 
 import csv
+import re
 import sys
 from functools import partial
 
@@ -61,15 +62,15 @@ def test_the_table(tmp_path, capsys, monkeypatch):
     )
     said = capsys.readouterr().out
     names = [(r["method"], r["lengths"], r["fidelity"], r["by"], r["teacher"]) for r in rows]
-    compact = [("released", "authors", "fp32")] + [
+    compact = [
         (fidelity, "minibio", p) for fidelity in ("released", "paper") for p in ("fp32", "bf16")
-    ]
-    mlm = [("released", "authors", "-"), ("released", "minibio", "-")]
+    ] + [("released", "authors", "fp32")]
+    mlm = [("released", "minibio", "-"), ("released", "authors", "-")]
     assert names == [
         *(("compact", "pubmed", *row) for row in compact),
         *(("mlm", "pubmed", *row) for row in mlm),
     ]
-    theirs, ours = rows[0], rows[1]
+    theirs, ours = rows[4], rows[0]
     assert theirs["N"] == ours["N"] == str(sum(LENGTHS["pubmed"](3, 40, 0)))
     assert float(theirs["ms_p20"]) <= float(theirs["ms_p50"]) <= float(theirs["ms_p80"])
     assert 0 < float(ours["time_of_authors"])
@@ -81,28 +82,64 @@ def test_the_table(tmp_path, capsys, monkeypatch):
     assert "mlm: loss " in said and " apart" in said and "ceiling, a product of 1024" in said
 
 
-def test_shares_are_of_turns(tmp_path, monkeypatch):
-    """The machine slows down in the second turn, for all sides alike."""
-    monkeypatch.setattr(bench_step, "extra_mib", lambda step, device: step())
+def figures(by, mib, flops, ms):
+    what = {"fidelity": "released", "by": by, "teacher": "fp32"}
+    return bench_step.Measured(what, flops, np.array(ms), mib)
 
-    def side(by, mib, flops):
-        what = {"fidelity": "released", "by": by, "teacher": "fp32"}
-        held = (torch.nn.Linear(512, 512, bias=False),)
-        return bench_step.Side(what, None, lambda: mib, held, flops)
 
-    sides = [side("authors/2", 7.0, 0), side("minibio", 3.0, 2e9), side("minibio-bf16", 1.0, 2e9)]
-    times = [np.array(x)[:, None] for x in ([100.0, 300, 100], [20.0, 60, 25], [10.0, 30, 10])]
+OURS = figures("minibio", 4.0, 2e9, [20.0, 60, 25])
+NARROW = figures("minibio-bf16", 2.0, 2e9, [10.0, 30, 10])
+THEIRS = figures("authors/2", 8.0, 0, [100.0, 300, 100])
+
+
+def written(tmp_path, *groups):
+    """Rows of the table that gets those groups of sides, one after the other."""
     out = tmp_path / "step.csv"
     with Table(out, "a machine") as table:
-        bench_step.add_rows(
-            table, {"method": "tiny"}, small_batch(), sides, times, {"fp32": 4e11, "bf16": 8e11}
+        rows = bench_step.Rows(
+            table, {"method": "tiny"}, small_batch(), {"fp32": 4e11, "bf16": 8e11}
         )
-    theirs, ours, narrow = csv.DictReader(out.read_text("utf-8").splitlines()[1:])
+        for group in groups:
+            rows.add(group)
+    return csv.DictReader(out.read_text("utf-8").splitlines()[1:])
+
+
+def test_shares_are_of_turns(tmp_path):
+    """The machine slows down in the second turn, for all sides alike."""
+    ours, narrow, theirs = written(tmp_path, [OURS, NARROW, THEIRS])
     assert (theirs["ms_p50"], theirs["peak_mib"], theirs["tokens_per_s"]) == ("100.0", "8.0", "140")
     assert (ours["time_of_authors"], ours["memory_of_authors"]) == ("0.2", "0.5")
     assert (narrow["time_of_authors"], narrow["memory_of_authors"]) == ("0.1", "0.25")
     assert (ours["ceiling_share"], narrow["ceiling_share"]) == ("0.2", "0.25")
-    assert ours["time_of_authors-bf16-compiled"] == ""
+    assert ours["time_of_authors-bf16-compiled"] == theirs["time_of_authors"] == ""
+
+
+def test_one_by_one_shares_are_printed_when_the_baseline_is_timed(tmp_path, capsys):
+    rows = list(written(tmp_path, [OURS], [NARROW], [THEIRS]))
+    assert [row["by"] for row in rows] == ["minibio", "minibio-bf16", "authors/2"]
+    assert all(row["time_of_authors"] == "" for row in rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()[-6:]) for line in lines if "memory of" in line] == [
+        "0.200 time 0.500 memory of authors", "0.100 time 0.250 memory of authors",
+    ]  # fmt: skip
+
+
+def test_out_of_memory_is_said_in_the_row(tmp_path, monkeypatch):
+    """Of every side of its turns; the next batch is measured."""
+    our_side, tried = bench_step.our_side, []
+
+    def first_is_too_large(method, *args):
+        tried.append(method)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("no more")
+        return our_side(method, *args)
+
+    monkeypatch.setattr(bench_step, "our_side", first_is_too_large)
+    first, second = run(
+        tmp_path / "step.csv", "--methods", "mlm", "--by", "minibio", "--lengths", "pubmed", "full"
+    )
+    assert (first["lengths"], first["note"], first["ms_p50"]) == ("pubmed", "out of memory", "")
+    assert (second["lengths"], second["note"]) == ("full", "") and float(second["ms_p50"]) > 0
 
 
 def test_memory_is_that_of_weights_and_of_a_step_with_its_moments():
@@ -147,21 +184,30 @@ def test_what_goes_wrong_in_the_loop_ends_the_benchmark():
 @pytest.mark.parametrize("method", ["mlm", "distil", "tiny", "compact"])
 def test_losses_are_compared(method):
     pytest.importorskip("transformers", reason="nothing to compare with")
-    line = bench_step.check_losses(method, ARGS, CPU)
-    assert line.startswith(f"{method}: loss ") and " apart" in line
+    losses = bench_step.losses_of(method, ARGS, CPU)
+    assert losses.is_equal and " apart" in str(losses) and losses.off(losses.minibio) <= 1e-5
 
 
-def test_losses_that_differ_end_the_command(monkeypatch):
+def test_losses_that_differ_are_a_row_and_fail_the_command_at_its_end(tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason="nothing to compare with")
     forward = bench_step.Authors.forward
     monkeypatch.setattr(
         bench_step.Authors, "forward", lambda self, **inputs: 1.0001 * forward(self, **inputs)
     )
-    with pytest.raises(InputError, match="1.0e-04 apart, expected at most 1e-05"):
-        bench_step.check_losses("mlm", ARGS, CPU)
-    monkeypatch.setattr(bench_step.Authors, "forward", lambda *_, **__: torch.tensor(float("nan")))
-    with pytest.raises(InputError, match="nan apart"):
-        bench_step.check_losses("mlm", ARGS, CPU)
+    out = tmp_path / "step.csv"
+    with pytest.raises(InputError, match="mlm: loss .* 1.0e-04 apart, expected at most 1e-05"):
+        run(out, "--methods", "mlm")
+    differ, *rest = csv.DictReader(out.read_text("utf-8").splitlines()[1:])
+    values = re.match(r"loss (\S+) by authors, (\S+) by minibio, 1.0e-04 apart", differ["note"])
+    assert float(values[1]) == pytest.approx(1.0001 * float(values[2]), rel=1e-5)
+    assert (differ["by"], differ["ms_p50"]) == ("losses", "")
+    assert [row["by"] for row in rest] == ["minibio", "authors"]
+    assert all(float(row["ms_p50"]) > 0 for row in rest)
+
+
+def test_a_loss_that_is_no_number_differs():
+    losses = bench_step.Losses("mlm", float("nan"), 1.0)
+    assert not losses.is_equal and "nan apart, expected at most" in str(losses)
 
 
 @pytest.mark.parametrize("way", ["minibio", "minibio-bf16", "authors"])
@@ -239,7 +285,7 @@ def test_a_step_that_does_not_fit_is_cut():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
     assert bench_step.fitting(step, optimizer) == 4
     assert tried == [[10], [5, 5], [3, 3, 2, 2]]
-    with pytest.raises(InputError, match="lower --batch"):
+    with pytest.raises(torch.OutOfMemoryError, match="not in 8 micro-batches either"):
         bench_step.fitting(partial(lambda parts: step(1)), optimizer)
 
 
