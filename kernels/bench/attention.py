@@ -433,26 +433,25 @@ TUNED_SHAPES = [f"B192-T256-{widths}" for widths in (*_WIDTHS, "H12-D26-D64")]
 BLOCKS = ((32, 32), (32, 64), (64, 32), (64, 64), (64, 128), (128, 32), (128, 64))
 
 
-def tuned_impl(device: torch.device) -> str:
-    """The implementation whose blocks are timed.
+def tuned_impls(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Kernel -> the implementation that it is timed in.
 
     Raises:
         ValueError: it does not run on the device.
     """
-    return kernels.resolve_impl(KERNEL, "triton", device)[0]
+    return dict.fromkeys(TUNED, kernels.resolve_impl(KERNEL, "triton", device, dtype)[0])
 
 
-def candidates(args: Namespace, impl: str) -> dict[str, list]:
-    """The configurations tried for each kernel, as `pick_config` gives them."""
+def candidates(kernel: str, args: Namespace) -> list:
+    """The configurations tried, as `pick_config` gives them."""
     from kernels.triton_attention import AttentionConfig
 
-    tried = [
+    return [
         AttentionConfig(*block, num_warps=warps, num_stages=stages)
         for block in BLOCKS
         for warps in (4, 8)
         for stages in (2, 3)
     ]
-    return dict.fromkeys(TUNED, tried)
 
 
 @contextmanager
@@ -470,7 +469,7 @@ def using(kernel: str, config):
         triton_attention.pick_config = own
 
 
-def chosen(kernel: str, shape: AttentionShape, divergence: str, dtype: torch.dtype):
+def chosen(kernel: str, shape: AttentionShape, divergence: str, dtype: torch.dtype, device):
     """The configuration in use."""
     from kernels.triton_attention import pick_config
 

@@ -15,10 +15,11 @@ All sides have the same loss: that of `masked_mlm` with weights of 1, means over
 """
 
 import re
-from argparse import ArgumentParser
-from contextlib import contextmanager
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
+from kernels import torch_mlm
 from kernels.bench.timing import Contender, compiled, compiler_missing
 from kernels.reference import ROW_DIVERGENCES, wide
 
@@ -271,6 +273,21 @@ def add_options(p: ArgumentParser) -> None:
     p.add_argument("--loss", choices=LOSSES, default="both", help="(default: both)")
     p.add_argument("--divergence", choices=ROW_DIVERGENCES, default="kl_ts")
     p.add_argument("--temperature", type=float, default=2.0, help="of kd (default: 2)")
+    p.add_argument(
+        "--chunk-bytes", nargs="+", type=at_least_one, metavar="BYTES",
+        help="with --tune: of the logits at hand at a time (default: 2^24 to 2^29)",
+    )  # fmt: skip
+
+
+def at_least_one(text: str) -> int:
+    """A number of bytes on the command line.
+
+    Raises:
+        ArgumentTypeError: it is no integer of at least 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)
 
 
 def check_options(loss: str, divergence: str, temperature: float) -> None:
@@ -286,7 +303,7 @@ def check_options(loss: str, divergence: str, temperature: float) -> None:
 # ---- blocks of the Triton row kernel, and bytes of a chunk of logits, for --tune
 
 TUNE = "time block sizes of the Triton row kernel, and sizes of a chunk of logits"
-TUNED = {"logit_rows": "forward", "chunk": "forward"}  # -> its pass: gradients are made in forward
+TUNED = {"chunk": "forward", "logit_rows": "forward"}  # -> its pass: gradients are made in forward
 TUNED_SHAPES = ["M7373-V30522-d312-d768", "M922-V28996-d312-d768"]
 CHUNK_BYTES = [2**k for k in range(24, 30)]
 
@@ -299,24 +316,26 @@ class MLMConfig(NamedTuple):
     chunk_bytes: int | None  # of the logits at hand at a time; None: as in use
 
 
-def tuned_impl(device: torch.device) -> str:
-    """The implementation that is timed: Triton's, whose blocks can be chosen; a CPU's only loop.
+def tuned_impls(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Kernel -> the implementation that it is timed in; a CPU has only the loop.
+
+    The chunk comes first: it compiles nothing.
 
     Raises:
         ValueError: it does not run on the device.
     """
-    impl = "triton" if device.type == "cuda" else "torch"
-    return kernels.resolve_impl(KERNEL, impl, device)[0]
+    found = {"chunk": kernels.resolve_impl(KERNEL, "auto", device, dtype)[0]}
+    if device.type == "cuda":
+        found["logit_rows"] = kernels.resolve_impl(KERNEL, "triton", device, dtype)[0]
+    return found
 
 
-def candidates(args: Namespace, impl: str) -> dict[str, list]:
-    """The configurations tried: blocks at the chunk in use, chunks at the blocks in use.
-
-    Either is None where it is that in use, and blocks are only Triton's.
-    """
-    blocks = [(block, warps) for block in (512, 1024, 2048, 4096, 8192) for warps in (4, 8, 16)]
-    found = {"logit_rows": [MLMConfig(*x, None) for x in blocks]} if impl == "triton" else {}
-    return found | {"chunk": [MLMConfig(None, None, size) for size in args.chunk_bytes]}
+def candidates(kernel: str, args: Namespace) -> list[MLMConfig]:
+    """The configurations tried: blocks at the chunk in use, or chunks at the blocks in use."""
+    if kernel == "chunk":
+        return [MLMConfig(None, None, size) for size in args.chunk_bytes or CHUNK_BYTES]
+    blocks, warps = (512, 1024, 2048, 4096, 8192), (4, 8, 16)
+    return [MLMConfig(*pair, None) for pair in product(blocks, warps)]
 
 
 @contextmanager
@@ -345,10 +364,13 @@ def patched(module, name: str, value):
         setattr(module, name, own)
 
 
-def chosen(kernel: str, shape: MLMShape, divergence: str, dtype: torch.dtype) -> MLMConfig:
-    """The configuration in use: the kernel's blocks, or the loop's bytes on a GPU."""
+def chosen(
+    kernel: str, shape: MLMShape, divergence: str, dtype: torch.dtype, device: torch.device
+) -> MLMConfig:
+    """The configuration in use."""
     if kernel == "chunk":
-        return MLMConfig(None, None, torch_mlm.CHUNK_BYTES_GPU)
+        is_gpu = device.type == "cuda"
+        return MLMConfig(None, None, getattr(torch_mlm, "CHUNK_BYTES" + "_GPU" * is_gpu))
     from kernels.triton_mlm import pick_config
 
     return MLMConfig(*pick_config(shape.V, dtype), None)

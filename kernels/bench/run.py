@@ -301,17 +301,14 @@ def add_row(row: dict, times, needs, work: tuple[float, float], baselines, table
 # ---- which block sizes?
 
 
-def tune(bench: Benchmark, shape, candidates: dict[str, list], table: Table) -> None:
-    """Time every candidate of every kernel at one shape; print the fastest and the one in use.
-
-    Args:
-        candidates: kernel -> the configurations to try, beside its own.
-    """
-    operation = bench.operation
-    (side,) = operation.sides(bench.problem(shape), (), bench.impls, **bench.options)
-    for kernel, tried in candidates.items():
-        name = operation.TUNED[kernel]
-        own = operation.chosen(kernel, shape, bench.options["divergence"], DTYPES[bench.dtype])
+def tune(bench: Benchmark, shape, args: argparse.Namespace, table: Table) -> None:
+    """Time every candidate of every kernel at one shape; print the fastest and the one in use."""
+    operation, dtype = bench.operation, DTYPES[bench.dtype]
+    problem = bench.problem(shape)
+    for kernel, impl in operation.tuned_impls(bench.device, dtype).items():
+        (side,) = operation.sides(problem, (), [impl], **bench.options)
+        name, tried = operation.TUNED[kernel], operation.candidates(kernel, args)
+        own = operation.chosen(kernel, shape, bench.options["divergence"], dtype, bench.device)
         found = {}
         for config in dict.fromkeys([own, *tried]):
             row = {**bench.columns(shape), "kernel": kernel}
@@ -360,13 +357,15 @@ def main(argv=None) -> int:
         if repeats < 1:
             raise ValueError(f"--repeats is {repeats}, expected at least 1")
         if args.tune:
-            impls = [operation.tuned_impl(device)]
+            impls = [*operation.tuned_impls(device, DTYPES[dtype]).values()]
         else:
             impls = pick_impls(operation.KERNEL, args.impl, device, DTYPES[dtype])
         default = operation.TUNED_SHAPES if args.tune else operation.SHAPES[device.type]
         shapes = [operation.parse_shape(name) for name in args.shapes or default]
         options = {name: getattr(args, name) for name in operation.OPTIONS}
         operation.check_options(**options)
+        if not args.tune and getattr(args, "chunk_bytes", None):
+            raise ValueError("--chunk-bytes has sizes to try, expected --tune with it")
         table = Table(args.out, describe(device))
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -383,7 +382,7 @@ def main(argv=None) -> int:
     with table:
         if args.tune:
             for shape in shapes:
-                tune(bench, shape, operation.candidates(args, impls[0]), table)
+                tune(bench, shape, args, table)
             return 0
         if args.check:
             return int(not only_check(bench))

@@ -67,13 +67,18 @@ PARTS = (
         "python -m minibio bench step --device cuda --methods compact tiny "
         "--out {out}/step.csv",
     ),
-    Part("tests", 70, "python -m pytest -q -p no:cacheprovider {workers} -m gpu {tests}"),
+    Part("tests", 70, "python -m pytest -q -p no:cacheprovider -p minibio.bench.at_once "
+         "{workers} -m gpu {tests}"),
     Part(
         "attention-kl", 60, "python -m kernels.bench attention-kl --device cuda "
         "--out {out}/attention-kl.csv",
     ),
-    Part("masked-mlm", 30, "python -m kernels.bench masked-mlm --device cuda "
+    Part("masked-mlm", 18, "python -m kernels.bench masked-mlm --device cuda "
          "--out {out}/masked-mlm.csv"),
+    # the loss that the rivals have too
+    Part("masked-mlm-ce", 12, "python -m kernels.bench masked-mlm --device cuda --loss ce "
+         "--shapes M7373-V30522-d312-d768 --sides eager linear-ce liger cce floor "
+         "--out {out}/masked-mlm-ce.csv"),
     Part("sweep-attention", 20, "python -m kernels.bench attention-kl --device cuda --tune "
          "--out {out}/sweep-attention.csv"),
     Part("sweep-mlm", 20, "python -m kernels.bench masked-mlm --device cuda --tune "

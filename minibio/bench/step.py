@@ -7,11 +7,11 @@
     authors-bf16            the same under bf16 autocast
     authors-bf16-compiled   and torch.compile
 
-All sides of a method start from the same weights and see the same tokens in the same process, ours
-first. On a CPU they take turns, and a share of the authors' time is that of a turn. On a GPU each is
-timed by itself, so that its memory need not hold all of them, and its row is printed as soon as it
-is: an interrupt costs only what was not begun, and shares are printed once the authors' side is
-timed. One that does not fit into memory says so in its row.
+All sides of a method start from the same weights and see the same tokens in the same process,
+ours first. On a CPU they take turns, and a share of the authors' time is that of a turn. On a GPU
+each is timed by itself, so that its memory need not hold all of them, and its row is printed as
+soon as it is: an interrupt costs only what was not begun, and shares are printed once the authors'
+side is timed. One that does not fit into memory says so in its row.
 
 A step is forward, backward, clipping and AdamW, with dropout as in training: the authors' teacher
 has its own too (F32), unless `--no-teacher-dropout`. The losses of `authors` and of `minibio` as

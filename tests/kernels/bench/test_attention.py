@@ -4,6 +4,8 @@
 autograd's gradient of the plain equations. All against kernels/reference.py, in float64.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -197,12 +199,58 @@ def test_the_compiled_rival_equals_the_definition(name):
 def test_block_sizes_are_tried_for_one_kernel_and_given_back():
     triton_attention = pytest.importorskip("kernels.triton_attention")
     own, shape = triton_attention.pick_config, AttentionShape.parse("B2-T5-H2-D8-D8")
-    usual = {k: bench_attention.chosen(k, shape, "kl_st", F64) for k in bench_attention.TUNED}
-    tried = bench_attention.candidates()
+    usual = {k: bench_attention.chosen(k, shape, "kl_st", F64, CPU) for k in bench_attention.TUNED}
+    tried = bench_attention.candidates("dq", None)
     assert len(set(tried)) == len(tried) > 20
     with pytest.raises(RuntimeError), bench_attention.using("dq", tried[-1]):
         for kernel, config in usual.items():
-            got = bench_attention.chosen(kernel, shape, "kl_st", F64)
+            got = bench_attention.chosen(kernel, shape, "kl_st", F64, CPU)
             assert got == (tried[-1] if kernel == "dq" else config)
         raise RuntimeError
     assert triton_attention.pick_config is own
+
+
+def test_the_most_important_shape_of_a_gpu_comes_first():
+    first = AttentionShape.parse(SHAPES["cuda"][0])
+    assert (first.is_ragged, first.longest, first.D_s) == (True, 256, 26)
+
+
+def test_dropout_drawn_on_the_host_is_not_timed(monkeypatch):
+    """On a GPU `torch` waits for its seed; without dropout it is timed, and so it is checked."""
+    cuda = torch.device("cuda")
+    asked = [("torch", cuda, 0.1), ("torch", cuda, 0.0), ("torch", CPU, 0.1), ("triton", cuda, 0.1)]
+    assert [bench_attention.draws_on_host(*x) for x in asked] == [True, False, False, False]
+    monkeypatch.setattr(bench_attention, "draws_on_host", lambda impl, device, dropout: dropout > 0)
+    p = problem(AttentionShape.parse("B2-T9-H2-D8-D8"), CPU, torch.float32, seed=0)
+    for dropout, why in ((0.1, "its dropout is drawn on the host; --dropout 0 times it"), (0, "")):
+        (side,) = sides(p, (), ["torch"], divergence="kl_st", dropout=dropout)
+        assert side.missing == why
+
+
+def by_sequence(q, k, v, cu_q, cu_k, max_q, max_k):
+    """PyTorch's attention on the row, as its page describes it, one sequence at a time."""
+    assert q.shape[-1] % 8 == v.shape[-1] % 8 == 0 and cu_q is cu_k and max_q == max_k
+    places = cu_q.tolist()
+    assert max(b - a for a, b in pairwise(places)) == max_q
+    parts = [[x[a:b].transpose(0, 1) for x in (q, k, v)] for a, b in pairwise(places)]
+    return torch.cat([bench_attention.fused_attention(*x).transpose(0, 1) for x in parts])
+
+
+@pytest.mark.skipif(not bench_attention.HAS_VARLEN, reason="this PyTorch has no varlen_attn")
+@pytest.mark.parametrize("name", ["B3-R40-H2-D26-D64", "B2-T9-H2-D8-D16"])
+def test_attention_on_the_row_is_a_rival(name, monkeypatch):
+    """The student's attention with its own scale, whatever width the kernel is given."""
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", by_sequence)
+    p = problem(AttentionShape.parse(name), CPU, F64, seed=4)
+    side = one_side(p, "varlen", dropout=0.1)
+    (out,), gradients = side.both()
+    leaves = [x.clone().requires_grad_() for x in p.tensors[:3]]
+    truth, _ = reference.attention(*leaves, torch.tensor([0, *p.lengths]).cumsum(0))
+    assert_near("out", out, truth, LIMIT[F64])
+    for got, true in zip(
+        gradients, torch.autograd.grad(truth, leaves, p.gradients[0]), strict=True
+    ):
+        assert_near("gradient", got, true, LIMIT[F64])
+    assert side.missing == "only for CUDA"

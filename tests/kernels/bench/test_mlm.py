@@ -1,11 +1,13 @@
 """The rivals of masked_mlm: the same loss and gradients in float64, and the command end to end."""
 
 import csv
+from argparse import Namespace
 
 import pytest
 import torch
 
 from helpers import assert_near
+from kernels import dispatch, torch_mlm
 from kernels.bench import mlm as bench_mlm
 from kernels.bench import run as bench
 
@@ -70,6 +72,45 @@ def test_the_command_writes_a_table(tmp_path, capsys):
     assert {row["side"] for row in rows} == {"eager", "floor", "torch"}
     assert {row["pass"] for row in rows} == set(bench.PASSES)
     assert "torch" in capsys.readouterr().out
+
+
+def test_sizes_of_a_chunk_are_timed(tmp_path, monkeypatch, capsys):
+    """Each is the limit that the loop works with, and only while it is timed."""
+    limits, own = [], torch_mlm.CHUNK_BYTES
+    rows_at_a_time = torch_mlm.rows_at_a_time
+
+    def watched(*args):
+        limits.append(torch_mlm.CHUNK_BYTES)
+        return rows_at_a_time(*args)
+
+    monkeypatch.setattr(torch_mlm, "rows_at_a_time", watched)
+    out = tmp_path / "sweep.csv"
+    command = ["masked-mlm", "--tune", "--device", "cpu", "--shapes", str(SHAPE), "--repeats", "1"]
+    assert bench.main([*command, "--chunk-bytes", "64", "4096", "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.read_text("utf-8").splitlines()[1:]))
+    assert [(r["kernel"], r["chunk_bytes"], r["is_own"]) for r in rows] == [
+        ("chunk", str(own), "True"), ("chunk", "64", "False"), ("chunk", "4096", "False"),
+    ]  # fmt: skip
+    assert all(float(r["ms_p50"]) > 0 and r["note"] == "" for r in rows)
+    assert limits == [own] * 3 + [64] * 3 + [4096] * 3 and own == torch_mlm.CHUNK_BYTES
+    assert "chunk   best (None, None, " in capsys.readouterr().out
+
+
+def test_a_gpu_times_blocks_and_sizes_from_16_to_512_mib(monkeypatch):
+    pytest.importorskip("kernels.triton_mlm")
+    monkeypatch.setattr(dispatch, "HAS_NVCC", True)
+    impls = bench_mlm.tuned_impls(torch.device("cuda"), torch.bfloat16)
+    assert impls == {"chunk": "cuda", "logit_rows": "triton"}
+    args = Namespace(chunk_bytes=None)
+    chunks = [c.chunk_bytes for c in bench_mlm.candidates("chunk", args)]
+    assert chunks == [2**k for k in range(24, 30)]
+    for kernel in impls:
+        asked = kernel, SHAPE, "kl_ts", torch.bfloat16, torch.device("cuda")
+        own, other = bench_mlm.chosen(*asked), bench_mlm.candidates(kernel, args)[-1]
+        assert own != other
+        with bench_mlm.using(kernel, other):
+            assert bench_mlm.chosen(*asked) == other
+        assert bench_mlm.chosen(*asked) == own
 
 
 @pytest.mark.parametrize(

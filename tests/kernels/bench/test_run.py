@@ -247,6 +247,8 @@ def test_attention_in_cuda_is_timed_in_the_type_it_has(monkeypatch):
         (["attention-kl", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["attention-kl", "--sides", "jax"], "invalid choice: 'jax'"),
         (["attention-kl", "--out", "/dev/null/table.csv"], "/dev/null"),
+        (["masked-mlm", "--device", "cpu", "--chunk-bytes", "9"], "expected --tune with it"),
+        (["masked-mlm", "--tune", "--chunk-bytes", "0"], "'0' is not an integer of at least 1"),
         (["attention"], "invalid choice: 'attention'"),
         ([], "OPERATION"),
     ],
@@ -274,7 +276,7 @@ def test_block_sizes_are_timed(tmp_path, monkeypatch, capsys):
         AttentionConfig(16, 16, 4, 1),
         AttentionConfig(16, 17, 4, 1),
     ]  # the second is no power of two
-    monkeypatch.setattr(bench_attention, "candidates", lambda: tried)
+    monkeypatch.setattr(bench_attention, "candidates", lambda *_: tried)
     out = tmp_path / "tune.csv"
     status = bench.main([
         "attention-kl", "--tune", "--device", "cpu", "--repeats", "1", "--dtype", "float64",

@@ -125,6 +125,32 @@ def test_the_first_failing_test_and_the_first_cuda_error_are_repeated(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("workers", ["-n 1", "-p no:xdist"])
+def test_out_of_time_the_tests_have_named_what_failed(tmp_path, workers):
+    """Even killed at once: with workers pytest reaches its own summary too late."""
+    if workers == "-n 1":
+        pytest.importorskip("xdist")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_it.py").write_text(
+        "import os, signal\n"
+        "def test_a():\n    raise RuntimeError('CUDA error: misaligned address')\n"
+        "def test_b():\n    os.killpg(os.getpgid(0), signal.SIGKILL)\n"
+    )
+    command = f"python -m pytest -q -p no:cacheprovider -p minibio.bench.at_once {workers}"
+    place = f"--rootdir {tmp_path} {tmp_path / 'tests'}"
+    (result,) = gpu.run_parts([Part("tests", 60, f"{command} {place}")], tmp_path / "out", 60)
+    assert result.status.startswith("failed, signal 9")
+    wrong = "tests/test_it.py::test_a - RuntimeError: CUDA error: misaligned address"
+    assert result.firsts == {
+        "first failing test": wrong, "first CUDA error": f"FAILED {wrong}",
+    }  # fmt: skip
+
+
+def test_the_part_of_the_tests_names_them_at_once():
+    (tests,) = (x for x in gpu.PARTS if x.name == "tests")
+    assert "-p minibio.bench.at_once {workers}" in tests.command
+
+
 @pytest.mark.parametrize("line", [
     "========= Invalid __global__ read of size 4 bytes", "========= Error: process didn't end",
     "========= Race reported between Write access", "RuntimeError: Triton Error [CUDA]: context",
