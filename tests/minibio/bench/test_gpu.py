@@ -131,11 +131,16 @@ def test_out_of_time_the_tests_have_named_what_failed(tmp_path, workers):
     if workers == "-n 1":
         pytest.importorskip("xdist")
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_it.py").write_text(
-        "import os, signal\n"
-        "def test_a():\n    raise RuntimeError('CUDA error: misaligned address')\n"
-        "def test_b():\n    os.killpg(os.getpgid(0), signal.SIGKILL)\n"
-    )
+    (tmp_path / "tests" / "test_it.py").write_text(f"""
+import os, signal, time
+def test_a():
+    raise RuntimeError('CUDA error: misaligned address')
+def test_b():
+    for _ in range(300):  # a worker's report takes a moment to be shown
+        if 'FAILED' in open('{tmp_path}/out/tests.txt').read(): break
+        time.sleep(0.1)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+""")
     command = f"python -m pytest -q -p no:cacheprovider -p minibio.bench.at_once {workers}"
     place = f"--rootdir {tmp_path} {tmp_path / 'tests'}"
     (result,) = gpu.run_parts([Part("tests", 60, f"{command} {place}")], tmp_path / "out", 60)
