@@ -149,6 +149,8 @@ def run_part(part: Part, out: Path, seconds: float) -> PartResult:
     if SANITIZER in command:
         return PartResult(part, f"not here: no {SANITIZER}", 0, {})
     began, last, firsts = time.monotonic(), [""], {}
+    path = out / f"{part.name}.txt"
+    path.touch()  # it is there before the part is
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -160,7 +162,6 @@ def run_part(part: Part, out: Path, seconds: float) -> PartResult:
         start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    path = out / f"{part.name}.txt"
     reader = threading.Thread(target=copy_lines, args=(process.stdout, path, last, firsts))
     reader.start()
     is_late = False
