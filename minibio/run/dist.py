@@ -92,11 +92,15 @@ def wait_for_all(store: td.Store, world: int) -> None:
 
 def alone(error: RuntimeError) -> str:
     """A message for a rank that waited for the others in vain."""
-    reason = str(error).split(". ")[0].split("\n")[0]
     return (
-        f"the other ranks did not come within {JOIN.total_seconds():g} s ({reason}); see what they "
-        f"printed, then re-run the same command"
+        f"the other ranks did not come within {JOIN.total_seconds():g} s ({reason(error)}); see "
+        f"what they printed, then re-run the same command"
     )
+
+
+def reason(error: RuntimeError) -> str:
+    """The first sentence of an error of torch's, without the frames of C++ behind it."""
+    return str(error).split(". ")[0].split("\n")[0]
 
 
 class Pulse(threading.Thread):
@@ -196,7 +200,7 @@ def together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankGone(
-            f"another rank of this run is gone ({str(error).split('. ')[0]}); "
+            f"another rank of this run is gone ({reason(error)}); "
             f"see what it printed, then re-run the same command to resume"
         ) from error
 

@@ -50,6 +50,10 @@ def in_one_line(name: str, is_common: bool = False):
         if not is_common or os.environ.get("RANK", "0") == "0":
             say(name, error)
         record(name, error)
+        if isinstance(error, RankGone):  # threads that wait for it would abort Python's own end
+            with suppress(OSError):
+                flush()
+            os._exit(error.status)
         sys.exit(getattr(error, "status", 2))
     except (MemoryError, RuntimeError) as error:  # torch's is a RuntimeError
         text = str(error)
