@@ -22,17 +22,16 @@ CHANGING = ["N", "n_shares"]  # from batch to batch: another value must not comp
 
 @triton.jit
 def load_sum(
-    ptr_x, ptr_a, ptr_seed, i, o_c, m_c, C: tl.constexpr, KEEP_SCALE: tl.constexpr,
+    ptr_x, ptr_a, seed, i, o_c, m_c, C: tl.constexpr, KEEP_SCALE: tl.constexpr,
     THRESHOLD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """x + dropout(a) of token i, and what dropout has kept."""
+    """x + dropout(a) of token i, and what dropout has kept.  seed: its two words, or None."""
     b_x = tl.load(ptr_x + i * C + o_c, mask=m_c, other=0.0).to(ACC)
     b_a = tl.load(ptr_a + i * C + o_c, mask=m_c, other=0.0).to(ACC)
     kept = m_c
-    if ptr_seed is not None:
-        first, second = seed_words(ptr_seed)
+    if seed is not None:
         o_word = o_c // 16 * 8 + o_c % 8
-        kept = m_c & drawn(first, second, i, o_word, (o_c & 8) != 0, THRESHOLD)
+        kept = m_c & drawn(seed[0], seed[1], i, o_word, (o_c & 8) != 0, THRESHOLD)
         b_a = tl.where(kept, b_a * KEEP_SCALE, 0.0)
     return b_x + b_a, kept
 
@@ -47,7 +46,10 @@ def forward_kernel(
     i = tl.program_id(0).to(tl.int64)  # token times width passes 2^31
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < C
-    b_z, _ = load_sum(ptr_x, ptr_a, ptr_seed, i, o_c, m_c, C, KEEP_SCALE, THRESHOLD, ACC)
+    seed = None
+    if ptr_seed is not None:
+        seed = seed_words(ptr_seed)
+    b_z, _ = load_sum(ptr_x, ptr_a, seed, i, o_c, m_c, C, KEEP_SCALE, THRESHOLD, ACC)
     mean = tl.sum(b_z, 0) / C
     b_z = tl.where(m_c, b_z - mean, 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(b_z * b_z, 0) / C + EPS)
@@ -75,9 +77,12 @@ def backward_kernel(
     b_weight = tl.load(ptr_weight + o_c, mask=m_c, other=0.0).to(ACC)
     b_dweight = tl.zeros((BLOCK_C,), ACC)
     b_dbias = tl.zeros((BLOCK_C,), ACC)
+    seed = None
+    if ptr_seed is not None:
+        seed = seed_words(ptr_seed)
     for i_token in range(i_share, N, n_shares):
         i = i_token + tl.zeros((), tl.int64)  # token times width passes 2^31
-        b_z, kept = load_sum(ptr_x, ptr_a, ptr_seed, i, o_c, m_c, C, KEEP_SCALE, THRESHOLD, ACC)
+        b_z, kept = load_sum(ptr_x, ptr_a, seed, i, o_c, m_c, C, KEEP_SCALE, THRESHOLD, ACC)
         rstd = tl.load(ptr_rstd + i)
         b_unit = tl.where(m_c, (b_z - tl.load(ptr_mean + i)) * rstd, 0.0)
         b_dy = tl.zeros((BLOCK_C,), ACC)
