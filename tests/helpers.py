@@ -60,9 +60,11 @@ def assert_near(name, got, truth, limit):
     )
 
 
-def in_shares(script: Path, shares: int = 2) -> list[dict]:
-    """The JSON objects that `script I/SHARES` prints, its shares computed side by side."""
-    commands = [[sys.executable, str(script), f"{i}/{shares}"] for i in range(shares)]
+def in_shares(script: Path, every: int = 1, shares: int = 2) -> list[dict]:
+    """The JSON objects that `script I/OF` prints for one case in `every`, computed side by side."""
+    commands = [
+        [sys.executable, str(script), f"{i * every}/{shares * every}"] for i in range(shares)
+    ]
     processes = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
     lines = [line for p in processes for line in p.communicate()[0].splitlines()]
     assert [p.returncode for p in processes] == [0] * shares

@@ -14,16 +14,25 @@ from helpers import in_shares
 pytestmark = pytest.mark.skipif(not HAS_WHEELS, reason="Triton has wheels for Linux x86-64 alone")
 
 
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(5, id="a fifth"), pytest.param(1, id="all", marks=pytest.mark.slow)],
+)
+def every(request):
+    """One case in so many is compiled. A fifth of them has each kernel, divergence and dtype."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def compiled():
-    return in_shares(Path(__file__).with_name("sm90.py"))
+def compiled(every):
+    return in_shares(Path(__file__).with_name("sm90.py"), every)
 
 
-def test_all_were_compiled(compiled):
+def test_all_were_compiled(compiled, every):
     cases = {x["case"] for x in compiled}
-    assert len(cases) == len(compiled) == 78
+    assert len(cases) == len(compiled) == len(range(0, 78, every))
     for kernel in ("forward", "dq", "dkdv"):
-        assert sum(case.startswith(f"{kernel} ") for case in cases) >= 24
+        assert sum(case.startswith(f"{kernel} ") for case in cases) >= 24 // every
 
 
 def test_nothing_spills(compiled):

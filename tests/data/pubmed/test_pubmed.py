@@ -140,6 +140,7 @@ def test_formats(library, tmp_path, form):
     assert len(list((tmp_path / "out").glob(f"pubmed25n000?{ending}"))) == 4
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(library, tmp_path):
     library.append(tmp_path / "xml" / "pubmed25n0005.xml.gz")
     library[-1].write_bytes(library[0].read_bytes()[:-20])
@@ -412,6 +413,7 @@ def test_an_empty_table():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_file(tmp_path):
     def peak(n):
         path = tmp_path / f"{n}.xml.gz"

@@ -492,7 +492,9 @@ def inputs(tmp_path, monkeypatch):
     return paths
 
 
-@pytest.mark.parametrize("options", [{}, {"split_long": True}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), {"split_long": True}]
+)
 def test_output_does_not_depend_on_the_workers(tmp_path, tokenizer, inputs, options):
     options = {**FULL, **options, "exclude": [tmp_path / "test.tsv"]}
     counts = [
@@ -594,6 +596,7 @@ def test_the_newest_version_stays_wherever_it_stands(tmp_path, tokenizer):
     assert len(texts(tmp_path / "all")) == 4
 
 
+@pytest.mark.slow
 def test_memory_stays_under_its_bound(tmp_path, tokenizer_dir):
     """Peak memory of a whole run, duplicates and all, on an input and on ten times as much."""
     code = (

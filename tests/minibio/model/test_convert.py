@@ -479,6 +479,7 @@ def test_the_command_makes_the_round_trip(bert, tmp_path, capsys):
     assert "loaded      " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_from_a_shell(bert, tmp_path):
     command = [sys.executable, "-W", "error", "-m", "minibio", "convert"]
     done = subprocess.run(

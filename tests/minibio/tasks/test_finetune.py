@@ -215,7 +215,7 @@ def test_a_file_that_is_one_sentence(tmp_path, name):
     NerTask(data)
 
 
-@pytest.mark.parametrize("name", ["NCBI-disease", "JNLPBA"])
+@pytest.mark.parametrize("name", ["NCBI-disease", pytest.param("JNLPBA", marks=pytest.mark.slow)])
 def test_sentences_in_common_of_the_real_sets(tokenizer, capsys, name):
     """Counted again from the lines of the files."""
     data, keys = real_data(f"ner/{name}"), {}

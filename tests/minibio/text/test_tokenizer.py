@@ -393,6 +393,7 @@ print(Tokenizer.train(texts, 600).fingerprint)
 """
 
 
+@pytest.mark.slow
 def test_training_is_the_same_in_every_process():
     """Ties abound in random words; hash seeds and thread counts must not decide them."""
     prints = {
