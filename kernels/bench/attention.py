@@ -236,7 +236,7 @@ def floor(q_s, k_s, v_s, q_t, k_t, is_key, *, divergence, dropout):
 
 
 def varlen(q_s, k_s, v_s, q_t, k_t, cu_seqlens, longest):
-    """What `floor` computes, on the row.  (N, H, D) -> ((N, H, D) of the student,)."""
+    """The same as `floor`, on the row.  (N, H, D) -> ((N, H, D) of the student,)."""
     from torch.nn.attention.varlen import varlen_attn
 
     def attend(q, k, v):

@@ -108,7 +108,7 @@ def f1(found: set, gold: set) -> float:
 
 
 def ours(p: Predictor, path: Path, out: Path) -> None:
-    """What `eval.py predict PATH --out OUT` does."""
+    """Predict as `eval.py predict PATH --out OUT`."""
     with output(out, "json", str(path)) as write:
         for item, answer in predict(p, path):
             write(item, answer)
@@ -132,7 +132,7 @@ def their_model(p: Predictor) -> nn.Module:
     return model.eval()
 
 
-class Pipeline:
+class TheirPipeline:
     """transformers' pipeline from file to file."""
 
     def __init__(self, p: Predictor):
@@ -240,7 +240,7 @@ def rivals(p: Predictor, names: Collection[str], warm: Path, folder: Path) -> It
         if reason:
             print(f"without {by}: {reason}")
         elif by == "transformers":
-            pipeline = Pipeline(p)
+            pipeline = TheirPipeline(p)
             pipeline.choose_batch(warm, folder / "warm.out", p.device)
             print(f"transformers: batches of {pipeline.batch}, the fastest of {SIZES}")
             yield System(by, "fp32", pipeline)

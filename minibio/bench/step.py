@@ -337,7 +337,7 @@ def steps(args: Settings, device: torch.device, table: Table) -> None:
         for lengths in args.lengths:
             drawn = LENGTHS[lengths](args.batch, args.length, args.seed)
             batch = random_batch(drawn, V, args.seed, device)
-            rows = Rows(table, {"method": method, "lengths": lengths}, batch, ceiling)
+            rows = StepRows(table, {"method": method, "lengths": lengths}, batch, ceiling)
             sides = sides_of(method, batch, args)
             for group in [sides] if device.type == "cpu" else [[side] for side in sides]:
                 try:
@@ -400,7 +400,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-class Rows:
+class StepRows:
     """The rows of one batch in a table, each with its shares of the authors' figures.
 
     Args:

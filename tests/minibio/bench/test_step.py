@@ -96,7 +96,7 @@ def written(tmp_path, *groups):
     """Rows of the table that gets those groups of sides, one after the other."""
     out = tmp_path / "step.csv"
     with Table(out, "a machine") as table:
-        rows = bench_step.Rows(
+        rows = bench_step.StepRows(
             table, {"method": "tiny"}, small_batch(), {"fp32": 4e11, "bf16": 8e11}
         )
         for group in groups:
