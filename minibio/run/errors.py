@@ -38,7 +38,9 @@ def in_one_line(name: str, is_common: bool = False):
     `MINIBIO_TRACEBACK=1` in the environment shows the traceback of an `InputError` too.
 
     Args:
-        is_common: all ranks do the same, so only rank 0 prints what was wrong.
+        is_common: all ranks do the same, so only rank 0 prints what was wrong. The others stay for
+            ten seconds or until they are ended: torchrun ends the rest as soon as one has failed,
+            and rank 0 would not always have printed by then.
     """
     try:
         yield
@@ -47,9 +49,11 @@ def in_one_line(name: str, is_common: bool = False):
     except (InputError, OSError) as error:
         if os.environ.get("MINIBIO_TRACEBACK"):
             raise
+        record(name, error)
         if not is_common or os.environ.get("RANK", "0") == "0":
             say(name, error)
-        record(name, error)
+        else:
+            time.sleep(10)
         if isinstance(error, RankGone):  # threads that wait for it would abort Python's own end
             with suppress(OSError):
                 flush()
