@@ -16,6 +16,7 @@ from attention_cases import (
     row_of,
     tensors,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from helpers import DEVICE, LIMIT, assert_near
@@ -52,6 +53,18 @@ def small_blocks(monkeypatch):
 def blocks_that_draw(small_blocks, monkeypatch):
     """Sixteen keys at least, where Triton draws dropout's mask: two of them share a word."""
     cut_into(16, monkeypatch)
+
+
+class Called(TorchDispatchMode):
+    """Keeps the name and the arguments of every operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.calls.append((function.overloadpacket.__name__, args))
+        return function(*args, **kwargs or {})
 
 
 def truth_of(qkv, teacher, lengths, divergence, **options):
@@ -153,6 +166,21 @@ def test_every_gradcheck_ran(request):
 
 @impls
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("which", [0, 1], ids=["output", "rows"])
+def test_gradcheck_of_one_result(which, divergence, impl, monkeypatch):
+    """The other result is used by nobody, and its gradient is None."""
+    lengths = (cut_into(4, monkeypatch) + 1,)
+    (q, k, v), teacher = tensors((lengths, 1, 1, 3), F64)
+    options = {"dropout": 0.4, "keep": mask_of(lengths, 1, 0.4)}
+
+    def function(*x):
+        return compute(impl, x, teacher, lengths, divergence, **options)[which]
+
+    assert torch.autograd.gradcheck(function, (q, k, v))
+
+
+@impls
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_equal_maps_cost_nothing_and_teach_nothing(divergence, impl):
     lengths = (17, 2)
     qkv, _ = tensors((lengths, 2, 5, 5), F64)
@@ -175,6 +203,23 @@ def test_rows_alone_and_output_alone_have_gradients(impl):
             results.append(gradients([y], qkv, [torch.randn_like(y)]))
         for name, x, y in zip(("dq", "dk", "dv"), *results, strict=True):
             assert_near(name, x, y, 1e-12)
+
+
+@impls
+@pytest.mark.parametrize("divergence", ["none", "mse_maps"])
+def test_backward_makes_no_zeros(divergence, impl):
+    """None for the results without a gradient; an output's own backward has no teacher."""
+    qkv, teacher = tensors(((9, 3), 2, 4, 6), F64)
+    for used in ([0], [0, 1]) if divergence != "none" else ([0],):
+        y = compute(impl, qkv, teacher, (9, 3), divergence)
+        outputs = [y[i] for i in used]
+        with Called() as called:
+            torch.autograd.grad(outputs, qkv, [torch.ones_like(x) for x in outputs])
+        (args,) = (args for name, args in called.calls if name == "attention_backward")
+        assert (args[1] is None) == (1 not in used)  # g
+        named = next(x for x in args if isinstance(x, str))
+        assert named == (divergence if 1 in used else "none")
+        assert not [name for name, _ in called.calls if name in ("zeros", "zeros_like")]
 
 
 @impls
