@@ -7,13 +7,25 @@ import pytest
 from minibio.report import pictures
 from minibio.run.errors import InputError
 
-HEAD = "method,lengths,fidelity,by,teacher,time_of_authors,memory_of_authors"
-ROWS = """compact,pubmed,,authors,fp32,,
-compact,pubmed,released,minibio,fp32,0.3,0.5
-compact,pubmed,released,minibio,bf16,0.25,0.4
-compact,pubmed,paper,minibio,fp32,0.9,0.9
-tiny,full,released,minibio,fp32,0.45,0.35
-mlm,full,released,minibio,fp32,,"""
+HEAD = "method,lengths,fidelity,by,teacher,ms_p50,peak_mib,time_of_authors,memory_of_authors,note"
+ROWS = """compact,pubmed,,authors,fp32,99,99,,,
+compact,pubmed,released,minibio,fp32,1,1,0.3,0.5,
+compact,pubmed,released,minibio,bf16,1,1,0.25,0.4,
+compact,pubmed,paper,minibio,fp32,1,1,0.9,0.9,
+tiny,full,released,minibio,fp32,1,1,0.45,0.35,
+mlm,full,released,minibio,fp32,1,1,,,"""
+# on a GPU ours come first, each timed by itself: no share can be in their rows
+ON_A_GPU = """compact,full,released,losses,fp32,,,,,loss 2.5 by authors
+compact,pubmed,released,minibio-bf16,bf16,10,300,,,
+compact,pubmed,released,minibio,fp32,40,500,,,
+compact,pubmed,released,minibio,bf16,30,400,,,
+compact,pubmed,released,authors-bf16,bf16,50,900,,,
+compact,pubmed,released,authors/2,fp32,160,1000,,,
+compact,pubmed,released,authors-bf16-compiled,bf16,,,,,failed: BackendCompilerFailed
+tiny,pubmed,released,minibio,fp32,20,200,,,
+tiny,pubmed,released,authors,fp32,,,,,out of memory
+distil,pubmed,released,minibio,fp32,,,,,out of memory
+distil,pubmed,released,authors,fp32,70,700,,,"""
 
 
 @pytest.fixture
@@ -66,6 +78,17 @@ def test_the_bars_are_the_rows(tmp_path, monkeypatch, image):
     heights = [[bar.get_height() for bar in bars] for bars in time.containers]
     assert heights[0] == [0.3, 0.45] and heights[1][0] == 0.25  # fp32 twice, bf16
     assert [bar.get_height() for bar in memory.containers[0]] == [0.5, 0.35]
+
+
+def test_bars_of_a_table_made_on_a_gpu(tmp_path, monkeypatch, image):
+    kept = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: kept.append(figure))
+    (tmp_path / "step.csv").write_text(f"# a machine\n{HEAD}\n{ON_A_GPU}\n", "utf-8")
+    pictures.cost(pictures.read_table(tmp_path / "step.csv"), tmp_path / "cost.png")
+    time, memory = kept[0].axes
+    assert [x.get_text() for x in time.get_xticklabels()] == ["compact,\nPubMed"]
+    assert [bars[0].get_height() for bars in time.containers] == [40 / 160, 30 / 160]
+    assert [bars[0].get_height() for bars in memory.containers] == [0.5, 0.4]
 
 
 def test_the_demo_is_its_logs_and_scores(tmp_path, monkeypatch, image, demo):
