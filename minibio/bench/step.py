@@ -11,7 +11,8 @@ All sides of a method start from the same weights and see the same tokens in the
 ours first. On a CPU they take turns, and a share of the authors' time is that of a turn. On a GPU
 each is timed by itself, so that its memory need not hold all of them, and its row is printed as
 soon as it is: an interrupt costs only what was not begun, and shares are printed once the authors'
-side is timed. One that does not fit into memory says so in its row.
+side is timed. One that does not fit into memory says so in its row, as does one that torch.compile
+fails on.
 
 A step is forward, backward, clipping and AdamW, with dropout as in training: the authors' teacher
 has its own too (F32), unless `--no-teacher-dropout`. The losses of `authors` and of `minibio` as
@@ -31,6 +32,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from kernels.bench.run import first_line, stop_at_fault
 from kernels.bench.timing import Spread, Table, extra_mib, milliseconds, ragged_lengths
 from kernels.machine import has_bf16_products
 from minibio.batch import Batch, Counts
@@ -339,12 +341,23 @@ def steps(args: Settings, device: torch.device, table: Table) -> None:
             batch = random_batch(drawn, V, args.seed, device)
             rows = StepRows(table, {"method": method, "lengths": lengths}, batch, ceiling)
             sides = sides_of(method, batch, args)
-            for group in [sides] if device.type == "cpu" else [[side] for side in sides]:
+            groups = [sides] if device.type == "cpu" else [[side] for side in sides]
+            for group in groups:
                 try:
                     rows.add(measured([make for _, make in group], args, device))
                 except torch.OutOfMemoryError:
                     for side, _ in group:
                         add_note(table, rows.what, side, "out of memory")
+                except Exception as error:  # a compiler raises any at all
+                    stop_at_fault(error, " ".join(side["by"] for side, _ in group))
+                    others = [x for x in group if not WAYS[x[0]["by"]].is_compiled]
+                    if len(others) == len(group):
+                        raise
+                    for side, _ in group:
+                        if WAYS[side["by"]].is_compiled:
+                            add_note(table, rows.what, side, f"failed: {first_line(error)}")
+                    if others:
+                        groups.append(others)  # by themselves
                 gc.collect()  # a side and its steps refer to each other
                 if device.type == "cuda":
                     torch.cuda.empty_cache()

@@ -142,6 +142,35 @@ def test_out_of_memory_is_said_in_the_row(tmp_path, monkeypatch):
     assert (second["lengths"], second["note"]) == ("full", "") and float(second["ms_p50"]) > 0
 
 
+def test_what_does_not_compile_is_said_in_the_row(tmp_path, monkeypatch):
+    """Of that side only: the others take their turns without it."""
+    pytest.importorskip("transformers", reason="nothing to compare with")
+
+    def does_not_compile(model):
+        def fails(**inputs):
+            raise RuntimeError("backend='inductor' raised:\na long tale")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", does_not_compile)
+    names = ["minibio", "authors", "authors-bf16-compiled"]
+    rows = run(tmp_path / "step.csv", "--methods", "mlm", "--by", *names)
+    by = {row["by"]: row for row in rows}
+    assert sorted(by) == sorted(names) and len(rows) == 3
+    assert by[names[2]]["note"] == "failed: RuntimeError: backend='inductor' raised:"
+    assert by[names[2]]["ms_p50"] == ""
+    assert 0 < float(by["minibio"]["time_of_authors"]) and not by["authors"]["note"]
+
+
+def test_what_fails_without_a_compiler_ends_the_command(tmp_path, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(bench_step, "our_side", fails)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run(tmp_path / "step.csv", "--methods", "mlm", "--by", "minibio")
+
+
 def test_memory_is_that_of_weights_and_of_a_step_with_its_moments():
     side = bench_step.our_side("tiny", "minibio", "released", "fp32", small_batch(), ARGS)
     side.step()
