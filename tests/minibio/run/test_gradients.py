@@ -3,8 +3,10 @@
 As a script this file is one process of a group: `test_gradients.py WHAT`.
 """
 
+import ctypes
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch.nn as nn
 from helpers import processes
 from minibio.run import dist
 from minibio.run.errors import InputError
-from minibio.run.gradients import Gradients, in_parts
+from minibio.run.gradients import TRIM_EVERY, Gradients, in_parts
 
 WORLD = 3
 ALONE = dist.Ranks(0, 0, 1, torch.device("cpu"))
@@ -124,6 +126,22 @@ def test_buckets_are_neighbours_of_one_type():
     parameters = [nn.Parameter(torch.zeros(n, dtype=dtype)) for n, dtype in sizes]
     parts = [[p.numel() for p in part] for part in in_parts(parameters, 32)]
     assert parts == [[4, 4], [9], [1], [1, 2]]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc")
+def test_gaps_between_tensors_are_given_back():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    gradients = Gradients(Net().parameters(), ALONE)
+    tensors = [torch.ones(4_000) for _ in range(8_000)]  # 16 kB each: on the heap, 128 MB
+    full = resident()
+    tensors = tensors[::40]  # what is left holds the gaps
+    for _ in range(TRIM_EVERY - 1):
+        gradients.clear()
+    assert resident() > full - 20 * 2**20
+    gradients.clear()
+    assert resident() < full - 80 * 2**20
 
 
 if __name__ == "__main__":
