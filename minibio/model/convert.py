@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from minibio.model.heads import Model
 from minibio.model.hub import how_to_fetch
@@ -29,7 +28,7 @@ from minibio.model.names import (
     head_of,
     their_name,
 )
-from minibio.model.weights import check_numbers, clean, read_weights, tie
+from minibio.model.weights import Stored, check_numbers, clean, read_weights, tie
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, real, staged_dir, write_json
 from minibio.run.options import Parser
@@ -58,16 +57,16 @@ class Report:
 
 
 def match(
-    model: Model, tensors: dict[str, Tensor], where: Path, new_head: bool, dtype: torch.dtype
+    model: Model, tensors: dict[str, Stored], where: Path, new_head: bool, dtype: torch.dtype
 ) -> tuple[dict[str, str], Report]:
-    """{their name: our name} of what the file has for the model, checked; nothing is copied yet.
+    """{their name: our name} of what the file has for the model; no numbers are read yet.
 
     Args:
         model: needs no memory of its own (device "meta"): its names and shapes are looked at.
         dtype: the precision that the weights will have.
     Raises:
         InputError: nothing matches, the encoder lacks a tensor, the head does and `new_head` is
-            False, shapes differ, or weights are not finite.
+            False, or shapes differ.
     """
     report, state = Report(), model.state_dict()
     names = {their_name(ours, model.config, model.head_name): ours for ours in state}
@@ -85,11 +84,9 @@ def match(
             raise InputError(
                 f"{where}: {theirs} is {tuple(x.shape)}, expected {expected} (config.json)"
             )
-        check_numbers(theirs, x, where)
-        if x.itemsize > dtype.itemsize:
-            check_numbers(theirs, x.to(dtype), where)  # 1e300 is not a float32
+        if x.dtype.itemsize > dtype.itemsize:
             report.narrowed.append(theirs)
-        elif x.itemsize < torch.float32.itemsize:
+        elif x.dtype.itemsize < torch.float32.itemsize:
             report.widened.append(theirs)
         report.loaded.append(theirs)
     report.unexpected = sorted(set(tensors) - set(names))
@@ -108,6 +105,23 @@ def match(
     return {theirs: names[theirs] for theirs in report.loaded}, report
 
 
+def fill(model: Model, tensors: dict[str, Stored], names: dict[str, str], where: Path) -> None:
+    """Copy the numbers of the file into the model, tensor by tensor.
+
+    Args:
+        names: as `match` gives them.
+    Raises:
+        InputError: weights are of no floating-point type, or not finite in the model's.
+    """
+    state = model.state_dict()
+    for theirs, ours in names.items():
+        x = tensors[theirs].read()
+        check_numbers(theirs, x, where)
+        state[ours].copy_(x)
+        if x.dtype != state[ours].dtype:
+            check_numbers(theirs, state[ours], where)  # 1e300 is not a float32
+
+
 def read_config(path: Path) -> tuple[dict, Path]:
     """config.json, or bert_config.json of the older BioBERT releases."""
     if not path.is_dir():
@@ -120,7 +134,7 @@ def read_config(path: Path) -> tuple[dict, Path]:
 
 
 def labels_of(
-    raw: dict, tensors: dict[str, Tensor], where: Path, given: Sequence[str] | int | None
+    raw: dict, tensors: dict[str, Stored], where: Path, given: Sequence[str] | int | None
 ) -> Sequence[str] | int:
     """The classes of a classifier, in the order of their ids: the caller's names, or config.json's.
 
@@ -144,7 +158,7 @@ def labels_of(
     if given is None and order is None:
         raise InputError(f"{where}: {name} does not number its labels 0, 1, ...")
     if given is None and not order and has_classifier:
-        return len(tensors["classifier.weight"])
+        return tensors["classifier.weight"].shape[0]
     if given is None and not order:
         raise InputError(
             f"{where}: no id2label; name the classes: --labels, labels=[...] in Python"
@@ -186,15 +200,16 @@ def load_with_report(
     if head in ("token", "sequence"):
         labels = labels_of(raw, tensors, where, labels)
     has_pooler = f"{PREFIX[config.family]}.pooler.dense.weight" in tensors
-    is_double = all(x.dtype == torch.float64 for x in tensors.values() if x.is_floating_point())
-    dtype = torch.float64 if is_double else torch.float32
+    types = {x.dtype for x in tensors.values() if x.dtype.is_floating_point}
+    dtype = torch.float64 if types <= {torch.float64} else torch.float32
     with torch.device("meta"):  # only shapes: a wrong config.json must not ask for a terabyte
         outline = Model(config, head, labels, has_pooler)
     names, report = match(outline, tensors, path, new_head, dtype)
-    model = Model(config, head, labels, has_pooler).to(dtype)
-    state = model.state_dict()
-    for theirs, ours in names.items():
-        state[ours].copy_(tensors[theirs])
+    if new_head:  # drawn whether or not the file lacks it: later draws do not depend on the file
+        model = Model(config, head, labels, has_pooler).to(dtype)
+    else:
+        model = outline.to(dtype).to_empty(device="cpu")
+    fill(model, tensors, names, path)
     return model.eval(), tokenizer, report
 
 

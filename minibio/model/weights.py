@@ -1,17 +1,20 @@
 """Weights of a Hugging Face directory as they are met in the wild, brought to today's names.
 
 `read_weights` finds the safetensors files, one or many, and says of anything else (a pickle,
-TensorFlow's, a git-lfs pointer) how to get them. `clean` takes off wrappers' prefixes and old
-names; `tie` makes the table of token embeddings and the decoder one. What would go wrong silently
-is refused: a decoder that is not the embeddings, a name that is there twice, weights that are not
-numbers. convert.py makes a model of the result.
+TensorFlow's, a git-lfs pointer) how to get them; the numbers are read later, tensor by tensor, so
+that a model is in memory once. `clean` takes off wrappers' prefixes and old names; `tie` makes the
+table of token embeddings and the decoder one. What would go wrong silently is refused: a decoder
+that is not the embeddings, a name that is there twice, weights that are not numbers. convert.py
+makes a model of the result.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,6 +60,40 @@ OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 
 
 # ---- files
+
+
+class Stored(NamedTuple):
+    """A tensor in a file; its numbers are not in memory."""
+
+    file: Path
+    version: tuple[int, ...]  # of the file, by `version_of`
+    name: str  # in the file
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """The tensor itself, in a mapping of the file that ends with it.
+
+        A mapping that all tensors share would keep in memory all that was ever read through it.
+
+        Raises:
+            InputError: the file was replaced or written to after it had been looked at.
+        """
+        try:
+            with safe_open(self.file, framework="pt") as f:
+                x = f.get_tensor(self.name)
+            is_same = version_of(self.file) == self.version  # last, so that it holds for x too
+        except (OSError, SafetensorError):
+            is_same = False
+        if not is_same:
+            raise InputError(f"{self.file} was replaced while it was read; run this again")
+        return x
+
+
+def version_of(file: Path) -> tuple[int, ...]:
+    """Numbers that change when a file is replaced or written to."""
+    state = file.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -112,8 +149,8 @@ def what_is_there(path: Path, names: list[str]) -> str:
     return "no model.safetensors; expected a Hugging Face directory"
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a directory, by the names in its files.
+def read_weights(path: Path) -> dict[str, Stored]:
+    """Every tensor of a directory, by the names in its files; its numbers are not read yet.
 
     Raises:
         InputError: truncated or damaged files; files that are not safetensors; a name twice.
@@ -121,13 +158,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {}
     for file in weight_files(path):
         check_content(file)
+        version = version_of(file)
         try:
             with safe_open(file, framework="pt") as f:
                 names = f.keys()
                 twice = repeated(file) or sorted(set(names) & set(tensors))
                 if twice:
                     raise InputError(f"{file}: {twice[0]} is there twice; fetch it again")
-                tensors |= {name: f.get_tensor(name) for name in names}
+                for name in names:
+                    x = f.get_tensor(name)  # a view of the file: nothing is read for its shape
+                    tensors[name] = Stored(file, version, name, x.shape, x.dtype)
         except InputError:
             raise
         except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -155,7 +195,7 @@ def repeated(file: Path) -> list[str]:
 # ---- names
 
 
-def clean(tensors: dict[str, Tensor], family: str, where: Path) -> dict[str, Tensor]:
+def clean(tensors: dict[str, Stored], family: str, where: Path) -> dict[str, Stored]:
     """Today's names for what is met in the wild: wrappers, gamma and beta, a missing prefix.
 
     Raises:
@@ -179,12 +219,15 @@ def clean(tensors: dict[str, Tensor], family: str, where: Path) -> dict[str, Ten
     return result
 
 
-def is_equal(a: Tensor, b: Tensor) -> bool:
+def is_equal(a: Stored, b: Stored) -> bool:
     """Same shape, same values, whatever their precision."""
-    return a.shape == b.shape and torch.equal(a.double(), b.double())
+    if a.shape != b.shape:
+        return False
+    x, y = a.read(), b.read()
+    return torch.equal(x, y) if x.dtype == y.dtype else torch.equal(x.double(), y.double())
 
 
-def tie(tensors: dict[str, Tensor], family: str, where: Path) -> None:
+def tie(tensors: dict[str, Stored], family: str, where: Path) -> None:
     """Keep of a tied decoder the embeddings only, in place.
 
     A file may have either name: safetensors' own `save_model` keeps the one that comes first in the
@@ -198,10 +241,11 @@ def tie(tensors: dict[str, Tensor], family: str, where: Path) -> None:
     if stem == DECODER_ELSE:  # DistilBERT's bias has no second name
         pairs[f"{stem}.bias"] = "cls.predictions.bias"
     for name, tied in pairs.items():
-        x = tensors.pop(name, None)
-        y = x if x is None else tensors.setdefault(tied, x)
-        if x is y or is_equal(x, y):
+        a = tensors.pop(name, None)
+        b = a if a is None else tensors.setdefault(tied, a)
+        if a is b or is_equal(a, b):
             continue
+        x, y = a.read(), b.read()
         check_numbers(name, x, where)
         check_numbers(tied, y, where)
         by = (
@@ -226,5 +270,5 @@ def check_numbers(name: str, x: Tensor, where: Path) -> None:
             f"{where}: {name} is {str(x.dtype).removeprefix('torch.')}, expected float32 "
             f"(or float64, float16, bfloat16)"
         )
-    if not torch.isfinite(x).all():
+    if x.numel() and not all(map(math.isfinite, x.aminmax())):  # NaN is the least and the most
         raise InputError(f"{where}: {name} has NaN or infinite weights; fetch it again")

@@ -285,6 +285,32 @@ def test_an_encoder_keeps_the_pooler_it_came_with(tmp_path):
     assert load(tmp_path / "y", head="encoder")[0].head.pooler is None
 
 
+LOAD = """
+import resource, sys, minibio
+minibio.load(sys.argv[1])  # all code is there
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+minibio.load(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_model_is_in_memory_once_while_it_is_loaded(bert, tmp_path):
+    config = tiny_config("bert", L=12, C=512, H=8, F=2048)
+    save(Model(config), None, tmp_path / "large")
+    size = (tmp_path / "large/model.safetensors").stat().st_size
+    done = subprocess.run([sys.executable, "-c", LOAD, bert, tmp_path / "large"], cwd=ROOT,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert int(done.stdout) * 1024 < 1.3 * size  # the largest tensor is 3 % of it
+
+
+def test_the_generator_draws_only_a_new_head(bert):
+    before = torch.get_rng_state()
+    load(bert)
+    assert torch.equal(torch.get_rng_state(), before)
+    load(bert, head="span", new_head=True)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
 # ---- what is refused
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file, save_model
 import minibio
 from helpers import FAMILIES, tiny_config
 from minibio.model.heads import Model
-from minibio.model.weights import OTHER_FORMS, weight_files
+from minibio.model.weights import OTHER_FORMS, read_weights, weight_files
 from minibio.run.errors import InputError
 
 
@@ -188,6 +188,23 @@ def test_a_weight_that_is_twice_in_the_header(tmp_path):
     again += json.dumps(header[name]).encode() + b"}"
     file.write_bytes(struct.pack("<Q", len(again)) + again + raw[8 + n :])
     refused(tmp_path / "x", f"model.safetensors: {name} is there twice")
+
+
+@pytest.mark.parametrize("change", ["replaced", "written to", "removed"])
+def test_a_file_that_changes_while_it_is_read(tmp_path, change):
+    make(tmp_path / "x")
+    make(tmp_path / "y")
+    file = tmp_path / "x/model.safetensors"
+    stored = read_weights(tmp_path / "x")
+    if change == "replaced":
+        (tmp_path / "y/model.safetensors").replace(file)
+    elif change == "written to":
+        file.write_bytes(file.read_bytes() + b"0")
+    else:
+        file.unlink()
+    for x in stored.values():
+        with pytest.raises(InputError, match="model.safetensors was replaced while it was read"):
+            x.read()
 
 
 # ---- the tied table
