@@ -74,6 +74,10 @@ PYTEST := $(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 # What is imported is compiled then; pip would compile all there is, which takes longer than the rest.
 PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check
 
+# And kept, whatever the shell says: torch takes twice as long to import without, in each of hundreds
+# of processes of the tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Idle threads sleep: where another process wants the cores too, spinning ones cost tenfold.
 export OMP_WAIT_POLICY ?= passive
 

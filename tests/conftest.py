@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from helpers import without_pictures
 from kernels.machine import is_cuda_fault, version
 
 if not torch.cuda.is_available():
@@ -61,6 +62,11 @@ def pytest_runtest_makereport(item, call):
     if call.excinfo is not None and is_cuda_fault(call.excinfo.value):
         item.session.shouldfail = f"stopped at the first CUDA error, in {item.nodeid}"
     return report
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_pictures():
+    without_pictures()
 
 
 @pytest.fixture(autouse=True)

@@ -3,23 +3,27 @@
 `helpers.processes` keeps one for the tests of a session: a command then begins in hundredths of a
 second, not in three. Each is a process of its own, with its own memory, signals and exit status.
 
-    request, one line of JSON   [{"argv", "env", "cwd", "out", "err"}, ...]: all start at once
+    request, one line of JSON   [{"argv", "env", "cwd", "out", "err", "own_end"}, ...], at once
     answers, one line each      [pid, ...]; then [pid, status] as each one ends
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
 import runpy
 import signal
 import sys
+import threading
 import traceback
+from typing import NoReturn
 
-# torch._dynamo: optimisers import it at their first step; matplotlib: a run ends with a picture
+# torch._dynamo: optimisers import it at their first step
 PRELOADED = ("torch", "torch._dynamo", "numpy", "tokenizers", "safetensors.torch", "pytest",
              "helpers", "train", "eval", "data.shard.shard", "data.sample.sample")  # fmt: skip
-IF_THERE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "triton")
+IF_THERE = ("triton",)
 
 
 def become(job: dict) -> int:
@@ -55,26 +59,41 @@ def become(job: dict) -> int:
     return 0
 
 
-def serve() -> int:
-    """Answer requests until standard input ends -> the exit status, of this process or a fork."""
+def leave(status: int, own_end: bool = False) -> NoReturn:
+    """End as Python does, by its own end or without taking apart torch's modules: a second less."""
+    if own_end:
+        gc.unfreeze()
+        sys.exit(status)
+    threading._shutdown()  # waits for threads that are not daemons
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def serve() -> NoReturn:
+    """Answer requests until standard input ends."""
     for name in PRELOADED:
         importlib.import_module(name)
     for name in IF_THERE:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    sys.modules["helpers"].without_pictures()
+    gc.collect()
+    gc.freeze()  # what is imported is never garbage: forks need not look at it, nor copy its pages
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in iter(sys.stdin.readline, ""):
         pids = []
         for job in json.loads(line):
             if (pid := os.fork()) == 0:
-                return become(job)
+                leave(become(job), job["own_end"])
             pids.append(pid)
         print(json.dumps(pids), file=answers)
         for _ in pids:
             pid, status = os.wait()
             print(json.dumps([pid, os.waitstatus_to_exitcode(status)]), file=answers)
-    return 0
+    leave(0)
 
 
 if __name__ == "__main__":
-    sys.exit(serve())
+    serve()

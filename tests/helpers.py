@@ -19,6 +19,7 @@ import torch
 
 from minibio.batch import Batch
 from minibio.config import ModelConfig
+from minibio.report import card
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,6 +59,14 @@ def assert_near(name, got, truth, limit):
         f"{name}: error {ratio:.2e} of max, expected <= {limit:.0e}; "
         f"worst at {i}: got {got[i].item():.6g}, truth {truth[i].item():.6g}"
     )
+
+
+def without_pictures() -> None:
+    """Training in this process ends without its loss.png, which takes longer than a few steps.
+
+    Commands that are started from scratch draw it, as one of test_train.py's tests sees.
+    """
+    card.loss_curves = lambda runs, out: None
 
 
 def in_shares(script: Path, every: int = 1, shares: int = 2) -> list[dict]:
@@ -116,11 +125,13 @@ class ForkServer:
 fork_server = functools.cache(ForkServer)  # one for the session, where one is needed
 
 
-def processes(world: int, command: list, timeout: float = 120, **env) -> list:
+def processes(
+    world: int, command: list, timeout: float = 120, own_end: bool = False, **env
+) -> list:
     """`python COMMAND` as each of `world` processes of one group -> [(status, stdout, stderr)].
 
-    Forks of a server, which import torch no more; where there is a GPU, which cannot be shared with
-    a fork, processes from scratch.
+    Forks of a server, which import torch no more, and take its modules apart at their end only with
+    `own_end`; where there is a GPU, which cannot be shared with a fork, processes from scratch.
     """
     with socket.socket() as s:  # a port that is free now
         s.bind(("127.0.0.1", 0))
@@ -134,7 +145,7 @@ def processes(world: int, command: list, timeout: float = 120, **env) -> list:
             {
                 "argv": [*map(str, command)], "cwd": str(ROOT),
                 "env": {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                "out": f"{folder}/{rank}.out", "err": f"{folder}/{rank}.err",
+                "out": f"{folder}/{rank}.out", "err": f"{folder}/{rank}.err", "own_end": own_end,
             }
             for rank in range(world)
         ]  # fmt: skip

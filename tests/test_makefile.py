@@ -41,6 +41,16 @@ def test_without_a_gpu_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_bytecode_is_kept():
+    rule = 'said: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"'
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--eval", rule, "said"],
+        cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.stdout == "[]\n", done
+
+
 @pytest.mark.parametrize(
     ("versions", "name"),
     [

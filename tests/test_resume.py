@@ -3,6 +3,7 @@
 As a script, `test_resume.py FAULT train.py's options`, this file is train.py with a fault in it.
 """
 
+import functools
 import json
 import os
 import random
@@ -88,6 +89,17 @@ def full_disk(step):
     store.write_file = fail
 
 
+def slow(seconds):
+    """A rest in the middle of each step."""
+    add = Progress.add
+
+    def rest(progress, *args, **counts):
+        time.sleep(seconds)
+        add(progress, *args, **counts)
+
+    Progress.add = rest
+
+
 def no_fault():
     pass
 
@@ -129,6 +141,19 @@ def run(world, command, statuses=(0,)):
     for status, out, err in told:
         assert status in statuses, (status, out[-500:], err[-2000:])
     return told
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, teacher, tmp_path_factory):
+    """The directory of a run that nothing stops, of (processes, options); made once."""
+
+    @functools.cache
+    def make(world, *options):
+        out = tmp_path_factory.mktemp("unbroken") / "out"
+        run(world, command(corpus, teacher, out, *options))
+        return out
+
+    return make
 
 
 def log(out):
@@ -182,12 +207,11 @@ def test_one_two_and_four_processes_agree(corpus, teacher, tmp_path, precision, 
     ],
 )
 def test_a_killed_run_goes_on_to_the_last_bit(
-    corpus, teacher, tmp_path, world, fault, step, options
+    corpus, teacher, unbroken, tmp_path, world, fault, step, options
 ):
     """With dropout: every figure of the joined log, the weights and AdamW's state."""
+    whole, cut = unbroken(world, *options), tmp_path / "cut"
     options = ("--save-every", 3, *options)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(world, command(corpus, teacher, whole, *options))
     broken = command(corpus, teacher, cut, *options, fault=f"{fault}({step})")
     run(world, broken, statuses=(-signal.SIGKILL, 2))
     assert not (cut / "config.json").exists()
@@ -233,9 +257,8 @@ def test_another_number_of_processes_reads_the_same_samples(corpus, teacher, tmp
     near(log(out), log(whole), 2e-5)
 
 
-def test_torchrun_restarts_a_group_that_lost_a_process(corpus, teacher, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    run(2, command(corpus, teacher, whole, "--save-every", 4))
+def test_torchrun_restarts_a_group_that_lost_a_process(corpus, teacher, unbroken, tmp_path):
+    whole, out = unbroken(2), tmp_path / "out"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
               "--max-restarts", 1]  # fmt: skip
     options = command(corpus, teacher, out, "--save-every", 4, fault="kill_once(10)")
@@ -249,13 +272,13 @@ def test_torchrun_restarts_a_group_that_lost_a_process(corpus, teacher, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_and_the_same_command_goes_on(corpus, teacher, tmp_path, number):
-    """Sent from outside, at no chosen moment; exit status 0."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    options = ("--steps", 150, "--log-every", 1, "--save-every", 1000)
-    run(1, command(corpus, teacher, whole, *options))
+def test_a_signal_stops_and_the_same_command_goes_on(corpus, teacher, unbroken, tmp_path, number):
+    """Sent from outside, at no chosen moment, seconds before the run would end; exit status 0."""
+    options = ("--steps", 80, "--log-every", 1, "--save-every", 1000)
+    whole, out = unbroken(1, *options), tmp_path / "out"
+    broken = command(corpus, teacher, out, *options, fault="slow(0.06)")
     process = subprocess.Popen(
-        [sys.executable, *map(str, command(corpus, teacher, out, *options))], cwd=ROOT, text=True,
+        [sys.executable, *map(str, broken)], cwd=ROOT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -270,9 +293,10 @@ def test_a_signal_stops_and_the_same_command_goes_on(corpus, teacher, tmp_path, 
     assert log(out) == log(whole)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(corpus, teacher, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    run(1, command(corpus, teacher, whole, "--save-every", 3))
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    corpus, teacher, unbroken, tmp_path
+):
+    whole, out = unbroken(1), tmp_path / "out"
     run(1, command(corpus, teacher, out, "--save-every", 3, fault="kill_at(10)"), (-9,))
     newest = out / "checkpoints" / "step-00000009" / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])

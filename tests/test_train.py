@@ -189,6 +189,7 @@ def test_two_processes_agree_with_one(corpus, teacher, tmp_path):
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, env=env, capture_output=True)
+    assert (tmp_path / "two" / "loss.png").read_bytes().startswith(b"\x89PNG")
     two = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     for x, y in zip(one, two, strict=True):
         if x["event"] == "train":
