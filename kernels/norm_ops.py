@@ -2,7 +2,7 @@
 
 Opaque to `torch.compile`, which needs only the shapes of the results, and to autograd, which is
 given the backward. The mask of dropout follows from a seed that is an argument of both. A tensor
-without elements stands for one that is absent. Plain PyTorch needs no operator: it has a backward.
+without elements marks one that is absent. Plain PyTorch needs no operator: it has a backward.
 """
 
 import torch

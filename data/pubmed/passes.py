@@ -192,7 +192,7 @@ def select(job: tuple[Source, np.ndarray]) -> None:
                         counts[DROPPED[fate]] += 1
                         tally(json.loads(line), counts, -1)
         except (
-            ValueError, LookupError, TypeError, RecursionError,  # of a line that is no citation
+            ValueError, LookupError, TypeError, RecursionError,  # of a line that is not a citation
             EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error,
         ) as error:  # fmt: skip
             source.remove()

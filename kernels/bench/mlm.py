@@ -283,7 +283,7 @@ def at_least_one(text: str) -> int:
     """A number of bytes on the command line.
 
     Raises:
-        ArgumentTypeError: it is no integer of at least 1.
+        ArgumentTypeError: it is not an integer of at least 1.
     """
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is not an integer of at least 1")

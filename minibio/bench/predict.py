@@ -271,11 +271,11 @@ def speeds(
         documents: the first of `data`; None = all.
         by:        rivals, of `NEEDED`.
     Raises:
-        InputError: it is no tagger, `data` holds nothing, or types that the model lacks.
+        InputError: it is not a tagger, `data` holds nothing, or types that the model lacks.
     """
     mine = [Predictor(directory, B, device, precision) for precision in precisions]
     if mine[0].head != "token":
-        raise InputError(f"{directory} is no tagger, expected a directory of `eval.py ner`")
+        raise InputError(f"{directory} is not a tagger, expected a directory of `eval.py ner`")
     lines, gold = read_set(data)
     lines = lines[:documents]
     if not lines:

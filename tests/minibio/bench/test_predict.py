@@ -117,7 +117,7 @@ def test_graphs_compute_the_same(base, ner, tmp_path):
 @pytest.mark.parametrize(
     ("head", "text", "more", "message"),
     [
-        ("span", "a", [], "is no tagger, expected a directory of `eval.py ner`"),
+        ("span", "a", [], "is not a tagger, expected a directory of `eval.py ner`"),
         ("token", "\n \n", [], "has no text"),
         ("token", "a", ["--documents", "0"], "--documents is 0, expected at least 1"),
         ("token", "a\tB-x\n", [], "its types are x, the model's d"),
