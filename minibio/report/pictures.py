@@ -1,12 +1,13 @@
 r"""The pictures of the pages: `python -m minibio pictures`.
 
     python -m minibio pictures --out .github/pictures --step bench-results/step-cpu.csv \
-        --demo runs/demo --results runs/results/measured.jsonl
+        --demo runs/demo --speed runs/speed/speed.csv --results runs/results/measured.jsonl
 
     strategies    the two ways to a compact biomedical model (the paper's Figure 1)
     walk          one walk over the keys gives a layer's output and its divergence (kernels/README)
     cost          time and memory of a training step beside the authors', from `bench step`
     demo          held-out loss and entity F1 of the demo's three models, from `make demo`
+    models        time and memory of inference (the paper's Figure 2), from `eval.py speed`
     frontier      F1 on NCBI-disease against parameters and milliseconds, from `make results`
 
 The first two are always drawn, the others where their options are given. Backgrounds are
@@ -228,6 +229,36 @@ def demo(runs: Path, out: Path) -> None:
     save_figure(figure, out)
 
 
+def models(rows: Sequence[dict], out: Path) -> None:
+    """Draw the paper's Figure 2: models side by side, at the first precision and batch size.
+
+    Args:
+        rows: of `eval.py speed`.
+    Raises:
+        InputError: there is none.
+    """
+    if not rows:
+        raise InputError("--speed: no row, nothing to draw")
+    same = ("precision", "batch")
+    rows = [row for row in rows if all(row[x] == rows[0][x] for x in same)]
+    names, lengths = (list(dict.fromkeys(row[x] for row in rows)) for x in ("model", "length"))
+    B = int(rows[0]["batch"])
+    figure, panels = panels_of(
+        out,
+        f"milliseconds for {B} text{'s' * (B > 1)}, {rows[0]['precision']}",
+        "peak memory (MiB)",
+    )
+    for ax, key in zip(panels, ("ms_p50", "peak_mib"), strict=True):
+        for k, T in enumerate(lengths):
+            width = 0.8 / len(lengths)
+            there = {row["model"]: float(row[key]) for row in rows if row["length"] == T}
+            places = [names.index(x) + (k - (len(lengths) - 1) / 2) * width for x in there]
+            ax.bar(places, there.values(), width * 0.92, color=COLOURS[k % 6], label=f"{T} tokens")
+        ax.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
+    panels[1].legend(frameon=False, labelcolor=GREY, fontsize=8)
+    save_figure(figure, out)
+
+
 def frontier(lines: Sequence[dict], out: Path) -> None:
     """Draw F1 on NCBI-disease against parameters, and against milliseconds.
 
@@ -279,6 +310,7 @@ def main(argv=None) -> None:
     p.add_argument("--out", type=Path, default=Path("pictures"), help="directory (%(default)s)")
     p.add_argument("--step", type=Path, metavar="CSV", help="of `bench step`: draws cost.png too")
     p.add_argument("--demo", type=Path, metavar="DIR", help="of `make demo`: draws demo.png too")
+    p.add_argument("--speed", type=Path, metavar="CSV", help="of `eval.py speed`: models.png too")
     p.add_argument(
         "--results", type=Path, metavar="JSONL", help="of `make results`: draws frontier.png too"
     )
@@ -288,12 +320,14 @@ def main(argv=None) -> None:
         drawn["cost"] = partial(cost, read_table(args.step))
     if args.demo:
         drawn["demo"] = partial(demo, args.demo)
+    if args.speed:
+        drawn["models"] = partial(models, read_table(args.speed))
     if args.results:
         lines = read_lines(args.results)
         if not any(x["name"].startswith("ncbi/") for x in lines):
             raise InputError(f"--results {args.results}: no row ncbi/MODEL, nothing to draw")
         drawn["frontier"] = partial(frontier, lines)
-    sources = {"cost": args.step, "demo": args.demo, "frontier": args.results}
+    sources = {"cost": args.step, "demo": args.demo, "models": args.speed, "frontier": args.results}
     for name, draw in drawn.items():
         check_writable(args.out / f"{name}.png")
         args.out.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,15 @@ distil,pubmed,released,minibio,fp32,,,,,out of memory
 distil,pubmed,released,authors,fp32,70,700,,,"""
 
 
+SPEED = """model,precision,batch,length,ms_p50,peak_mib
+tiny,fp32,1,128,3,60
+large,fp32,1,128,9,400
+tiny,fp32,1,256,5,70
+large,fp32,1,256,20,500
+tiny,fp32,8,128,24,90
+tiny,bf16,1,128,2,40"""
+
+
 @pytest.fixture
 def image():
     return pytest.importorskip("matplotlib.image", reason="drawing is the extra `plot`")
@@ -58,9 +67,11 @@ def demo(tmp_path):
 def test_all_pictures(tmp_path, image, demo, capsys):
     (tmp_path / "step.csv").write_text(f"# a machine\n{HEAD}\n{ROWS}\n", "utf-8")
     (tmp_path / "measured.jsonl").write_text(f"{json.dumps(NCBI)}\n", "utf-8")
-    options = {"out": "p", "step": "step.csv", "demo": "demo", "results": "measured.jsonl"}
+    (tmp_path / "speed.csv").write_text(f"# a machine\n{SPEED}\n", "utf-8")
+    options = {"out": "p", "step": "step.csv", "demo": "demo", "speed": "speed.csv",
+               "results": "measured.jsonl"}  # fmt: skip
     pictures.main([x for k, v in options.items() for x in (f"--{k}", str(tmp_path / v))])
-    drawn = ("strategies", "walk", "cost", "demo", "frontier")
+    drawn = ("strategies", "walk", "cost", "demo", "models", "frontier")
     for name in drawn:
         picture = image.imread(tmp_path / "p" / f"{name}.png")  # (height, width, RGBA)
         least = 0.002 if name == "frontier" else 0.02  # it has one point
@@ -99,6 +110,17 @@ def test_the_demo_is_its_logs_and_scores(tmp_path, monkeypatch, image, demo):
     assert {x.get_label(): tuple(x.get_ydata()) for x in left.lines} == LOSSES
     assert [tuple(x.get_xdata()) for x in left.lines] == [(0, 200)] * 3
     assert [x.get_height() for x in right.patches] == [40, 37.5, 25]
+
+
+def test_figure_2_is_its_table(tmp_path, monkeypatch, image):
+    kept = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: kept.append(figure))
+    (tmp_path / "speed.csv").write_text(f"# a machine\n{SPEED}\n", "utf-8")
+    pictures.models(pictures.read_table(tmp_path / "speed.csv"), tmp_path / "models.png")
+    time, memory = kept[0].axes
+    assert [[x.get_height() for x in bars] for bars in time.containers] == [[3, 9], [5, 20]]
+    assert [[x.get_height() for x in bars] for bars in memory.containers] == [[60, 400], [70, 500]]
+    assert [x.get_text() for x in time.get_xticklabels()] == ["tiny", "large"]
 
 
 def test_every_model_of_a_shape_has_its_speed(tmp_path, monkeypatch, image):
