@@ -217,12 +217,13 @@ def forward_kernel(
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         b_max = b_max_new
         if DIVERGENCE != "none":
-            b_z_t = b_bias[None, :] + teacher_scores(
+            b_z_t = teacher_scores(
                 b_q_t, ptr_q_t + i_h * s_q_t_h, o_q, m_q, s_q_t, ptr_k_t + i_h * s_k_t_h, o_k, m_k,
                 s_k_t, SCALE_T, D_T, BLOCK_D_T, ACC, UP, PRECISION,
             )  # fmt: skip
-            b_d = b_z - b_z_t  # 0 where there is no key: NEVER - NEVER
+            b_d = b_z - b_z_t  # where there is no key some number, and the probability is 0
             if DIVERGENCE != "kl_st" or ptr_lse_t is None:
+                b_z_t += b_bias[None, :]
                 if ptr_lse_t is None:
                     b_max_t_new = tl.maximum(b_max_t, tl.max(b_z_t, 1))
                     b_shrink_t = tl.exp2(b_max_t - b_max_t_new)
@@ -290,16 +291,14 @@ def tile_gradient(
     Args:
         b_z, b_z_t:     a tile of scores, base 2, in either orientation.
         b_dp:           the gradient of its probabilities after dropout.
-        b_lse, b_lse_t: of its rows, base 2; b_delta: (10); b_g: the gradient of its rows'
-                        divergence; all along the tile's axis of queries.
+        b_lse, b_lse_t: of its rows, base 2; b_delta: as `dq` leaves it; b_g: the gradient of its
+                        rows' divergence; all along the tile's axis of queries.
     """
     b_p = tl.exp2(b_z - b_lse)
     b_kept = b_p
     if DROPOUT != "none":
         b_dp = tl.where(kept, b_dp, 0.0)
         b_kept = tl.where(kept, b_p, 0.0)
-    if DIVERGENCE == "kl_st":  # what belongs to the row stays with the row
-        b_delta += b_g * LN2 * (b_lse - b_lse_t)
     b_dp = b_dp * KEEP_SCALE - b_delta
     if DIVERGENCE == "kl_st":
         b_dp += b_g * LN2 * (b_z - b_z_t)
@@ -325,7 +324,10 @@ def dq_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     ACC: tl.constexpr, UP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of BLOCK_Q queries (13), and each row's DELTA (10), which `dkdv` needs too."""
+    """Gradient of BLOCK_Q queries (13), and each row's DELTA (10), which `dkdv` needs too.
+
+    For "kl_st" it has g (lse_s - lse_t) of (11) besides: all of the row's that a tile subtracts.
+    """
     i = tl.program_id(0).to(tl.int64)
     i_b, i_h = (i // n_blocks) // H, (i // n_blocks) % H
     first, T = sequence(ptr_cu_seqlens, i_b, N)
@@ -349,7 +351,8 @@ def dq_kernel(
         b_q_t = load_rows(ptr_q_t + i_h * s_q_t_h, o_q, m_q, s_q_t, D_T, BLOCK_D_T, 0)
         b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=0.0).to(ACC) * LOG2E
         if DIVERGENCE == "kl_st":
-            b_delta += b_g * tl.load(ptr_stat + o_row, mask=m_q, other=0.0).to(ACC)
+            b_stat = tl.load(ptr_stat + o_row, mask=m_q, other=0.0).to(ACC)
+            b_delta += b_g * (b_stat + LN2 * (b_lse - b_lse_t))
         if DIVERGENCE == "mse_maps":
             b_delta += 2.0 * b_g * tl.load(ptr_stat + o_row, mask=m_q, other=0.0).to(ACC)
     tl.store(ptr_delta + o_row, b_delta, mask=m_q)
@@ -418,7 +421,6 @@ def dkdv_kernel(
     o_j = i_k + tl.arange(0, BLOCK_K)
     m_k = o_j < T
     o_k = first + o_j
-    b_bias = tl.where(m_k, 0.0, NEVER).to(ACC)
     b_k = load_rows(ptr_k + i_h * s_k_h, o_k, m_k, s_k, D, BLOCK_D, 0)
     b_v = load_rows(ptr_v + i_h * s_v_h, o_k, m_k, s_v, D, BLOCK_D, 0)
     if DIVERGENCE != "none":
@@ -439,16 +441,18 @@ def dkdv_kernel(
         # a query beyond the end has lse = infinity, so probability 0
         b_lse = tl.load(ptr_lse + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
         b_delta = tl.load(ptr_delta + o_row, mask=m_q, other=0.0)
-        # the tile lies on its side, keys down: the products below then take it as it is
-        b_z = dot(b_k, tl.trans(b_q), ACC, UP, PRECISION) * (SCALE * LOG2E) + b_bias[:, None]
+        # the tile lies on its side, keys down: the products below then take it as it is. Whatever a
+        # key beyond the end gets reaches its own gradients only, which are not stored
+        b_z = dot(b_k, tl.trans(b_q), ACC, UP, PRECISION) * (SCALE * LOG2E)
         b_z_t, b_g, b_lse_t = b_z, b_delta, b_lse
         if DIVERGENCE != "none":
             b_g = tl.load(ptr_g + o_row, mask=m_q, other=0.0).to(ACC)
-            b_z_t = b_bias[:, None] + teacher_scores(
+            b_z_t = teacher_scores(
                 b_k_t, ptr_k_t + i_h * s_k_t_h, o_k, m_k, s_k_t, ptr_q_t + i_h * s_q_t_h, o_q, m_q,
                 s_q_t, SCALE_T, D_T, BLOCK_D_T, ACC, UP, PRECISION,
             )  # fmt: skip
-            b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
+            if DIVERGENCE != "kl_st":
+                b_lse_t = tl.load(ptr_lse_t + o_row, mask=m_q, other=-NEVER).to(ACC) * LOG2E
         b_dp = dot(b_v, tl.trans(b_dout), ACC, UP, PRECISION)
         kept = m_q[None, :]
         if DROPOUT != "none":

@@ -326,6 +326,21 @@ def test_scores_of_a_thousand_stay_finite(divergence, impl):
         assert g.isfinite().all()
 
 
+@impls
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of what is not stored
+def test_scores_far_below_zero_have_gradients(divergence, impl):
+    """Of a key beyond the end, whose own score is 0, the probability would be infinite."""
+    lengths = (5, 9)
+    qkv, teacher = tensors((lengths, 2, 4, 4), F32)
+    for x, shift in ((qkv[0], 9), (qkv[1], -9)):
+        x.detach().add_(shift)
+    truth, qkv_64 = truth_of(qkv, teacher, lengths, divergence)
+    assert truth[-1].max() < -100  # exp(100) is no float32
+    got = compute(impl, qkv, teacher, lengths, divergence)
+    assert_as_truth(got, qkv, truth, qkv_64, 2e-2)
+
+
 # ---- dropout
 
 

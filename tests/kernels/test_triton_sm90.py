@@ -61,10 +61,10 @@ def test_a_batch_of_another_size_compiles_nothing(compiled):
     assert all(x["special"] == ["H"] for x in compiled)
 
 
-@pytest.mark.parametrize(("kernel", "most"), [("forward", 24.6), ("dq", 23), ("dkdv", 46)])
+@pytest.mark.parametrize(("kernel", "most"), [("forward", 23.6), ("dq", 23), ("dkdv", 41.5)])
 def test_an_entry_takes_few_instructions(compiled, kernel, most):
     """The loop's instructions in all threads for each entry of its tile, by the worse of Triton 3.6
-    and 3.9: with dropout, whose word two entries share. Where each has its own: 28, 28, 61."""
+    and 3.9: with dropout, whose word two entries share."""
     (x,) = (x for x in compiled if x["case"] == f"{kernel} 32 64 kl_st seed True torch.bfloat16")
     assert x["per_entry"] <= most, x
 
