@@ -504,6 +504,8 @@ def pick_config(
         return AttentionConfig(16, 16, 8, 1)
     if dtype == torch.float32 and (kernel, divergence) == ("dq", "mse_maps") and D > 32:
         return AttentionConfig(16, 32, 4, 2)
+    if dtype == torch.float32 and (kernel, divergence) == ("dkdv", "kl_st") and D > 32:
+        return AttentionConfig(32, 32, 8, 1)
     if dtype == torch.float32:
         return AttentionConfig(32, 32, 8 if kernel == "dkdv" else 4, 2)
     if kernel == "dkdv":
