@@ -34,10 +34,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BAND = 64
 # Begun first, the longest first: processes that share out the files then end at about one time.
-LONGEST = ("test_resume.py", "test_attention_ops.py", "test_dist.py", "test_shard.py",
-           "test_triton_sm90.py", "test_train.py", "test_pubmed.py", "test_cuda_source.py",
-           "test_cuda_attention.py", "test_eval.py", "test_triton_mlm_sm90.py", "test_mlm_ops.py",
-           "test_checkpoint.py")  # fmt: skip
+LONGEST = ("test_resume.py", "test_attention_ops.py", "test_dist.py", "test_cuda_attention.py",
+           "test_cuda_source.py", "test_shard.py", "test_eval.py", "test_train.py",
+           "test_triton_sm90.py", "test_pubmed.py", "test_checkpoint.py", "test_mlm_ops.py",
+           "test_triton_mlm_sm90.py", "test_readme.py", "test_parallel.py", "test_convert.py",
+           "test_layout.py", "test_eval_loop.py", "test_fetch.py")  # fmt: skip
 
 
 @pytest.hookimpl(optionalhook=True)

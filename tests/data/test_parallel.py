@@ -121,12 +121,12 @@ def test_interrupts_at_any_moment_end_the_run(tmp_path, delay, n_signals):
             parent.send_signal(signal.SIGINT)
             time.sleep(0.02)
         parent.stdout.close()
-        assert parent.wait(20) != 0
+        assert parent.wait(60) != 0
     assert_gone(children)
 
 
 def assert_gone(children):
-    last = time.monotonic() + 20
+    last = time.monotonic() + 60
     while any(os.path.exists(f"/proc/{child}") for child in children):
         assert time.monotonic() < last, "a worker outlived its parent"
         time.sleep(0.05)

@@ -6,8 +6,10 @@ functions and their operators run on them. Without g++ such tests are skipped.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import inspect
+import os
 import shutil
 import subprocess
 
@@ -18,6 +20,7 @@ from kernels import cuda_attention, cuda_build, cuda_rows
 
 FLAGS = ("-std=c++17", "-O1", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror",
          "-Wno-unknown-pragmas", f"-I{ROOT / 'tests' / 'kernels' / 'emulator'}")  # fmt: skip
+LIBRARY = ("-shared", "-fPIC")
 
 
 def patch_language_once_a_launch():
@@ -51,28 +54,37 @@ def patch_language_once_a_launch():
 patch_language_once_a_launch()
 
 
+def shared(tmp_path_factory):
+    """The folder of a session that all of its workers see."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def compile_for_cpu(tmp_path_factory):
-    """(text, extra flags, its file name, main file) -> what g++ makes of it, once a session."""
+    """(text, extra flags, its file name, main file) -> what g++ makes of it, once for all workers
+    of a session."""
     gxx = shutil.which("g++")
     if gxx is None:
         pytest.skip("no g++")
-    folder, made = tmp_path_factory.mktemp("emulator"), {}
+    folder = shared(tmp_path_factory) / "emulator"
 
     def compile_(text, *flags, name="logit_rows.cu", main=None):
         key = hashlib.sha256(repr((text, flags, name, main)).encode()).hexdigest()[:16]
-        if key not in made:
-            source = folder / key / name
-            source.parent.mkdir()
-            source.write_text(text, "utf-8")
-            out = folder / f"{key}.out"
-            what = ["-include", source, main] if main else ["-x", "c++", source, "-shared", "-fPIC"]
-            done = subprocess.run(
-                [gxx, *FLAGS, *flags, "-o", out, *what], capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-            made[key] = out
-        return made[key]
+        source, out = folder / key / name, folder / key / "out"
+        source.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder / key / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be compiling it
+            if not out.exists():
+                source.write_text(text, "utf-8")
+                what = ("-include", source, main) if main else ("-x", "c++", source, *LIBRARY)
+                done = subprocess.run(
+                    [gxx, *FLAGS, *flags, "-o", folder / key / "new", *what],
+                    capture_output=True, text=True,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+                (folder / key / "new").rename(out)
+        return out
 
     return compile_
 
@@ -111,7 +123,7 @@ def nvcc_cache(tmp_path_factory, monkeypatch):
     """nvcc's libraries go to a cache of this session, and are compiled once for all tests."""
     if cuda_build.find_nvcc() is None:
         pytest.skip("no nvcc")
-    folder = tmp_path_factory.getbasetemp() / "nvcc"
+    folder = shared(tmp_path_factory) / "nvcc"
     monkeypatch.setenv("MINIBIO_CACHE", str(folder))
 
 

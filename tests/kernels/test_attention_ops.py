@@ -143,7 +143,7 @@ GRADCHECKED = set()
 @pytest.mark.parametrize("p", [0, 0.4])
 def test_gradcheck(p, divergence, impl, monkeypatch):
     """Numerical derivatives in float64 of everything with a gradient, across a block's edge."""
-    N, H = cut_into(4, monkeypatch) + 1, 1
+    N, H = cut_into(2, monkeypatch) + 1, 1
     lengths = (N,)
     D = 2 if p else 1  # the interpreter takes its time
     qkv = [torch.randn(N, H, D, dtype=F64, device=DEVICE, requires_grad=True) for _ in range(3)]
@@ -169,7 +169,7 @@ def test_every_gradcheck_ran(request):
 @pytest.mark.parametrize("which", [0, 1], ids=["output", "rows"])
 def test_gradcheck_of_one_result(which, divergence, impl, monkeypatch):
     """The other result is used by nobody, and its gradient is None."""
-    lengths = (cut_into(4, monkeypatch) + 1,)
+    lengths = (cut_into(2, monkeypatch) + 1,)
     (q, k, v), teacher = tensors((lengths, 1, 1, 3), F64)
     options = {"dropout": 0.4, "keep": mask_of(lengths, 1, 0.4)}
 

@@ -601,7 +601,7 @@ def test_ctrl_c(server, tmp_path):
     command = [sys.executable, "-m", "data.fetch", "pubmed", "--only", "baseline", "--out",
                str(tmp_path), "--mirror", server.url]  # fmt: skip
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while len(server.ranges(f"{NLM}/baseline/{one}")) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -19,7 +19,7 @@ from data.pubmed import pubmed as module
 from data.pubmed.passes import Options
 from data.pubmed.pubmed import main, pubmed, table
 from data.shard import shard
-from helpers import ROOT, real_data
+from helpers import ROOT, processes, real_data
 from minibio.run.errors import InputError
 from minibio.text.shards import Shards
 from pubmed_files import HEAD, TAIL, article, book, deletion, pubmed_file
@@ -294,7 +294,8 @@ def test_data_shard_reads_the_output(library, tmp_path, capsys):
     run(library, tmp_path / "out")
     outputs = sorted(map(str, (tmp_path / "out").glob("*.jsonl.gz")))
     made = tmp_path / "shards"
-    shard.main([*outputs, "--train-tokenizer", "90", "--held-out", "0.3", "--out", str(made)])
+    shard.main([*outputs, "--train-tokenizer", "90", "--held-out", "0.3", "--out", str(made),
+                "--workers", "1"])  # fmt: skip
     assert len(Shards(made)) + len(Shards(made, "held-out")) == len(EXPECTED)
 
 
@@ -388,18 +389,15 @@ def test_one_directory_one_set_of_options(library, tmp_path):
 
 def test_the_command(library, tmp_path):
     def command(*args):
-        return subprocess.run(
-            [sys.executable, "-m", "data.pubmed", *map(str, args)],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+        return processes(1, ["-m", "data.pubmed", *args, "--out", tmp_path / "out"])[0]
 
-    done = command(*library, "--out", tmp_path / "out")
-    assert done.returncode == 0 and not done.stderr and "citations" in done.stdout
+    status, printed, error = command(*library)
+    assert status == 0 and not error and "citations" in printed
     library[0].write_text("<html/>")
-    done = command(*library, "--out", tmp_path / "out")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "root is <html>" in done.stderr
-    done = command("missing.xml", "--out", tmp_path / "out")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    status, _, error = command(*library)
+    assert status == 1 and error.count("\n") == 1 and "root is <html>" in error
+    status, _, error = command("missing.xml")
+    assert status == 2 and error.count("\n") == 1
 
 
 def test_an_empty_table():

@@ -17,7 +17,7 @@ from data.pubmed.markup import without_brackets
 from data.shard import records
 from data.shard.pieces import Maker
 from data.shard.shard import is_held_out, main, shard
-from helpers import ROOT, real_data
+from helpers import ROOT, processes, real_data
 from minibio.run.errors import InputError
 from minibio.text.corpus import Corpus
 from minibio.text.shards import Shards, verify
@@ -414,7 +414,8 @@ def test_what_is_read_is_not_replaced(tmp_path, tokenizer, tokenizer_dir):
 
 def test_the_same_command_again_says_that_all_is_done(tmp_path, tokenizer_dir, capsys):
     path, out = jsonl(tmp_path / "in.jsonl"), tmp_path / "out"
-    command = [str(path), "--tokenizer", str(tokenizer_dir), "--out", str(out), "--held-out", "0.5"]
+    command = [str(path), "--tokenizer", str(tokenizer_dir), "--out", str(out), "--held-out", "0.5",
+               "--workers", "1"]  # fmt: skip
     assert main(command) == 0
     before = files(out)
     (tmp_path / ".out.pieces" / "0").mkdir(parents=True)  # killed as these were to be removed
@@ -444,7 +445,8 @@ def test_the_command_refuses_to_hold_none_out(tmp_path, tokenizer_dir):
 def test_the_loss_by_cutting_is_said(tmp_path, tokenizer_dir, capsys):
     """One long line is not 256 tokens without a word."""
     (tmp_path / "in.txt").write_text("mice rats " * 50_000 + "\nzinc\nzinc in mice\n")
-    command = [str(tmp_path / "in.txt"), "--tokenizer", str(tokenizer_dir), "--held-out", "0.5"]
+    command = [str(tmp_path / "in.txt"), "--tokenizer", str(tokenizer_dir), "--held-out", "0.5",
+               "--workers", "1"]  # fmt: skip
     assert main([*command, "--out", str(tmp_path / "cut")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
         "1 of 3 documents cut, about 99.7% of the tokens; --split-long keeps them"
@@ -540,11 +542,9 @@ def test_a_killed_run_goes_on(tmp_path, tokenizer_dir, inputs, monkeypatch, at, 
     """Killed at the first block, in the first input, in the second: the same bytes, and what was
     whole is not made again."""
     run(inputs, tokenizer_dir, tmp_path / "whole", **FULL)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(at), where, tokenizer_dir, tmp_path / "out", *inputs],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    command = ["-c", KILLED, at, where, tokenizer_dir, tmp_path / "out", *inputs]
+    ((status, _, error),) = processes(1, command)
+    assert status == -signal.SIGKILL, error
     assert not (tmp_path / "out").exists()
     place = tmp_path / ".out.pieces"
     assert len(list(place.glob("*/*.npz"))) == at - 1
@@ -635,10 +635,8 @@ def test_verify_says_whole_or_names_the_fault(tmp_path, tokenizer, capsys):
     assert [fault.startswith(f"{file}: ") for fault in faults] == [True, True]
     assert "document 3 (byte" in faults[0] and "tokens (bytes" in faults[1]
     assert verdict == f"{out}: damaged, 2 fault(s)"
-    ended = subprocess.run(
-        [sys.executable, "-m", "data.shard", "--verify", out], cwd=ROOT, capture_output=True
-    )
-    assert ended.returncode == 1 and ended.stderr == b""
+    ((status, _, error),) = processes(1, ["-m", "data.shard", "--verify", out])
+    assert status == 1 and error == ""
 
 
 def test_the_command_reports_leakage(tmp_path, tokenizer_dir, capsys):
@@ -673,10 +671,8 @@ def test_the_command_needs_inputs_or_verify():
 )
 def test_refused_options_are_one_line(command, refusal):
     name, *_ = words = command.split()
-    ended = subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    assert (ended.returncode, ended.stderr) == (2, f"{name}: error: {refusal}\n")
+    ((status, _, error),) = processes(1, ["-m", *words])
+    assert (status, error) == (2, f"{name}: error: {refusal}\n")
 
 
 def test_the_command_prints_the_count_table(tmp_path, tokenizer_dir, capsys):
@@ -693,7 +689,7 @@ def test_the_command_prints_the_count_table(tmp_path, tokenizer_dir, capsys):
 def test_the_command_learns_a_vocabulary(tmp_path):
     (tmp_path / "in.txt").write_text("".join(f"Mice and Rats {i}\n" for i in range(9)))
     main([str(tmp_path / "in.txt"), "--train-tokenizer", "60", "--uncased",
-          "--out", str(tmp_path / "out"), "--held-out", "0.5"])  # fmt: skip
+          "--out", str(tmp_path / "out"), "--held-out", "0.5", "--workers", "1"])  # fmt: skip
     t = Tokenizer.from_dir(tmp_path / "out")
     assert (t.V, t.cased, tuple(t.pieces[:5])) == (60, False, SPECIAL)
     with pytest.raises(InputError, match="--uncased goes with --train-tokenizer"):
@@ -702,12 +698,10 @@ def test_the_command_learns_a_vocabulary(tmp_path):
 
 def test_bad_input_ends_in_one_line_and_status_2(tmp_path, tokenizer_dir):
     (tmp_path / "in.jsonl").write_text("not json\n")
-    ended = subprocess.run(
-        [sys.executable, "-m", "data.shard", str(tmp_path / "in.jsonl"), "--tokenizer",
-         str(tokenizer_dir), "--out", str(tmp_path / "out")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 2 and ended.stdout == ""
-    assert len(ended.stderr.splitlines()) == 1
-    assert ended.stderr.startswith(f"data.shard: error: {tmp_path / 'in.jsonl'}: line 1: ")
+    command = ["-m", "data.shard", tmp_path / "in.jsonl", "--tokenizer", tokenizer_dir,
+               "--out", tmp_path / "out"]  # fmt: skip
+    ((status, printed, error),) = processes(1, command)
+    assert status == 2 and printed == ""
+    assert len(error.splitlines()) == 1
+    assert error.startswith(f"data.shard: error: {tmp_path / 'in.jsonl'}: line 1: ")
     assert not (tmp_path / "out").exists()

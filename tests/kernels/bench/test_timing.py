@@ -50,10 +50,10 @@ def test_each_stage_has_its_own_time_and_gets_what_the_one_before_returned():
         assert (x, n) == ("x", 3)
         time.sleep(0.03)
 
-    (times,) = milliseconds([[first, second]], CPU, repeats=3, warmup=0)
-    assert times.shape == (3, 2)
+    (times,) = milliseconds([[first, second]], CPU, repeats=5, warmup=0)
+    assert times.shape == (5, 2)
     assert (10 <= times[:, 0]).all() and (30 <= times[:, 1]).all()
-    assert np.median(times[:, 0]) < 25 and np.median(times[:, 1]) < 60  # ms, not s, not us
+    assert times[:, 0].min() < 25 and times[:, 1].min() < 60  # ms, not s, not us
 
 
 def test_the_spread_of_times():

@@ -10,8 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file
 
-from helpers import ROOT, random_batch, tiny_config
+from helpers import ROOT, processes, random_batch, tiny_config
 from minibio.batch import Counts
 from minibio.config import METHODS, RunConfig
 from minibio.distil.objectives import OBJECTIVES, Tiny, teach
@@ -169,24 +167,13 @@ def two_processes(out):
     dist.stop(ranks)
 
 
-def start(mode, out, **env):
-    return subprocess.Popen(
-        [sys.executable, __file__, mode, str(out)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **env},
-    )  # fmt: skip
-
-
-def finish(*processes):
-    """The lines that each printed, as JSON; they end well."""
-    try:
-        told = [process.communicate(timeout=100) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (_, err) in zip(processes, told, strict=True):
-        assert process.returncode == 0, err
-    return [[json.loads(line) for line in out.splitlines()] for out, _ in told]
+def told_by(world, mode, out):
+    """The lines that each process printed, as JSON; they end well."""
+    path = f"{ROOT}:{ROOT / 'tests'}"
+    told = processes(world, [__file__, mode, out], PYTHONPATH=path)
+    for status, _, err in told:
+        assert status == 0, err
+    return [[json.loads(line) for line in out.splitlines()] for _, out, _ in told]
 
 
 # ---- the same run
@@ -201,7 +188,7 @@ def test_resumed_in_a_fresh_process_it_is_the_unbroken_run(tmp_path):
     before.save(checkpoints)  # other weights, of an earlier step
     run.save(checkpoints)
     told = run.train(3)  # what was saved is what was
-    (lines,) = finish(start("go_on", tmp_path))
+    (lines,) = told_by(1, "go_on", tmp_path)
     assert lines == [[told, run.fingerprint()]] * 2
     assert len({terms["loss"] for terms in told}) == 3
     fingerprint = run.fingerprint()
@@ -429,9 +416,13 @@ def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
     run = Run()
     run.train(1)
     run.save(Checkpoints(tmp_path, ALONE, keep=2))
+    begun = time.monotonic()
+    run.save(Checkpoints(tmp_path, ALONE, keep=2))
+    seconds = time.monotonic() - begun  # of a save, on this machine
     while round_ < 30 or last < 15 or not leftovers:  # until some were killed in the midst of it
         round_ += 1
         assert round_ < 300, (last, leftovers)
+        saved, said = os.pipe()
         child = os.fork()
         if child == 0:
             try:
@@ -440,11 +431,16 @@ def test_killed_at_any_instant_there_is_a_whole_one(tmp_path):
                 while True:
                     run.done += 1
                     run.save(checkpoints)
+                    os.write(said, b".")
             finally:
                 os._exit(1)
-        time.sleep(0.08 * rng.random())
+        os.close(said)
+        for _ in range(rng.randint(0, 2)):  # whole ones, however slow the machine is now
+            assert os.read(saved, 1)
+        time.sleep(1.5 * seconds * rng.random())
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        os.close(saved)
         leftovers |= {name.rsplit(".", 1)[1] for name in names(tmp_path) if name[0] == "."}
         places = store.whole(tmp_path / FOLDER)
         steps = [store.check(place, PARTS)["step"] for place in places]  # all of them are whole
@@ -509,12 +505,7 @@ def test_counts_of_another_version_are_one_line(change):
 
 
 def test_two_processes_save_fail_and_resume_together(tmp_path, capsys):
-    with socket.socket() as s:  # a port that is free now
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    both = [start("two_processes", tmp_path, RANK=str(r), LOCAL_RANK=str(r), **env) for r in (0, 1)]
-    assert finish(*both) == [["rank 0: ok"], ["rank 1: ok"]]
+    assert told_by(2, "two_processes", tmp_path) == [["rank 0: ok"], ["rank 1: ok"]]
     drawn = []
     for _ in range(2):  # one process goes on where two were: same weights, a stated new state
         run = Run()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import time
 import pytest
 import torch
 
-from helpers import ROOT
+from helpers import ROOT, processes
 from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
 from minibio.run.log import Progress
@@ -119,30 +118,11 @@ def test_a_stuck_process_ends_with_the_second_interrupt():
 
 
 def test_two_processes_stop_after_the_same_step():
-    with socket.socket() as s:  # a port that is free now
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    common = {
-        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOOP], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        told = [process.communicate(timeout=60) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0]
-    assert told[0][0] == "rank 0 stops after 3, itself asked: None\n"
-    assert told[1][0] == "rank 1 stops after 3, itself asked: SIGTERM\n"
-    assert "SIGTERM" not in told[1][1]  # rank 0 alone speaks
+    told = processes(2, ["-c", LOOP])
+    assert [status for status, *_ in told] == [0, 0], told
+    assert told[0][1] == "rank 0 stops after 3, itself asked: None\n"
+    assert told[1][1] == "rank 1 stops after 3, itself asked: SIGTERM\n"
+    assert "SIGTERM" not in told[1][2]  # rank 0 alone speaks
 
 
 @pytest.mark.parametrize("moment", ["before it resumes", "before a step", "after a step"])
