@@ -114,9 +114,9 @@ from data.sample.shards import sample_shards
 from minibio.batch import Batch, Counts
 from minibio.distil import students
 from minibio.distil.measure import held_out
-from minibio.distil.objectives import OBJECTIVES, Objective, freeze, teach
+from minibio.distil.objectives import OBJECTIVES, Objective, teach
 from minibio.model.attention import use_kernels
-from minibio.model.heads import Model
+from minibio.model.heads import Model, freeze
 from minibio.model.transformer import compile_layers
 from minibio.report import card, estimate
 from minibio.run import dist, files, fingerprint, log, optim, precision

@@ -23,7 +23,8 @@ from kernels import cuda_attention, cuda_build, cuda_rows
 from kernels.bench import smoke
 from minibio.batch import Counts
 from minibio.bench.step import Settings, build, random_batch
-from minibio.distil.objectives import freeze, teach
+from minibio.distil.objectives import teach
+from minibio.model.heads import freeze
 from minibio.run.precision import autocast
 
 METHODS = ("compact", "tiny")

@@ -32,7 +32,8 @@ from torch.utils.flop_counter import flop_registry
 from kernels.bench.timing import Table
 from minibio.bench.step import LENGTHS, WAYS, Settings, build, check, random_batch
 from minibio.bench.training import NoDirectory, train_on
-from minibio.distil.objectives import Objective, freeze
+from minibio.distil.objectives import Objective
+from minibio.model.heads import freeze
 from minibio.model.transformer import Encoder
 
 PARTS = ("teacher", "forward", "backward", "update")

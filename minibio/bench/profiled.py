@@ -22,7 +22,8 @@ from kernels.machine import describe
 from minibio.bench.step import LENGTHS, WAYS, Settings, build, random_batch
 from minibio.bench.training import NoDirectory, Turns, train_on
 from minibio.config import METHODS, MODELS
-from minibio.distil.objectives import OBJECTIVES, freeze
+from minibio.distil.objectives import OBJECTIVES
+from minibio.model.heads import freeze
 from minibio.model.transformer import compile_layers
 
 LONGEST = 25

@@ -67,7 +67,7 @@ def open_encoder(name: str) -> nn.Module:
 def at_precision(encoder: nn.Module, precision: str, device: torch.device) -> nn.Module:
     """A copy of `encoder`, which is fp32, in this precision."""
     if precision == "int8":
-        return to_int8(encoder, device)
+        return to_int8(copy.deepcopy(encoder), device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     return copy.deepcopy(encoder).to(device, dtype)
 

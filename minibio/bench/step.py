@@ -39,8 +39,8 @@ from minibio.batch import Batch, Counts
 from minibio.bench.authors import Authors, rectangle
 from minibio.bench.training import LR, NoDirectory, Turns, train_on
 from minibio.config import METHODS, MODELS
-from minibio.distil.objectives import OBJECTIVES, Objective, freeze, teach
-from minibio.model.heads import Model
+from minibio.distil.objectives import OBJECTIVES, Objective, teach
+from minibio.model.heads import Model, freeze
 from minibio.model.transformer import compile_layers
 from minibio.report.estimate import products_per_second, step_flops
 from minibio.run import optim

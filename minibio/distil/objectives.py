@@ -25,7 +25,7 @@ from kernels.reference import wide
 from minibio.batch import Batch, Counts
 from minibio.config import RunConfig
 from minibio.distil import losses
-from minibio.model.attention import Match, SelfAttention
+from minibio.model.attention import Match
 from minibio.model.heads import Model, Output
 from minibio.model.transformer import initialise
 from minibio.run.errors import InputError
@@ -482,34 +482,6 @@ OBJECTIVES = {
     "compact": Compact,
     "mobile": mobile,
 }
-
-
-TEACHER_PRECISIONS = ("fp32", "bf16")
-
-
-def freeze(teacher: Model, precision: str = "fp32") -> Model:
-    """The teacher as it is while it teaches: in evaluation mode, no gradients, its products ready.
-
-    Its encoder's matrices are rounded once, here, rather than in every step, and those of queries,
-    keys and values joined where they are one product. Sums, norms, hidden states and predictions
-    stay float32, so that its losses differ from float32's by less than 1e-4.
-
-    Args:
-        precision: of the encoder's products: "fp32" (as the student's) | "bf16".
-    """
-    if precision not in TEACHER_PRECISIONS:
-        raise ValueError(
-            f"freeze: precision is {precision!r}, expected one of {', '.join(TEACHER_PRECISIONS)}"
-        )
-    teacher.eval().requires_grad_(False)
-    if precision == "bf16":
-        for module in teacher.encoder.modules():
-            if isinstance(module, nn.Linear):
-                module.to(torch.bfloat16)
-    for module in teacher.encoder.modules():
-        if isinstance(module, SelfAttention):
-            module.join()
-    return teacher
 
 
 @torch.no_grad()

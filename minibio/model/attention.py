@@ -40,10 +40,11 @@ class AttentionOutput(NamedTuple):
     """The output of a self-attention layer, with what distillation needs of it."""
 
     out: Tensor  # (N, width)
-    q: Tensor  # (N, H, D)
-    k: Tensor  # (N, H, D)
-    lse: Tensor  # (N, H) log-sum-exp of the rows of scores, nats; without a gradient
     rows: Tensor | None  # (N, H) divergence of each attention row from the teacher's
+    # where they are kept:
+    q: Tensor | None = None  # (N, H, D)
+    k: Tensor | None = None  # (N, H, D)
+    lse: Tensor | None = None  # (N, H) log-sum-exp of the rows of scores, nats; no gradient
 
 
 class SelfAttention(nn.Module):
@@ -68,9 +69,12 @@ class SelfAttention(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def forward(
-        self, x_qk: Tensor, x_v: Tensor, row: Row, match: Match | None = None
+        self, x_qk: Tensor, x_v: Tensor, row: Row, match: Match | None = None, keep: bool = False
     ) -> AttentionOutput:
-        """x_qk: (N, C_qk), x_v: (N, C_v) -> out (N, width)."""
+        """x_qk: (N, C_qk), x_v: (N, C_v) -> out (N, width).
+
+        keep: hand out queries and keys too; else, without a gradient, their memory is free again.
+        """
         (q, k, v), output = self.projected(x_qk, x_v)  # (N, H, D) each
         dropout = self.dropout if self.training else 0.0
         if match is None:
@@ -89,7 +93,8 @@ class SelfAttention(nn.Module):
                 dropout=dropout,
                 impl=self.impl,
             )
-        return AttentionOutput(output(a.flatten(1)), q, k, lse, rows)
+        out = output(a.flatten(1))  # (N, width)
+        return AttentionOutput(out, rows, q, k, lse) if keep else AttentionOutput(out, rows)
 
     def projected(
         self, x_qk: Tensor, x_v: Tensor

@@ -13,7 +13,6 @@ A processor without VNNI instructions adds pairs of products in 16 bits, and wha
 cut off without a word. There W has 6 bits and a sign, so that it fits: `weight_range` tries it out.
 """
 
-import copy
 from functools import cache
 
 import torch
@@ -75,14 +74,15 @@ def check_device(device: torch.device) -> None:
 
 
 def to_int8(encoder: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of an encoder whose linear layers are `Int8Linear`.
+    """The encoder itself, with `Int8Linear` in the place of its linear layers.
+
+    One by one: of none but the layer at hand are there two.
 
     Raises:
         InputError: as `check_device`.
     """
     check_device(device)
-    encoder = copy.deepcopy(encoder)
-    for module in list(encoder.modules()):
+    for module in [x for x in encoder.modules() if not isinstance(x, nn.Linear)]:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, Int8Linear(child))

@@ -131,12 +131,17 @@ class BottleneckLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, row: Row, match: Match | None = None, narrow: None = None
+        self,
+        x: Tensor,
+        row: Row,
+        match: Match | None = None,
+        keep: bool = False,
+        narrow: None = None,
     ) -> tuple[Tensor, AttentionOutput, None]:
         """x: (N, C) -> (N, C), what the attention knows, and no copy of another type."""
         inside = self.enter(x)  # (N, C_intra)
         x_qk = x if self.enter_qk is None else self.enter_qk(x)
-        a = self.attention(x_qk, x, row, match)
+        a = self.attention(x_qk, x, row, match, keep)
         inside = self.attention_norm(inside + a.out)  # (N, C_intra)
         for ffn in self.ffns:
             inside = ffn(inside)

@@ -135,11 +135,16 @@ class Layer(nn.Module):
         self.output_norm = AddNorm(config)
 
     def forward(
-        self, x: Tensor, row: Row, match: Match | None = None, narrow: Tensor | None = None
+        self,
+        x: Tensor,
+        row: Row,
+        match: Match | None = None,
+        keep: bool = False,
+        narrow: Tensor | None = None,
     ) -> tuple[Tensor, AttentionOutput, Tensor]:
         """x: (N, C), and the same as the layer below has cast it; so are the results."""
         narrow = x if narrow is None else narrow
-        a = self.attention(narrow, narrow, row, match)
+        a = self.attention(narrow, narrow, row, match, keep)
         x, narrow = self.attention_norm(x, a.out)  # (N, C)
         x, narrow = self.output_norm(x, self.ffn(narrow))  # (N, C)
         return x, a, narrow
@@ -187,7 +192,7 @@ class Encoder(nn.Module):
         narrow = None  # x in the type of the products, where a layer has cast it
         for l, layer in zip(range(1, depth + 1), self.layers, strict=False):
             with torch.set_grad_enabled(is_training and (frozen is None or l > frozen)):
-                x, a, narrow = layer(x, batch.row, match.get(l), narrow)
+                x, a, narrow = layer(x, batch.row, match.get(l), l in keep, narrow)
             if l in hidden:
                 result.hidden_states[l] = x
             if l in keep:

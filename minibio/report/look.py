@@ -18,10 +18,10 @@ from torch import Tensor
 from kernels.reference import attention_scores
 from minibio.batch import Batch
 from minibio.config import RunConfig
-from minibio.distil.objectives import OBJECTIVES, freeze
+from minibio.distil.objectives import OBJECTIVES
 from minibio.distil.students import load_teacher
 from minibio.model.convert import load
-from minibio.model.heads import Output
+from minibio.model.heads import Output, freeze
 from minibio.report.plot import COLOURS, new_figure, save_figure
 from minibio.run.errors import InputError
 from minibio.run.files import as_written, read_json

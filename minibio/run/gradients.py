@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from minibio.run import dist
 
 BUCKET_BYTES = 25 * 2**20  # large enough for the network's full rate, small enough to overlap
-TRIM_EVERY = 8  # steps; on a CPU
+TRIM_EVERY = 8  # steps, or batches; on a CPU
 
 
 def trim_heap() -> None:

@@ -33,6 +33,7 @@ import torch
 
 from minibio.batch import Batch
 from minibio.model.convert import load, read_config
+from minibio.model.heads import freeze
 from minibio.model.int8 import to_int8
 from minibio.model.names import head_of
 from minibio.run.dist import Ranks
@@ -132,13 +133,14 @@ class Predictor:
         self.path, self.threshold = path, threshold
         self.all_labels = all_labels or self.multi_label
         self.device, self.B = torch.device(device), B
-        self.model.to(self.device)
+        self.model.float().to(self.device)
         if precision == "int8":
-            self.model.encoder = to_int8(self.model.encoder, self.device)
+            to_int8(self.model.encoder, self.device)
             self.precision, inside = "int8", "fp32"
         else:
             self.precision, _ = resolve(precision, Ranks(0, 0, 1, self.device))
             inside = self.precision
+            freeze(self.model, inside)
         self.context = partial(autocast, inside, self.device)
         found = settings(path / RECORDS[self.head], 384 if self.head == "span" else 512)
         self.length = min(found["length"], self.model.config.P)

@@ -32,6 +32,7 @@ from torch import Tensor
 from minibio.batch import Batch
 from minibio.run.errors import InputError
 from minibio.run.files import DAMAGED, read_json, unpacked
+from minibio.run.gradients import TRIM_EVERY, trim_heap
 from minibio.text.tokenizer import Tokenizer
 
 HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold one, UTF-8 cannot
@@ -216,11 +217,13 @@ def forward(
     model.eval()
     lengths = [len(example.tokens) for example in examples]
     order = sorted(range(len(examples)), key=lengths.__getitem__)
-    for chosen in in_batches(order, lengths, B, N):
+    for n, chosen in enumerate(in_batches(order, lengths, B, N), start=1):
         batch = collate([examples[i] for i in chosen]).to(device)
         with torch.no_grad(), autocast():
             logits = model(batch).logits
         yield chosen, batch, logits
+        if batch.device.type == "cpu" and n % TRIM_EVERY == 0:
+            trim_heap()
 
 
 def in_batches(

@@ -11,9 +11,9 @@ from kernels import reference
 from minibio.batch import Batch, Counts
 from minibio.config import METHODS, STAGE_1, ModelConfig
 from minibio.distil import losses
-from minibio.distil.objectives import OBJECTIVES, freeze, phase_steps, teach
+from minibio.distil.objectives import OBJECTIVES, phase_steps, teach
 from minibio.model.attention import use_kernels
-from minibio.model.heads import Model
+from minibio.model.heads import Model, freeze
 from minibio.run.errors import InputError
 from minibio.run.optim import make_optimizer
 

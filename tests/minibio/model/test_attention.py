@@ -37,7 +37,7 @@ def test_two_streams_of_their_own_width():
     config = ModelConfig(family="ib-bert", C=10, C_intra=12, H=3, C_embed=4, attention_dropout=0.0)
     attention = SelfAttention(config, C_qk=12, C_v=10)
     batch = Batch.from_sequences([[1, 1], [1]])
-    result = attention(torch.randn(3, 12), torch.randn(3, 10), batch.row)
+    result = attention(torch.randn(3, 12), torch.randn(3, 10), batch.row, keep=True)
     assert result.out.shape == (3, 12)
     assert result.q.shape == result.k.shape == (3, 3, 4)
     assert result.lse.shape == (3, 3) and result.rows is None
@@ -61,7 +61,7 @@ def test_one_product_for_queries_keys_and_values(monkeypatch):
     seen = []
     for is_joint in (False, True):
         monkeypatch.setattr(attention_module, "is_joint", lambda x, is_joint=is_joint: is_joint)
-        a = layer(x, x, row)
+        a = layer(x, x, row, keep=True)
         loss = a.out.square().sum() + (a.q * a.k).sum()
         grads = torch.autograd.grad(loss, [x, *layer.parameters()])
         seen.append([a.out, a.q, a.k, *grads])
@@ -85,17 +85,17 @@ def test_matrices_joined_once(family, monkeypatch):
     layer.join()
     assert layer.joint_weight is None  # float32 on a CPU
     monkeypatch.setattr(attention_module, "is_joint", lambda x: True)
-    expected = layer(x_qk, x, row)
+    expected = layer(x_qk, x, row, keep=True)
     layer.join()
     assert (layer.joint_weight is None) == (family == "mobilebert")
-    got = layer(x_qk, x, row)
+    got = layer(x_qk, x, row, keep=True)
     assert all(torch.equal(getattr(got, k), getattr(expected, k)) for k in ("out", "q", "k", "lse"))
     assert layer.state_dict().keys() == state.keys()
     assert all(torch.equal(v, state[k]) for k, v in layer.state_dict().items())
     layer.load_state_dict({k: 2 * v for k, v in state.items()})  # and what is loaded later is read
     with torch.no_grad():
-        q = layer(x_qk, x, row).q.flatten(1)
+        q = layer(x_qk, x, row, keep=True).q.flatten(1)
     assert torch.allclose(q, torch.nn.functional.linear(x_qk, *layer.query.parameters()))
-    wide = layer.double()(x_qk.double(), x.double(), row).q
+    wide = layer.double()(x_qk.double(), x.double(), row, keep=True).q
     assert wide.dtype == torch.float64
     assert torch.allclose(wide.flatten(1), q.double(), atol=1e-5)
