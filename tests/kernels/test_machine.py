@@ -72,9 +72,10 @@ def test_tests_stop_at_the_first_cuda_error(tmp_path):
         "def test_two(): raise RuntimeError('CUDA error: misaligned address')\n"
         "def test_three(): raise RuntimeError('CUDA error: misaligned address')\n"
     )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # conftest.py imports helpers
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     assert "stopped at the first CUDA error, in test_x.py::test_two" in done.stdout
     assert "2 failed" in done.stdout and "test_three" not in done.stdout
