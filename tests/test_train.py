@@ -490,7 +490,8 @@ def test_a_checkpoint_is_its_row_and_nothing_else(run_of, name):
     model = source if row.method == "mlm" else row.model
     assert run == dataclasses.replace(expected, model=model)
     assert paths.out == train.Path("runs") / name
-    text = (ROOT / "README.md").read_text("utf-8")
+    assert f"`{name}`" in (ROOT / "README.md").read_text("utf-8")
+    text = (ROOT / "minibio/distil/README.md").read_text("utf-8")
     (line,) = [x for x in text.splitlines() if x.startswith(f"| `{name}` |")]
     assert f"`{row.source}`" in line and ("cased" if row.cased else "uncased") in line
 
