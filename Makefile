@@ -71,7 +71,9 @@ ENCODERS = distil-biobert tiny-biobert bio-mobilebert
 NER = $(PY) eval.py ner --epochs 20 --lr 1e-3
 # A file of tests runs in one process: what its fixtures train or compile is made once.
 PYTEST := $(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
-# What is imported is compiled then; pip would compile all there is, which takes longer than the rest.
+# What is imported is compiled then, for the tests once in set-up, not by each of their processes; pip
+# would compile all there is, which takes longer than the rest.
+IMPORTED = hypothesis, sklearn.metrics, torch._dynamo, transformers.models.bert.modeling_bert
 PIP := $(PY) -m pip install -qq --no-compile --disable-pip-version-check
 
 # And kept, whatever the shell says: torch takes twice as long to import without, in each of hundreds
@@ -182,4 +184,5 @@ $(VENV)/.torch:
 
 $(VENV)/.plot $(VENV)/.test $(VENV)/.test-all: $(VENV)/.torch pyproject.toml
 	@$(PIP) --editable '.[$(patsubst $(VENV)/.%,%,$@)]'
+	@$(if $(findstring test,$@),$(PY) -c 'import $(IMPORTED)')
 	@touch $@

@@ -521,7 +521,7 @@ def test_every_implementation_trains_alike(corpus, teacher, tmp_path, capsys, mo
     losses = {}
     for impl in ("reference", "torch", "triton"):
         log = run(corpus, tmp_path / impl, "--teacher", teacher, "--kernels", impl, "--steps", "2",
-                  "--length", "24")  # fmt: skip
+                  "--batch", "2", "--eval-documents", "2")  # fmt: skip
         losses[impl] = [line["loss"] for line in log if line["event"] == "train"]
         assert f"attention_kl     {impl} (asked for)" in capsys.readouterr().out
     assert losses["torch"] == pytest.approx(losses["reference"], rel=1e-5)

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from transformers import BertForMaskedLM
 
 from minibio.config import METHODS, ModelConfig
 from minibio.model.convert import save
@@ -43,6 +42,8 @@ def write_record(run_dir, method="tiny", **changed):
 
 def maps_of_transformers(directory, ids):
     """Attention maps (H, T, T) of each layer, and (T, V) logits."""
+    from transformers import BertForMaskedLM
+
     model = BertForMaskedLM.from_pretrained(directory, attn_implementation="eager").eval()
     with torch.no_grad():
         out = model(torch.tensor([ids]), output_attentions=True)

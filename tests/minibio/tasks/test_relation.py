@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import precision_recall_fscore_support
 
 from data.sample.sample import make_sample
 from helpers import damaged, real_data, tiny_config
@@ -527,6 +526,8 @@ def test_the_named_class_states_no_relation(tmp_path):
 
 def test_main_figure_of_ddi_is_that_of_scikit_learn():
     """All predicted mechanism: of 24 are 3 right, of 6 relations 3 found."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     gold = ["DDI-false"] * 18 + ["DDI-effect"] * 3 + ["DDI-mechanism"] * 3
     found = ["DDI-mechanism"] * 24
     negative = [x for x in set(gold) if relation.NEGATIVE.fullmatch(x)]
