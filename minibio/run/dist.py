@@ -4,6 +4,7 @@ Without torchrun's environment there is one process and no group, and every func
 works. Collectives are called by all ranks or by none.
 """
 
+import ctypes
 import json
 import os
 import threading
@@ -21,6 +22,7 @@ from minibio.run.errors import InputError, RankGone
 
 JOIN = timedelta(seconds=50)  # that ranks wait for each other at the start
 BEAT, SILENCE = 2.0, 30.0  # seconds between beats; without one, until a rank is missed
+TRIM_EVERY = 8  # steps, or batches
 LEFT = 2**40  # beats of a rank that has come to its end
 PULSE: list["Pulse"] = []  # this process's, while it is in a group
 
@@ -150,6 +152,21 @@ class Pulse(threading.Thread):
             self.store.add(str(self.rank), LEFT)
         except RuntimeError:  # the store has left already
             pass
+
+
+def trim_heap(n: int, device: torch.device) -> None:
+    """On a CPU, give the gaps between live tensors back to the system every eighth step or batch.
+
+    No two batches have the same number of tokens, so the next step's tensors do not fit the gaps
+    that the last one's have left, and a process grows for hundreds of steps. Where the C library is
+    not glibc nothing happens.
+
+    Args:
+        n: the step or batch, counted from 1.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if device.type == "cpu" and n % TRIM_EVERY == 0 and trim is not None:
+        trim(0)
 
 
 def pick_device(name: str | None, local: int | None = None) -> torch.device:

@@ -19,7 +19,6 @@ buckets after a process's first step, so a resumed run adds up in another order,
 On one process nothing is copied and nothing is sent.
 """
 
-import ctypes
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -30,18 +29,6 @@ from torch import Tensor, nn
 from minibio.run import dist
 
 BUCKET_BYTES = 25 * 2**20  # large enough for the network's full rate, small enough to overlap
-TRIM_EVERY = 8  # steps, or batches; on a CPU
-
-
-def trim_heap() -> None:
-    """Give the gaps between live tensors back to the system, where the C library is glibc.
-
-    No two batches have the same number of tokens, so the next step's tensors do not fit the gaps
-    that the last one's have left, and a process grows for hundreds of steps.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class Bucket:
@@ -91,8 +78,7 @@ class Gradients:
         """Before the first backward of a step."""
         self.reached.clear()
         self.steps += 1
-        if self.ranks.device.type == "cpu" and self.steps % TRIM_EVERY == 0:
-            trim_heap()
+        dist.trim_heap(self.steps, self.ranks.device)
         if not self.buckets:
             for p in self.parameters:
                 p.grad = None

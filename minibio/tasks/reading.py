@@ -30,9 +30,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from minibio.batch import Batch
+from minibio.run.dist import trim_heap
 from minibio.run.errors import InputError
 from minibio.run.files import DAMAGED, read_json, unpacked
-from minibio.run.gradients import TRIM_EVERY, trim_heap
 from minibio.text.tokenizer import Tokenizer
 
 HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair: JSON can hold one, UTF-8 cannot
@@ -222,8 +222,7 @@ def forward(
         with torch.no_grad(), autocast():
             logits = model(batch).logits
         yield chosen, batch, logits
-        if batch.device.type == "cpu" and n % TRIM_EVERY == 0:
-            trim_heap()
+        trim_heap(n, batch.device)
 
 
 def in_batches(

@@ -64,6 +64,14 @@ def demo(tmp_path):
     return tmp_path / "demo"
 
 
+@pytest.fixture
+def kept(monkeypatch):
+    """The figures, in place of files."""
+    figures = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: figures.append(figure))
+    return figures
+
+
 def test_all_pictures(tmp_path, image, demo, capsys):
     (tmp_path / "step.csv").write_text(f"# a machine\n{HEAD}\n{ROWS}\n", "utf-8")
     (tmp_path / "measured.jsonl").write_text(f"{json.dumps(NCBI)}\n", "utf-8")
@@ -80,9 +88,7 @@ def test_all_pictures(tmp_path, image, demo, capsys):
     assert capsys.readouterr().out.count(".png") == len(drawn)
 
 
-def test_the_bars_are_the_rows(tmp_path, monkeypatch, image):
-    kept = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: kept.append(figure))
+def test_the_bars_are_the_rows(tmp_path, kept, image):
     (tmp_path / "step.csv").write_text(f"# a machine\n{HEAD}\n{ROWS}\n", "utf-8")
     pictures.cost(pictures.read_table(tmp_path / "step.csv"), tmp_path / "cost.png")
     time, memory = kept[0].axes
@@ -91,9 +97,7 @@ def test_the_bars_are_the_rows(tmp_path, monkeypatch, image):
     assert [bar.get_height() for bar in memory.containers[0]] == [0.5, 0.35]
 
 
-def test_bars_of_a_table_made_on_a_gpu(tmp_path, monkeypatch, image):
-    kept = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: kept.append(figure))
+def test_bars_of_a_table_made_on_a_gpu(tmp_path, kept, image):
     (tmp_path / "step.csv").write_text(f"# a machine\n{HEAD}\n{ON_A_GPU}\n", "utf-8")
     pictures.cost(pictures.read_table(tmp_path / "step.csv"), tmp_path / "cost.png")
     time, memory = kept[0].axes
@@ -102,9 +106,7 @@ def test_bars_of_a_table_made_on_a_gpu(tmp_path, monkeypatch, image):
     assert [bars[0].get_height() for bars in memory.containers] == [0.5, 0.4]
 
 
-def test_the_demo_is_its_logs_and_scores(tmp_path, monkeypatch, image, demo):
-    kept = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: kept.append(figure))
+def test_the_demo_is_its_logs_and_scores(tmp_path, kept, image, demo):
     pictures.demo(demo, tmp_path / "demo.png")
     left, right = kept[0].axes
     assert {x.get_label(): tuple(x.get_ydata()) for x in left.lines} == LOSSES
@@ -112,9 +114,7 @@ def test_the_demo_is_its_logs_and_scores(tmp_path, monkeypatch, image, demo):
     assert [x.get_height() for x in right.patches] == [40, 37.5, 25]
 
 
-def test_figure_2_is_its_table(tmp_path, monkeypatch, image):
-    kept = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, out: kept.append(figure))
+def test_figure_2_is_its_table(tmp_path, kept, image):
     (tmp_path / "speed.csv").write_text(f"# a machine\n{SPEED}\n", "utf-8")
     pictures.models(pictures.read_table(tmp_path / "speed.csv"), tmp_path / "models.png")
     time, memory = kept[0].axes

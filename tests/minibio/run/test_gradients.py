@@ -15,7 +15,7 @@ import torch.nn as nn
 from helpers import processes
 from minibio.run import dist
 from minibio.run.errors import InputError
-from minibio.run.gradients import TRIM_EVERY, Gradients, in_parts
+from minibio.run.gradients import Gradients, in_parts
 
 WORLD = 3
 ALONE = dist.Ranks(0, 0, 1, torch.device("cpu"))
@@ -137,7 +137,7 @@ def test_gaps_between_tensors_are_given_back():
     tensors = [torch.ones(4_000) for _ in range(8_000)]  # 16 kB each: on the heap, 128 MB
     full = resident()
     tensors = tensors[::40]  # what is left holds the gaps
-    for _ in range(TRIM_EVERY - 1):
+    for _ in range(dist.TRIM_EVERY - 1):
         gradients.clear()
     assert resident() > full - 20 * 2**20
     gradients.clear()
