@@ -7,6 +7,7 @@ works. Collectives are called by all ranks or by none.
 import ctypes
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,18 +44,21 @@ def start(device: str | None = None) -> Ranks:
     Args:
         device: "cpu", "cuda", "cuda:1"; None = cuda where there is one.
     Raises:
-        InputError: no such device here, or fewer GPUs than processes.
+        InputError: no such device here, fewer GPUs than processes, or half an environment.
+        RankGone: the others did not come.
     """
-    rank, local, world = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
+    world = number("WORLD_SIZE", "1")
+    rank = number("RANK", "0" if world == 1 else None)
+    local = number("LOCAL_RANK", "0")
     where = pick_device(device, local if world > 1 else None)
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if world > 1:
         # an attempt of torchrun must not find the addresses that the last one left in its store
+        where_store = place()
         try:
+            if rank > 0:
+                wait_for_store(*where_store)
             store, _, _ = next(td.rendezvous("env://", timeout=JOIN))
         except RuntimeError as error:
             raise RankGone(alone(error)) from None
@@ -77,6 +81,55 @@ def start(device: str | None = None) -> Ranks:
             raise RankGone(alone(error)) from None
         PULSE[0].start()
     return Ranks(rank, local, world, where)
+
+
+def of_torchrun(name: str, default: str | None = None) -> str:
+    """A variable of torchrun's environment.
+
+    Raises:
+        InputError: it is not there, and there is no default.
+    """
+    if (text := os.environ.get(name, default)) is None:
+        raise InputError(
+            f"WORLD_SIZE is in the environment, but not {name}; start with torchrun, or without "
+            f"WORLD_SIZE"
+        )
+    return text
+
+
+def number(name: str, default: str | None = None) -> int:
+    """A variable of torchrun's environment that is a number.
+
+    Raises:
+        InputError: it is not there or no number.
+    """
+    text = of_torchrun(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{name} is {text!r} in the environment, expected a number") from None
+
+
+def place() -> tuple[str, int]:
+    """Address and port of the rendezvous's store."""
+    return of_torchrun("MASTER_ADDR"), number("MASTER_PORT")
+
+
+def wait_for_store(address: str, port: int) -> None:
+    """Wait until rank 0 or torchrun has opened the store of the rendezvous, at most `JOIN`.
+
+    A `TCPStore` that waits as long in vain sleeps as long again before it says so.
+
+    Raises:
+        RuntimeError: it has not.
+    """
+    until = time.monotonic() + JOIN.total_seconds()
+    while (left := until - time.monotonic()) > 0:
+        try:
+            return socket.create_connection((address, port), timeout=left).close()
+        except (OSError, OverflowError):  # the latter of a port that cannot be
+            time.sleep(0.05)
+    raise RuntimeError(f"nothing answers at {address}:{port}")
 
 
 def wait_for_all(store: td.Store, world: int) -> None:
@@ -115,8 +168,8 @@ class Pulse(threading.Thread):
 
     def __init__(self, attempt: str, rank: int, world: int):
         super().__init__(name="pulse", daemon=True)
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = td.TCPStore(address, port, None, False, JOIN, wait_for_workers=False)
+        wait_for_store(*place())
+        store = td.TCPStore(*place(), None, False, JOIN, wait_for_workers=False)
         self.store = td.PrefixStore(f"{attempt}/pulse", store)
         self.rank, self.watched = rank, {(rank + 1) % world, 0} - {rank}
         self.is_over = threading.Event()

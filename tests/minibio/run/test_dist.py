@@ -1,5 +1,7 @@
 """One process without a group, two with one; devices that are not there."""
 
+import re
+
 import pytest
 import torch
 
@@ -140,3 +142,23 @@ def test_no_rank_waits_for_one_that_is_gone(who, when):
             assert "Traceback" not in err
             [line] = [x for x in err.splitlines() if "re-run the same command" in x]
             assert "frame #" not in line and len(line) < 250, line
+            if when == "before it joins":  # nor does torch try again, after twice the time
+                assert err.splitlines() == [line]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2"}, "not RANK"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "not MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}, "not MASTER_PORT"),
+    ],
+)
+def test_half_an_environment_is_refused(monkeypatch, given, said):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in given.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(InputError, match=re.escape(said)):
+        dist.start("cpu")
