@@ -69,6 +69,8 @@ def start(device: str | None = None) -> Ranks:
         try:
             store.add("joined", 1)
             wait_for_all(store, world)
+            PULSE.append(Pulse(f"attempt-{attempt}", rank, world))
+            PULSE[0].start()  # before the group: its ranks wait for each other without an end
             td.init_process_group(
                 "cpu:gloo,cuda:nccl" if is_gpu else "gloo",  # what the host counts goes by gloo
                 store=store,
@@ -76,10 +78,8 @@ def start(device: str | None = None) -> Ranks:
                 world_size=world,
                 device_id=where if is_gpu else None,
             )
-            PULSE.append(Pulse(f"attempt-{attempt}", rank, world))
         except RuntimeError as error:
             raise RankGone(alone(error)) from None
-        PULSE[0].start()
     return Ranks(rank, local, world, where)
 
 

@@ -105,6 +105,14 @@ def die(moment):
     if (str(rank), moment) == (who, when):
         os.kill(os.getpid(), signal.SIGKILL)
 
+init = dist.td.init_process_group
+
+def join(*args, **named):
+    die("when all have come")
+    init(*args, **named)
+
+dist.td.init_process_group = join
+
 def main():
     die("before it joins")
     ranks = dist.start("cpu")
@@ -124,6 +132,7 @@ errors.run(main, "x")
     ("who", "when"),
     [
         *((who, "before it joins") for who in range(3)),
+        *((who, "when all have come") for who in range(3)),
         *((who, "between two collectives") for who in range(3)),
         (0, "while the others wait for it"),  # they wait for no other
         (0, "never"),
