@@ -15,6 +15,13 @@ from minibio.config import MODELS
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
+@pytest.fixture(autouse=True)
+def not_within_make(monkeypatch):
+    """Without what the `make test VERSIONS` that runs this hands to every make below it."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "TORCH", "TRITON"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def test_gpu_starts_the_parts_with_the_machines_own_python(tmp_path):
     """One that has the packages; a status of its own is a failure of make."""
     python = tmp_path / "python"
@@ -98,12 +105,10 @@ def demo(tmp_path, fail="nothing"):
     python.write_text(DEMO_PYTHON, "utf-8")
     python.chmod(0o755)
     (out / "shards").mkdir(parents=True)
-    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the `make test` that runs this
-    own = {name: x for name, x in os.environ.items() if name not in outer}
     done = subprocess.run(
         ["make", "demo", "-o", ".venv/.plot", f"PY={python}", f"DEMO={out}", "SEED=7"],
         cwd=ROOT, capture_output=True, text=True,
-        env={**own, "OUT": str(out), "FAIL": fail, "OMP_NUM_THREADS": "5"},
+        env={**os.environ, "OUT": str(out), "FAIL": fail, "OMP_NUM_THREADS": "5"},
     )  # fmt: skip
     lines = (out / "commands").read_text("utf-8").splitlines()
     commands = [line.split(": ", 1) for line in lines]

@@ -70,6 +70,7 @@ def in_one_line(name: str, is_common: bool = False):
         record(name, failed)
         sys.exit(failed.status)
     except KeyboardInterrupt:
+        end_at_once()  # from here on: a traceback of Python's own end would be the next answer
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)
 
@@ -123,6 +124,11 @@ def flush() -> None:
             raise
 
 
+def end_at_once() -> None:
+    """From here on, Ctrl-C ends the process with status 130 and without a word."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
 def read_early(read, name: str) -> None:
     """Run `read(arguments)` of command `name` before the slow imports.
 
@@ -134,7 +140,7 @@ def read_early(read, name: str) -> None:
     hold_streams()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # of GCC's OpenMP, whatever the policy
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    end_at_once()
     with in_one_line(name, is_common=True):
         read(sys.argv[1:])
 
