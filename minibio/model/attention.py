@@ -24,7 +24,7 @@ from torch import Tensor
 import kernels
 from minibio.batch import Row
 from minibio.config import ModelConfig
-from minibio.model.products import products
+from minibio.model.products import NAMES, PackedLinear, joined, products
 
 
 class Match(NamedTuple):
@@ -59,6 +59,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.H, self.D = config.H, config.D
         self.dropout = config.attention_dropout
+        self.is_one_stream = C_qk is None and C_v is None
         self.op, self.impl = "attention", "auto"  # of kernels/; see `use_kernels`
         width = config.width
         self.query = nn.Linear(C_qk or width, width)
@@ -67,6 +68,7 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width)
         for name in ("joint_weight", "joint_bias"):  # see `join`
             self.register_buffer(name, None, persistent=False)
+        self.packed = None  # see `pack`
 
     def forward(
         self, x_qk: Tensor, x_v: Tensor, row: Row, match: Match | None = None, keep: bool = False
@@ -103,6 +105,8 @@ class SelfAttention(nn.Module):
 
         Those of one stream are one product, where it pays.
         """
+        if self.packed is not None:
+            return self.packed(x_v).unflatten(-1, (3, self.H, self.D)).unbind(1), self.output
         layers = (self.query, self.key, self.value)
         if x_qk is x_v and is_joint(x_v) and all(type(x) is nn.Linear for x in layers):
             if self.joint_weight is None:
@@ -125,11 +129,19 @@ class SelfAttention(nn.Module):
         layers = (self.query, self.key, self.value)
         if self.query.in_features != self.value.in_features or not is_joint(self.value.weight):
             return
-        for name in ("weight", "bias"):
-            joint = torch.cat([getattr(x, name) for x in layers])  # (3 C, C), (3 C,)
+        for name, joint in zip(NAMES, joined(layers), strict=True):  # (3 C, C), (3 C,)
             setattr(self, f"joint_{name}", joint)
             for layer, part in zip(layers, joint.chunk(3), strict=True):
                 setattr(layer, name, nn.Parameter(part, requires_grad=False))
+
+    def pack(self) -> None:
+        """Make queries, keys and values of one stream one `PackedLinear`; the layer only predicts.
+
+        Also where three products are as fast: each call has its price, and a short text many calls.
+        """
+        if self.is_one_stream:
+            self.packed = PackedLinear(*joined((self.query, self.key, self.value)))
+            self.query = self.key = self.value = None
 
 
 def is_joint(x: Tensor) -> bool:

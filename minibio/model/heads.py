@@ -24,6 +24,7 @@ from minibio.batch import Batch
 from minibio.config import ModelConfig
 from minibio.model.attention import Match, SelfAttention
 from minibio.model.mobilebert import BottleneckEncoder
+from minibio.model.products import PackedLinear, can_pack, replace_linear
 from minibio.model.transformer import ACTIVATIONS, Encoder, EncoderOutput, initialise
 
 ENCODERS = {
@@ -229,7 +230,7 @@ class Model(nn.Module):
 FROZEN_PRECISIONS = ("fp32", "bf16")
 
 
-def freeze(model: Model, precision: str = "fp32") -> Model:
+def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Model:
     """The model as it is while nothing trains it: evaluation mode, no gradients, products ready.
 
     Its encoder's matrices are rounded once, here, rather than in every step, and those of queries,
@@ -239,6 +240,8 @@ def freeze(model: Model, precision: str = "fp32") -> Model:
 
     Args:
         precision: of the encoder's products: "fp32" (as the context's) | "bf16".
+        is_packed: whether its linear layers become `PackedLinear`, where those run: for prediction
+                   alone, since they have no weights that could be saved or moved.
     """
     if precision not in FROZEN_PRECISIONS:
         raise ValueError(
@@ -249,9 +252,12 @@ def freeze(model: Model, precision: str = "fp32") -> Model:
         for module in model.encoder.modules():
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)
+    is_packed = is_packed and can_pack(next(model.parameters()).device)
     for module in model.encoder.modules():
         if isinstance(module, SelfAttention):
-            module.join()
+            (module.pack if is_packed else module.join)()
+    if is_packed:
+        replace_linear(model.encoder, lambda x: PackedLinear(x.weight, x.bias))
     return model
 
 

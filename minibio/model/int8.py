@@ -19,6 +19,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from minibio.model.products import replace_linear
 from minibio.run.errors import InputError
 
 ROWS = 128  # of x at a time, so that what lies between two passes stays in the cache
@@ -76,14 +77,9 @@ def check_device(device: torch.device) -> None:
 def to_int8(encoder: nn.Module, device: torch.device) -> nn.Module:
     """The encoder itself, with `Int8Linear` in the place of its linear layers.
 
-    One by one: of none but the layer at hand are there two.
-
     Raises:
         InputError: as `check_device`.
     """
     check_device(device)
-    for module in [x for x in encoder.modules() if not isinstance(x, nn.Linear)]:
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child))
+    replace_linear(encoder, Int8Linear)
     return encoder

@@ -3,6 +3,9 @@
 Under autocast every linear layer casts its weight and its bias itself, and the gradients back
 again: on a GPU a hundred small launches a step. `products` casts all that it is given by one
 operation, and lays the layers that read the same input side by side, so that they are one product.
+
+On a CPU each product lays its matrix out anew, in the blocks that the processor's registers take:
+for a few rows that is half the work. `PackedLinear` has it done once, where nothing trains it.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,5 +83,53 @@ def is_mixed(groups: Sequence[Sequence[nn.Module]]) -> bool:
 
 def side_by_side(group: Sequence[nn.Linear]) -> Callable[[Tensor], Tensor]:
     """The layers of a group as one product, their matrices copied."""
-    weight, bias = (torch.cat([getattr(x, name) for x in group]) for name in NAMES)
+    weight, bias = joined(group)
     return partial(F.linear, weight=weight, bias=bias)
+
+
+def joined(group: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layers of a group, one below the other."""
+    weight, bias = (torch.cat([getattr(x, name) for x in group]) for name in NAMES)
+    return weight, bias
+
+
+class PackedLinear(nn.Module):
+    """A trained linear layer whose matrix lies as oneDNN multiplies it, for inference on a CPU.
+
+    PyTorch's operations for that are those that its compiler calls; see `can_pack`. It cannot be
+    converted, moved or loaded into.
+
+    Args:
+        weight: (C_out, C_in)
+        bias:   (C_out,), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.dtype = weight.dtype
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., C_in) -> (..., C_out) in the matrix's type."""
+        return torch.ops.mkldnn._linear_pointwise(
+            x.to(self.dtype), self.weight, self.bias, "none", [], ""
+        )
+
+
+def can_pack(device: torch.device) -> bool:
+    """Whether `PackedLinear` runs there: on a CPU, by a PyTorch that has what it calls."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    has_them = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and has_them
+
+
+def replace_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put `make(layer)` in the place of each linear layer within `module`.
+
+    One by one: of none but the layer at hand are there two.
+    """
+    for parent in [x for x in module.modules() if not isinstance(x, nn.Linear)]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, make(child))

@@ -140,7 +140,7 @@ class Predictor:
         else:
             self.precision, _ = resolve(precision, Ranks(0, 0, 1, self.device))
             inside = self.precision
-            freeze(self.model, inside)
+            freeze(self.model, inside, is_packed=True)
         self.context = partial(autocast, inside, self.device)
         found = settings(path / RECORDS[self.head], 384 if self.head == "span" else 512)
         self.length = min(found["length"], self.model.config.P)
