@@ -67,10 +67,11 @@ def start(device: str | None = None) -> Ranks:
         is_gpu = where.type == "cuda"
         store = td.PrefixStore(f"attempt-{attempt}", store)
         try:
+            pulse = Pulse(f"attempt-{attempt}", rank, world)  # a connection may take five seconds
             store.add("joined", 1)
             wait_for_all(store, world)
-            PULSE.append(Pulse(f"attempt-{attempt}", rank, world))
-            PULSE[0].start()  # before the group: its ranks wait for each other without an end
+            PULSE.append(pulse)
+            pulse.start()  # before the group: its ranks wait for each other without an end
             td.init_process_group(
                 "cpu:gloo,cuda:nccl" if is_gpu else "gloo",  # what the host counts goes by gloo
                 store=store,
@@ -168,7 +169,6 @@ class Pulse(threading.Thread):
 
     def __init__(self, attempt: str, rank: int, world: int):
         super().__init__(name="pulse", daemon=True)
-        wait_for_store(*place())
         store = td.TCPStore(*place(), None, False, JOIN, wait_for_workers=False)
         self.store = td.PrefixStore(f"{attempt}/pulse", store)
         self.rank, self.watched = rank, {(rank + 1) % world, 0} - {rank}
