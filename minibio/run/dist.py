@@ -54,14 +54,14 @@ def start(device: str | None = None) -> Ranks:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if world > 1:
-        # an attempt of torchrun must not find the addresses that the last one left in its store
-        where_store = place()
+        address, port = place()
         try:
             if rank > 0:
-                wait_for_store(*where_store)
+                wait_for_store(address, port)
             store, _, _ = next(td.rendezvous("env://", timeout=JOIN))
         except RuntimeError as error:
             raise RankGone(alone(error)) from None
+        # an attempt of torchrun must not find the addresses that the last one left in its store
         is_alone = os.environ.get("LOCAL_WORLD_SIZE") == str(world)  # else attempts are not alike
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_alone else "0"
         is_gpu = where.type == "cuda"

@@ -49,7 +49,7 @@ from minibio.text import sentences
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 CHUNK = 8  # batches that are read, sorted by length, and answered together
 CHARACTERS = 1 << 20  # of documents, after which no more are read for them
-TOKENS = 128  # of sentences, for each text of a batch
+TOKENS = {"cpu": 32, "cuda": 128}  # of sentences, for each text of a batch
 DIGITS = 4  # of an entity's probability
 BLANK = {  # what a blank line gets
     "token": {"text": "", "entities": []},
@@ -90,8 +90,8 @@ class Predictor:
     Args:
         path:      a directory of `eval.py ner`, `relation` or `qa`, or any other Hugging Face
                    directory with such a head.
-        B:         texts a batch, or 128 B tokens of sentences; the answers do not depend on it,
-                   but for rounding.
+        B:         texts a batch, or `TOKENS` of sentences for each; the answers do not depend on
+                   it, but for rounding.
         precision: of the products: auto | fp32 | bf16 (run/precision.py) | int8 (model/int8.py).
         threshold: entities and answers of a lower probability, rounded as it is given, are left
                    out; a relation's label is None there.
@@ -224,7 +224,13 @@ class Predictor:
                 rows.append(row)
         found = [None] * len(rows)
         batches = forward(
-            self.model, rows, collate, len(rows), self.device, self.context, TOKENS * self.B
+            self.model,
+            rows,
+            collate,
+            len(rows),
+            self.device,
+            self.context,
+            TOKENS[self.device.type] * self.B,
         )
         for chosen, batch, logits in batches:
             p, k = logits[batch.predict].float().softmax(1).max(1)  # (M,) of (M, K)
