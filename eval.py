@@ -271,6 +271,10 @@ def fine_tune(objective: Objective, teacher: Model | None, task: Task, tokenizer
             evaluate(task, objective, run_dir, 0)
     elif recipe.patience:
         best.read()
+
+    def is_due(step: int) -> bool:  # a checkpoint
+        return step == steps or step % save_every == 0
+
     bar = log.progress(steps, task.name, ranks)
     bar.update(progress.step)
     with bar, StopRequest() as stop, ahead(feed, progress.samples, steps - progress.step) as line:
@@ -314,8 +318,8 @@ def fine_tune(objective: Objective, teacher: Model | None, task: Task, tokenizer
             if recipe.patience and progress.step % feed.steps == 0:
                 score = evaluate(task, objective, run_dir, progress.step)
                 best.offer(objective.student, tokenizer, Score(progress.step, score))
-            if is_last or asked or progress.step % save_every == 0:
-                run_dir.save(progress, objective, optimizer)
+            if asked or is_due(progress.step):
+                run_dir.save(progress, objective, optimizer, is_due)
             if recipe.patience and progress.step - best.score.step >= recipe.patience * feed.steps:
                 break
             if asked and not is_last:

@@ -153,6 +153,10 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
     if is_new:
         evaluate(objective.student, held_out_batches, run, run_dir, progress)
         progress.held_out_first = progress.held_out
+
+    def is_due(step: int) -> bool:  # a checkpoint
+        return step == run.steps or step % run.save_every == 0
+
     bar = log.progress(run.steps, run.method, ranks)
     bar.update(progress.step)
     steps_left = max(0, run.steps - progress.step)
@@ -201,8 +205,8 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
             if is_last or progress.step % run.eval_every == 0:
                 evaluate(objective.student, held_out_batches, run, run_dir, progress)
             progress.seconds = time.perf_counter() - started
-            if is_last or asked or progress.step % run.save_every == 0:
-                run_dir.save(progress, objective, optimizer)
+            if asked or is_due(progress.step):
+                run_dir.save(progress, objective, optimizer, is_due)
                 progress.seconds = time.perf_counter() - started
             if asked and not is_last:
                 progress.stopped = stop.name or "a signal to another rank"

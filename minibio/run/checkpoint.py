@@ -20,6 +20,7 @@ brings a checkpoint to disk; rundir.py is the directory around them.
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -202,13 +203,18 @@ class Checkpoints:
         samples: int,
         config: dict,
         counters: dict | None = None,
+        is_due: Callable[[int], bool] = lambda step: True,
     ) -> None:
         """Write the run as it is after `step` optimiser steps.
+
+        One that is not due, of a stop, is kept beside the others until the next one is written:
+        what a run leaves does not depend on its stops.
 
         Args:
             samples:  read so far by all ranks together.
             config:   the resolved configuration; fits JSON.
             counters: whatever else the loop counts; fits JSON. Rank 0's is kept.
+            is_due:   whether a run that is never stopped writes one after that step.
         Raises:
             InputError: it cannot be written (the disk is full); the checkpoints before it are kept.
         """
@@ -219,7 +225,7 @@ class Checkpoints:
         def write():
             text = self.describe(known, objective, optimizer)
             tensors = (weights(objective), moments(objective, optimizer), own)
-            self.write(step, dict(zip(PARTS, tensors, strict=True)), text)
+            self.write(step, dict(zip(PARTS, tensors, strict=True)), text, is_due)
 
         dist.from_rank0(write, self.ranks)
 
@@ -239,7 +245,13 @@ class Checkpoints:
         }
         return (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
 
-    def write(self, step: int, parts: dict[str, dict[str, Tensor]], text: bytes) -> None:
+    def write(
+        self,
+        step: int,
+        parts: dict[str, dict[str, Tensor]],
+        text: bytes,
+        is_due: Callable[[int], bool],
+    ) -> None:
         """Write one checkpoint, then remove those that are not to be kept."""
         try:
             store.write(self.folder, step, parts, text, also=self.folder.parent / LOG)
@@ -247,7 +259,10 @@ class Checkpoints:
             later = [place for place in places if store.step_of(place) > step]
             for place in later:  # a future given up, when the run resumed from an older checkpoint
                 store.remove(place)
-            for place in [place for place in places if place not in later][self.keep :]:
+            _, *older = [place for place in places if place not in later]
+            if older and not is_due(store.step_of(older[0])):
+                store.remove(older.pop(0))
+            for place in older[self.keep - is_due(step) :]:
                 store.remove(place)
         except OSError as error:
             kept = ", ".join(place.name for place in store.whole(self.folder)) or "none"

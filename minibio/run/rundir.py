@@ -38,7 +38,7 @@ class RunDir:
             progress = run_dir.resume(objective, optimizer) or Progress()
             for ... in ...:
                 run_dir.log({"event": "train", ...})
-                run_dir.save(progress, objective, optimizer)
+                run_dir.save(progress, objective, optimizer, is_due)
             run_dir.finish(write)
 
     Args:
@@ -188,8 +188,14 @@ class RunDir:
         self.log(line)
         log.say(log.interval_line(line, steps), self.ranks)
 
-    def save(self, progress: Progress, objective: nn.Module, optimizer: Optimizer) -> None:
-        """Write a checkpoint of the run as it is now."""
+    def save(
+        self,
+        progress: Progress,
+        objective: nn.Module,
+        optimizer: Optimizer,
+        is_due: Callable[[int], bool],
+    ) -> None:
+        """Write a checkpoint of the run as it is now; `is_due` as in `Checkpoints.save`."""
         self.checkpoints.save(
             progress.step,
             objective,
@@ -197,6 +203,7 @@ class RunDir:
             samples=progress.samples,
             config=self.config,
             counters=asdict(progress),
+            is_due=is_due,
         )
 
     def remove_temporary(self) -> None:

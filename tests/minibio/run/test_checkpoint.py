@@ -334,6 +334,23 @@ def test_the_newest_are_kept(tmp_path):
         Checkpoints(tmp_path, ALONE, keep=0)
 
 
+def test_what_is_left_does_not_depend_on_stops(tmp_path):
+    """A stop's is one more, until the next one is written, and then as if it had never been."""
+
+    def is_due(step):
+        return step % 2 == 0
+
+    run, checkpoints = Run(), Checkpoints(tmp_path, ALONE, keep=2)
+    kept = {}
+    for step in range(1, 9):
+        run.train(1)
+        if is_due(step) or step in (1, 5, 7):
+            run.save(checkpoints, is_due=is_due)
+        kept[step] = [int(name[-1]) for name in names(tmp_path)]
+    assert kept == {1: [1], 2: [2], 3: [2], 4: [2, 4], 5: [2, 4, 5], 6: [4, 6], 7: [4, 6, 7],
+                    8: [6, 8]}  # fmt: skip
+
+
 def test_going_on_from_an_older_one_gives_up_the_later(tmp_path, capsys):
     """The damaged future is not counted among those to be kept."""
     run, checkpoints = Run(), Checkpoints(tmp_path, ALONE, keep=3)
