@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -94,8 +95,10 @@ def record(name: str, error: Exception) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         when = int(time.time()) - (not isinstance(error, RankGone))
-        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": line(name, error), "timestamp": when}, file)
+        text = json.dumps({"message": line(name, error), "timestamp": when})
+        with suppress(OSError):  # whole or not there: torchrun may end this process meanwhile
+            Path(path + ".new").write_text(text, "utf-8")
+            os.replace(path + ".new", path)
 
 
 def hold_streams() -> None:
