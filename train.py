@@ -18,6 +18,7 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,11 @@ from minibio.text.feed import Feed, ahead
 
 
 def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batches: list[Batch],
-          run: RunConfig, run_dir: RunDir, ranks: Ranks) -> Progress:  # fmt: skip
+          run: RunConfig, run_dir: RunDir, stop: StopRequest) -> Iterator[Progress]:  # fmt: skip
     """Train `objective` from its first step, or from the newest checkpoint, to the last.
+
+    A generator: it yields before the first step and after each one, so a benchmark can take the
+    steps one by one, beside another's.
 
     Which samples a step takes, and how they are masked, follows from (run.seed, position); weights,
     moments, random states and counts are in the checkpoint. So a resumed run makes the very steps
@@ -141,6 +145,7 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
         InputError: `run.max_skips` steps in a row were not finite, a checkpoint cannot be written
             or does not fit, another rank is gone.
     """
+    ranks = run_dir.ranks
     optimizer = optim.make_optimizer(
         objective, run.lr, run.weight_decay, betas=run.betas, eps=run.adam_eps
     )
@@ -160,7 +165,8 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
     bar = log.progress(run.steps, run.method, ranks)
     bar.update(progress.step)
     steps_left = max(0, run.steps - progress.step)
-    with bar, StopRequest() as stop, ahead(feed, progress.samples, steps_left) as steps:
+    with bar, ahead(feed, progress.samples, steps_left) as steps:
+        yield progress
         began = time.perf_counter()
         for span, batches in steps:
             objective.set_step(progress.step)
@@ -210,9 +216,10 @@ def train(objective: Objective, teacher: Model | None, feed: Feed, held_out_batc
                 progress.seconds = time.perf_counter() - started
             if asked and not is_last:
                 progress.stopped = stop.name or "a signal to another rank"
+            yield progress
+            if progress.stopped:
                 break
             began = time.perf_counter()
-    return progress
 
 
 def evaluate(student: Model, batches: list[Batch], run: RunConfig, run_dir: RunDir,
@@ -282,7 +289,8 @@ def execute(run: RunConfig, paths: Paths, ranks: Ranks, dry_run: bool = False) -
         overwrite=paths.overwrite,
     ) as run_dir:  # fmt: skip
         if run_dir.finished is None:
-            progress = train(objective, teacher, feed, batches, run, run_dir, ranks)
+            with StopRequest() as stop:
+                *_, progress = train(objective, teacher, feed, batches, run, run_dir, stop)
             if progress.stopped:
                 dist.print0(
                     f"\nstopped by {progress.stopped} after step {progress.step} of {run.steps}, "

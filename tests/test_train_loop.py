@@ -23,7 +23,7 @@ from minibio.run.checkpoint import newest
 from minibio.run.errors import InputError
 from minibio.run.log import Progress
 from minibio.run.optim import lr_at, make_optimizer
-from minibio.run.rundir import RunDir
+from minibio.run.rundir import RunDir, StopRequest
 
 ALONE = dist.Ranks(0, 0, 1, torch.device(DEVICE))
 PLAN = RunConfig("mlm", steps=12, lr=1e-2, warmup=3, weight_decay=0.1, clip=0.05, seed=1,
@@ -78,8 +78,9 @@ def train(out, objective=None, plan=PLAN, feed=None, teacher=None):
     """The loop of train.py on a toy, in a directory that it may resume."""
     objective = (objective or Objective()).to(DEVICE)
     config = {"seed": plan.seed, "steps": plan.steps}
-    with RunDir(out, ALONE, config, may_differ=frozenset({"steps"}), keep=50) as run_dir:
-        progress = script.train(objective, teacher, feed or Line(), [], plan, run_dir, ALONE)
+    run_dir = RunDir(out, ALONE, config, may_differ=frozenset({"steps"}), keep=50)
+    with run_dir, StopRequest() as stop:
+        *_, progress = script.train(objective, teacher, feed or Line(), [], plan, run_dir, stop)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return objective, progress, lines
 

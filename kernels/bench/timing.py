@@ -7,6 +7,7 @@ allocator itself: nothing is sampled. `milliseconds` -> `Spread` -> `Table` is o
 """
 
 import csv
+import gc
 import os
 import shutil
 import time
@@ -183,6 +184,7 @@ def cpu_peak(call: Callable) -> int:
 
 def extra_mib(call: Callable, device: torch.device) -> float:
     """MiB at the peak of a call, above what was allocated before it."""
+    gc.collect()  # what is freed meanwhile would be subtracted
     if device.type != "cuda":
         return cpu_peak(call) / 2**20
     torch.cuda.synchronize(device)

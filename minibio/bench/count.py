@@ -31,7 +31,7 @@ from torch.utils.flop_counter import flop_registry
 
 from kernels.bench.timing import Table
 from minibio.bench.step import LENGTHS, WAYS, Settings, build, check, random_batch
-from minibio.bench.training import NoDirectory, train_on
+from minibio.bench.training import steps_on
 from minibio.distil.objectives import Objective
 from minibio.model.heads import freeze
 from minibio.model.transformer import Encoder
@@ -158,22 +158,6 @@ def as_on_a_gpu(counted: Counted) -> Iterator[None]:
         yield
 
 
-class OneStep(NoDirectory):
-    """In place of a run's directory: forgets what was counted in the first step.
-
-    In that one AdamW's moments are made.
-    """
-
-    def __init__(self, counted: Counted):
-        super().__init__(torch.device("cpu"))
-        self.counted = counted
-
-    def log_interval(self, progress, steps: int, lr: float, measures: int) -> None:
-        if progress.step == 1:
-            self.counted.operations.clear()
-        self.counted.part = PARTS[0]
-
-
 def count(
     method: str, way: str, fidelity: str, lengths: list[int], args: Settings
 ) -> list[Operation]:
@@ -196,7 +180,11 @@ def count(
             **{k: fake.from_tensor(x) for k, x in vars(batch).items() if isinstance(x, Tensor)},
         )
         with parts(objective, counted):
-            train_on(batch, objective, teacher, 2, WAYS[way].precision, OneStep(counted))
+            loop = steps_on(batch, objective, teacher, 2, WAYS[way].precision)
+            next(loop)  # in the first step AdamW's moments are made: it is not counted
+            counted.operations.clear()
+            counted.part = PARTS[0]
+            next(loop)
     return counted.operations
 
 

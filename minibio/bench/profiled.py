@@ -20,11 +20,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from kernels.machine import describe
 from minibio.bench.step import LENGTHS, WAYS, Settings, build, random_batch
-from minibio.bench.training import NoDirectory, Turns, train_on
+from minibio.bench.training import steps_on
 from minibio.config import METHODS, MODELS
 from minibio.distil.objectives import OBJECTIVES
 from minibio.model.heads import freeze
 from minibio.model.transformer import compile_layers
+from minibio.run.log import Progress
 
 LONGEST = 25
 STEPS, WARMUP = 3, 3  # the first steps compile, and reserve memory
@@ -83,8 +84,10 @@ def report(events: Iterable[Event], nanoseconds: int, steps: int) -> list[str]:
     return lines
 
 
-def steps_of(method: str, name: str, settings: Settings, device: torch.device) -> Turns:
-    """train.py's loop on one batch, a step at each turn."""
+def steps_of(
+    method: str, name: str, settings: Settings, device: torch.device
+) -> Iterator[Progress]:
+    """train.py's loop on one batch: each `next` makes a step."""
     way = WAYS[name]
     objective, teacher = build(method, "released", settings, device)
     if teacher is not None:
@@ -94,25 +97,21 @@ def steps_of(method: str, name: str, settings: Settings, device: torch.device) -
     V = MODELS[METHODS[method].model].V
     drawn = LENGTHS["pubmed"](settings.batch, settings.length, settings.seed)
     batch = random_batch(drawn, V, settings.seed, device)
-
-    def loop(run_dir: NoDirectory) -> None:
-        train_on(batch, objective, teacher, WARMUP + STEPS, way.precision, run_dir)
-
-    return Turns(device, loop)
+    return steps_on(batch, objective, teacher, WARMUP + STEPS, way.precision)
 
 
 def measure(method: str, name: str, settings: Settings, device: torch.device) -> list[str]:
     """`report` of STEPS steps after WARMUP."""
-    turns = steps_of(method, name, settings, device)
+    loop = steps_of(method, name, settings, device)
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     for _ in range(WARMUP):
-        turns.step()
+        next(loop)
     wait()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         start.record()
         for _ in range(STEPS):
-            turns.step()
+            next(loop)
         end.record()
     wait()
     return report(events_of(profiler), round(1e6 * start.elapsed_time(end)), STEPS)

@@ -22,7 +22,7 @@ moments included. The paper's equations, `--fidelity paper`, are compared with t
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -37,7 +37,7 @@ from kernels.bench.timing import Spread, Table, extra_mib, milliseconds, ragged_
 from kernels.machine import has_bf16_products
 from minibio.batch import Batch, Counts
 from minibio.bench.authors import Authors, rectangle
-from minibio.bench.training import LR, NoDirectory, Turns, train_on
+from minibio.bench.training import LR, steps_on
 from minibio.config import METHODS, MODELS
 from minibio.distil.objectives import OBJECTIVES, Objective, teach
 from minibio.model.heads import Model, freeze
@@ -46,6 +46,7 @@ from minibio.report.estimate import products_per_second, step_flops
 from minibio.run import optim
 from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
+from minibio.run.log import Progress
 from minibio.run.precision import autocast, resolve
 
 PREDICTED = 0.15  # share of tokens, as in masked-LM training
@@ -145,19 +146,24 @@ def our_side(
         if model is not None:
             compile_layers(model)
 
-    def loop(steps: int, run_dir: NoDirectory) -> None:
-        train_on(batch, objective, teacher, steps, way.precision, run_dir)
+    def loop(steps: int) -> Iterator[Progress]:
+        return steps_on(batch, objective, teacher, steps, way.precision)
 
     M = batch.N if objective.needs.every_token else batch.M
     flops = step_flops(objective, teacher, batch.N, M, batch.n_pairs, 0)
     what = named(method, fidelity, name, narrow)
-    turns = Turns(device, partial(loop, args.warmup + args.repeats))
+    n = args.warmup + args.repeats
+    timed = loop(n)
+
+    def step():
+        if next(timed).step == n:
+            timed.close()  # and with it go the weights' moments
 
     def peak():
-        turns.thread.join()  # and with it the weights' moments
-        loop(2, NoDirectory(device))  # in its first step there are no moments yet
+        for _ in loop(2):  # in its first step there are no moments yet
+            pass
 
-    return Side(what, turns.step, peak, (objective, teacher), flops)
+    return Side(what, step, peak, (objective, teacher), flops)
 
 
 def their_side(method: str, name: str, batch: Batch, args: Settings) -> Side:
@@ -358,7 +364,7 @@ def steps(args: Settings, device: torch.device, table: Table) -> None:
                             add_note(table, rows.what, side, f"failed: {first_line(error)}")
                     if others:
                         groups.append(others)  # by themselves
-                gc.collect()  # a side and its steps refer to each other
+                gc.collect()  # weights and the hooks on their gradients refer to each other
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
     if unequal:

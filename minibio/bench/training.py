@@ -2,11 +2,10 @@
 
 The loop is imported from train.py, so a benchmark of steps runs in the repository only. It gets a
 feed whose steps all take the same batch, and in place of the run's directory an object that neither
-reads nor writes, and makes the loop wait where it would log a line.
+reads nor writes.
 """
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 
@@ -17,6 +16,8 @@ from minibio.distil.objectives import Objective
 from minibio.model.heads import Model
 from minibio.run.dist import Ranks
 from minibio.run.errors import InputError
+from minibio.run.log import Progress
+from minibio.run.rundir import StopRequest
 
 LR = 1e-5
 
@@ -48,51 +49,12 @@ class NoDirectory:
     def save(self, *args) -> None: ...
 
 
-class Turns(NoDirectory):
-    """A loop in a thread of its own, which makes a step when it is its turn.
+def steps_on(
+    batch: Batch, objective: Objective, teacher: Model | None, steps: int, precision: str
+) -> Iterator[Progress]:
+    """The loop of train.py, ready for its first step, all on `batch`: each `next` makes one.
 
-    Args:
-        loop: trains, given this in place of a directory; logs every step.
-    """
-
-    def __init__(self, device: torch.device, loop: Callable):
-        super().__init__(device)
-        self.loop, self.error = loop, None
-        self.turn, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def run(self) -> None:
-        self.turn.acquire()
-        try:
-            self.loop(self)
-        except BaseException as error:  # raised again in `step`
-            self.error = error
-            self.done.release()
-
-    def step(self) -> None:
-        """Let the loop make one step, and wait for its end."""
-        self.turn.release()
-        self.done.acquire()
-        if self.error is not None:
-            raise self.error
-
-    def log_interval(self, progress, steps: int, lr: float, measures: int) -> None:
-        """The end of a step; after the last one the thread ends."""
-        self.done.release()
-        if progress.step < steps:
-            self.turn.acquire()
-
-
-def train_on(
-    batch: Batch,
-    objective: Objective,
-    teacher: Model | None,
-    steps: int,
-    precision: str,
-    run_dir: NoDirectory,
-) -> None:
-    """Train for some steps, all on `batch`, with the loop of train.py.
+    A signal ends the process, not the loop.
 
     Raises:
         InputError: train.py cannot be imported.
@@ -110,8 +72,11 @@ def train_on(
         warmup=0,
         schedule="wsd",
         precision=precision,
-        log_every=1,
+        log_every=steps,
         eval_every=steps,
         save_every=steps,
     )
-    train.train(objective, teacher, SameBatch(batch), [], run, run_dir, run_dir.ranks)
+    directory = NoDirectory(batch.device)
+    loop = train.train(objective, teacher, SameBatch(batch), [], run, directory, StopRequest())
+    next(loop)  # what comes before the first step
+    return loop

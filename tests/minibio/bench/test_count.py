@@ -124,14 +124,14 @@ def test_a_wait_or_an_operation_more_is_seen(monkeypatch):
 def test_it_is_the_loop_of_train_py(monkeypatch):
     seen, train_on = [], train.train
 
-    def watched(objective, teacher, feed, held_out, run, run_dir, ranks):
-        progress = train_on(objective, teacher, feed, held_out, run, run_dir, ranks)
-        seen.append((progress.step, progress.tokens, run.precision, run.method))
-        return progress
+    def watched(objective, teacher, feed, held_out, run, run_dir, stop):
+        for progress in train_on(objective, teacher, feed, held_out, run, run_dir, stop):
+            seen.append((progress.step, progress.tokens, run.precision, run.method))
+            yield progress
 
     monkeypatch.setattr(train, "train", watched)
     count("compact", "minibio-bf16", "paper", [7, 13], SMALL)
-    assert seen == [(2, 40, "bf16", "compact")]
+    assert seen == [(i, 20 * i, "bf16", "compact") for i in (0, 1, 2)]
 
 
 def test_the_table(tmp_path, capsys):

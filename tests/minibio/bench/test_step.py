@@ -187,19 +187,20 @@ def test_ours_is_the_loop_of_train_py(monkeypatch):
     """Every step that is timed is one of its optimiser's, counted by train.py itself."""
     seen, train_on = [], train.train
 
-    def watched(objective, teacher, feed, held_out, run, run_dir, ranks):
-        progress = train_on(objective, teacher, feed, held_out, run, run_dir, ranks)
-        seen.append((progress.step, progress.tokens, run.precision, run.method))
-        return progress
+    def watched(objective, teacher, feed, held_out, run, run_dir, stop):
+        for progress in train_on(objective, teacher, feed, held_out, run, run_dir, stop):
+            seen.append((progress.step, progress.tokens, run.precision, run.method))
+            yield progress
 
     monkeypatch.setattr(train, "train", watched)
     batch = small_batch()
     side = bench_step.our_side("compact", "minibio-bf16", "paper", "bf16", batch, ARGS)
+    seen.clear()  # of what comes before the first step
     side.step()
-    assert not seen
     side.step()
+    assert seen == [(i, i * batch.N, "bf16", "compact") for i in (1, 2)]
     side.peak()
-    assert seen == [(2, 2 * batch.N, "bf16", "compact")] * 2
+    assert seen[2:] == [(i, i * batch.N, "bf16", "compact") for i in (0, 1, 2)]
 
 
 def test_what_goes_wrong_in_the_loop_ends_the_benchmark():
