@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int | None:
 
 def run() -> None:
     """The command `minibio`, of an installed library."""
+    errors.share_cores()
     command = f"minibio {sys.argv[1]}" if len(sys.argv) > 1 else "minibio"
     errors.run(lambda: main(sys.argv[1:]), command)
 

@@ -132,17 +132,24 @@ def end_at_once() -> None:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
+def share_cores() -> None:
+    """Tell OpenMP, not loaded yet, that threads sleep where they wait, after some microseconds.
+
+    Where processes share the cores, spinning threads cost several times the time; to wake one at
+    each operation costs a tenth of a training step.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # of GCC's OpenMP, whatever the policy
+
+
 def read_early(read, name: str) -> None:
     """Run `read(arguments)` of command `name` before the slow imports.
 
     So `--help` and refused options answer at once. From here to `run`, Ctrl-C ends the process with
-    status 130 and without a traceback. OpenMP, not loaded yet, is told to let threads sleep while
-    they wait, after some microseconds: where processes share the cores, spinning ones cost several
-    times the time, and to wake one at each operation costs a tenth of a training step.
+    status 130 and without a traceback.
     """
     hold_streams()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # of GCC's OpenMP, whatever the policy
+    share_cores()
     end_at_once()
     with in_one_line(name, is_common=True):
         read(sys.argv[1:])
