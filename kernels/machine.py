@@ -48,10 +48,16 @@ def is_cuda_fault(error: BaseException) -> bool:
     return bool(re.search(r"CUDA error:|Triton Error \[CUDA\]", str(error)))
 
 
-def commit() -> str:
-    """The short hash of the checkout, with + where files differ from it; "unknown" without git."""
+def commit(*besides: str) -> str:
+    """The short hash of the checkout, with + where files differ from it; "unknown" without git.
+
+    Args:
+        besides: names of files that may differ, since the command itself writes them.
+    """
     name = output_of("git", "rev-parse", "--short", "HEAD")
-    return (name + "+" * bool(output_of("git", "status", "--porcelain"))) or "unknown"
+    others = [f":(exclude,glob)**/{file}" for file in besides]
+    changed = output_of("git", "status", "--porcelain", ":/", *others)
+    return (name + "+" * bool(changed)) or "unknown"
 
 
 def processor() -> str:

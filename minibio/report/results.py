@@ -165,7 +165,7 @@ def line_of(row: Experiment, out: Path, spent: Spent) -> dict:
     return {
         "name": row.name,
         "command": row.command,
-        "commit": commit(),
+        "commit": commit(MEASURED.name),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         **{name: round(x, 4) for name, x in spent._asdict().items()},

@@ -34,6 +34,24 @@ def test_a_gpu_is_named_with_its_driver(monkeypatch):
     assert "git unknown" in line
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_a_checkout_with_changes_is_marked(monkeypatch, tmp_path):
+    """But for the files that the command writes itself, wherever they are."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@y"]
+    (tmp_path / "in").mkdir()
+    for name in ("code.py", "in/kept.jsonl"):
+        (tmp_path / name).write_text("1")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    clean = machine.commit()
+    assert re.fullmatch("[0-9a-f]{7,}", clean) and machine.commit("kept.jsonl") == clean
+    (tmp_path / "in/kept.jsonl").write_text("2")
+    assert machine.commit() == f"{clean}+" and machine.commit("kept.jsonl") == clean
+    (tmp_path / "code.py").write_text("2")
+    assert machine.commit("kept.jsonl") == f"{clean}+"
+
+
 def test_tables_of_a_gpu_name_the_assembler(monkeypatch, tmp_path):
     """Triton's own, or the one that $TRITON_PTXAS_PATH puts in its place."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: GPU)
