@@ -4,9 +4,10 @@
     python eval.py score runs/biobert-ncbi runs/tiny-ncbi --data BC5CDR-disease
 
 Every directory is scored in every precision, on any set of its task, one it was not trained on
-too. The first is the baseline of the others. A difference has a 95 % interval by a paired
-bootstrap: the test set's sentences (examples, questions) are drawn again with replacement, the same
-for both, `ROUNDS` times; p is twice the share of draws in which it has the other sign.
+too; one of several seeds has the mean of theirs. The first is the baseline of the others. A
+difference has a 95 % interval by a paired bootstrap: the test set's sentences (examples, questions)
+are drawn again with replacement, the same for both and for every seed, `ROUNDS` times; p is twice
+the share of draws in which it has the other sign. Seeds are not drawn: it is about these runs.
 """
 
 import argparse
@@ -33,9 +34,9 @@ Metric = Callable[[np.ndarray], np.ndarray]  # sums (..., k) -> (...)
 
 
 class Scored(NamedTuple):
-    """One system on the test set."""
+    """One system on the test set: S runs that differ in their seed."""
 
-    counts: np.ndarray  # (n, k) of each sentence, example or question
+    counts: np.ndarray  # (S, n, k) of each sentence, example or question
     metric: Metric  # of their sum
     what: str  # the name of the figure
     tokens: int  # read by the model
@@ -43,8 +44,12 @@ class Scored(NamedTuple):
 
     @property
     def score(self) -> float:
-        """The figure on the whole set, a fraction of 1."""
-        return float(self.metric(self.counts.sum(0)))
+        """The figure on the whole set, a fraction of 1; the mean over seeds."""
+        return float(self.drawn(np.ones(self.counts.shape[1])))
+
+    def drawn(self, weights: np.ndarray) -> np.ndarray:
+        """The figure of a set in which each unit occurs so often: (..., n) -> (...)."""
+        return np.mean([self.metric(weights @ counts) for counts in self.counts], axis=0)
 
 
 class Difference(NamedTuple):
@@ -80,14 +85,15 @@ def compare(a: Scored, b: Scored, rounds: int = ROUNDS, seed: int = 0) -> Differ
     Raises:
         ValueError: the two were not scored on the same units.
     """
-    if len(a.counts) != len(b.counts):
-        raise ValueError(f"compare: {len(b.counts)} units, expected {len(a.counts)}")
-    rng, n = np.random.default_rng(seed), len(a.counts)
+    n = a.counts.shape[1]
+    if b.counts.shape[1] != n:
+        raise ValueError(f"compare: {b.counts.shape[1]} units, expected {n}")
+    rng = np.random.default_rng(seed)
     drawn = []
     for first in range(0, rounds, CHUNK):
         size = min(CHUNK, rounds - first)
         weights = rng.multinomial(n, np.full(n, 1 / n), size).astype(float)  # (size, n)
-        drawn.append(b.metric(weights @ b.counts) - a.metric(weights @ a.counts))
+        drawn.append(b.drawn(weights) - a.drawn(weights))
     drawn = np.concatenate(drawn)
     low, high = np.percentile(drawn, (2.5, 97.5))
     p = 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())
@@ -115,7 +121,7 @@ def entities(p: Predictor, data: Path, columns: Sequence[str] | None) -> Scored:
         )
         counts.append((len(gold & said), len(said), len(gold)))
     return Scored(
-        np.array(counts, float), f1, "F1 of entities by words", n_tokens(windows), seconds
+        np.array([counts], float), f1, "F1 of entities by words", n_tokens(windows), seconds
     )
 
 
@@ -157,7 +163,7 @@ def relations(p: Predictor, data: Path, fold: int | None) -> Scored:
     seconds = time.perf_counter() - began
     said = [known[k] for k in probabilities.argmax(1).tolist()]
     classes = [x for x in relation.label_names(examples) if x not in task.negative]
-    classes += sorted({*said} - {*classes, *task.negative})
+    classes += [x for x in known if x not in (*classes, *task.negative)]
     index = {label: k for k, label in enumerate(classes)}
     counts = np.zeros((len(examples), len(classes), 3))
     for row, example, label in zip(counts, examples, said, strict=True):
@@ -166,10 +172,9 @@ def relations(p: Predictor, data: Path, fold: int | None) -> Scored:
                 row[index[name], column] = 1
                 row[index[name], 0] = label == example.label
     if task.average == "micro":
-        return Scored(counts.sum(1), f1, "micro F1", n_tokens(features), seconds)
-    return Scored(
-        counts.reshape(len(examples), -1), macro_f1, "macro F1", n_tokens(features), seconds
-    )
+        return Scored(counts.sum(1)[None], f1, "micro F1", n_tokens(features), seconds)
+    counts = counts.reshape(1, len(examples), -1)
+    return Scored(counts, macro_f1, "macro F1", n_tokens(features), seconds)
 
 
 def questions(p: Predictor, data: Sequence[Path], golden: Sequence[Path]) -> Scored:
@@ -188,7 +193,7 @@ def questions(p: Predictor, data: Sequence[Path], golden: Sequence[Path]) -> Sco
         (bioasq_scores({id: right[id]}, {id: [a.text for a in ranked[id]]})["mrr"], 1)
         for id in asked
     ]
-    return Scored(np.array(counts), mean, "MRR", n_tokens(windows), seconds)
+    return Scored(np.array([counts]), mean, "MRR", n_tokens(windows), seconds)
 
 
 def n_tokens(rows: Sequence) -> int:
@@ -207,27 +212,45 @@ def run_score(args: argparse.Namespace) -> None:
     device, scored, head = pick_device(args.device), {}, None
     for directory, label in zip(args.directories, labels(args.directories), strict=True):
         for precision in args.precision:
-            p = Predictor(directory, args.batch, device, precision)
-            if head not in (None, p.head):
-                raise InputError(f"{directory} is of another task than {args.directories[0]}")
-            head = p.head
-            if head == "span" and not args.golden:
-                raise InputError("--golden FILE is needed: the right answers, in BioASQ's form")
-            if head != "span" and len(args.data) > 1:
-                raise InputError(f"--data has {len(args.data)} paths, expected one")
-            name = f"{label}, {p.precision}"
-            if name in scored:
-                raise InputError(f"{name} is asked for twice")
-            scored[name] = (
-                entities(p, args.data[0], args.columns)
-                if head == "token"
-                else relations(p, args.data[0], args.fold)
-                if head == "sequence"
-                else questions(p, args.data, args.golden)
-            )
+            runs = []
+            for place in runs_of(directory):
+                p = Predictor(place, args.batch, device, precision)
+                if head not in (None, p.head):
+                    raise InputError(f"{place} is of another task than {args.directories[0]}")
+                head = p.head
+                if head == "span" and not args.golden:
+                    raise InputError("--golden FILE is needed: the right answers, in BioASQ's form")
+                if head != "span" and len(args.data) > 1:
+                    raise InputError(f"--data has {len(args.data)} paths, expected one")
+                name = f"{label}, {p.precision}"
+                if name in scored:
+                    raise InputError(f"{name} is asked for twice")
+                runs.append(
+                    entities(p, args.data[0], args.columns)
+                    if head == "token"
+                    else relations(p, args.data[0], args.fold)
+                    if head == "sequence"
+                    else questions(p, args.data, args.golden)
+                )
+            scored[name] = together(runs)
     print(report(scored))
     if args.out:
         write_json(args.out, record(scored, args.data))
+
+
+def runs_of(directory: Path) -> list[Path]:
+    """The runs in the directory of an experiment, one for each seed; itself where it is a run."""
+    seeds = [] if (directory / "config.json").exists() else directory.glob("seed-*/config.json")
+    return sorted(path.parent for path in seeds) or [directory]
+
+
+def together(runs: Sequence[Scored]) -> Scored:
+    """Runs of several seeds as one system."""
+    return runs[0]._replace(
+        counts=np.concatenate([x.counts for x in runs]),
+        tokens=sum(x.tokens for x in runs),
+        seconds=sum(x.seconds for x in runs),
+    )
 
 
 def record(scored: dict[str, Scored], data: Sequence[Path]) -> dict:
@@ -235,14 +258,19 @@ def record(scored: dict[str, Scored], data: Sequence[Path]) -> dict:
     first = next(iter(scored.values()))
     rows = {
         name: {
+            "seeds": len(x.counts),
             "score": x.score,
             "difference": None if x is first else compare(first, x)._asdict(),
             "tokens_per_s": round(x.tokens / x.seconds),
         }
         for name, x in scored.items()
     }
-    units = {"data": [str(path) for path in data], "figure": first.what, "units": len(first.counts)}
-    return {**units, "systems": rows}
+    return {
+        "data": [str(path) for path in data],
+        "figure": first.what,
+        "units": first.counts.shape[1],
+        "systems": rows,
+    }
 
 
 def report(scored: dict[str, Scored]) -> str:
@@ -255,6 +283,7 @@ def report(scored: dict[str, Scored]) -> str:
         if d:
             low, high = (f"{100 * d[k]:+.2f}" for k in ("low", "high"))
             how = [f"{100 * d['value']:+.2f} ({low} to {high})", f"{d['p']:.4f}"]
+        name += f", {x['seeds']} seeds" if x["seeds"] > 1 else ""
         rows.append([name, percent(x["score"]), *how, f"{x['tokens_per_s']:,}"])
     head = [f"{found['units']:,} units", found["figure"], "difference (95 %)", "p", "tokens/s"]
     return f"\n{table(head, rows)}\n"
@@ -269,7 +298,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="DIR",
-        help="of ner, relation or qa; the first is the baseline",
+        help="of ner, relation or qa, of a seed or of several; the first is the baseline",
     )
     add(
         "--data",

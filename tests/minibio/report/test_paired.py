@@ -74,6 +74,29 @@ def test_a_set_it_was_not_trained_on(place, tagger):
         score(out, "--data", place / "typed")
 
 
+def test_seeds_are_one_system(place):
+    """Its score is their mean, a difference that of the means."""
+    data = ["--data", place / "ner"]
+    out, other = place / "seeds", place / "others"
+    data += ["--precision", "fp32"]
+    for directory, lr in ((out, "3e-3"), (other, "2e-3")):
+        words = ["ner", "--model", place / "model", "--out", directory, *SMALL, *data,
+                 "--epochs", "1", "--lr", lr, "--seeds", "3", "4"]  # fmt: skip
+        command.main([*map(str, words)])
+    a, b = score(out, other, *data)["systems"].values()
+    singly = [
+        [*score(out / f"seed-{seed}", other / f"seed-{seed}", *data)["systems"].values()]
+        for seed in (3, 4)
+    ]
+    assert (a["seeds"], b["seeds"]) == (2, 2) and singly[0][0]["seeds"] == 1
+    for i, x in enumerate((a, b)):
+        assert x["score"] == pytest.approx(np.mean([run[i]["score"] for run in singly]))
+    assert singly[0][1]["score"] != singly[1][1]["score"]
+    d = b["difference"]
+    assert d["value"] == pytest.approx(np.mean([run[1]["difference"]["value"] for run in singly]))
+    assert d["low"] < d["value"] < d["high"]
+
+
 @pytest.mark.parametrize(("name", "what"), [("gad", "micro F1"), ("chemprot", "macro F1")])
 def test_relations(place, name, what):
     trained, out = fine_tune(
@@ -112,7 +135,7 @@ def test_the_bootstrap_is_scipys(metric):
         gold = rng.integers(0, 3, (n, k))
         a, b = (np.stack([rng.binomial(gold, p), gold, gold], -1).reshape(n, -1).astype(float)
                 for p in (0.6, 0.75))  # fmt: skip
-    mine = paired.compare(*(paired.Scored(x, metric, "", 1, 1.0) for x in (a, b)))
+    mine = paired.compare(*(paired.Scored(x[None], metric, "", 1, 1.0) for x in (a, b)))
 
     def difference(index):
         return metric(b[index].sum(-2)) - metric(a[index].sum(-2))
@@ -127,12 +150,32 @@ def test_the_bootstrap_is_scipys(metric):
     assert abs(mine.p - max(2 * min(below, 1 - below), 1e-4)) < 0.01
 
 
+def test_the_mean_over_seeds_is_drawn():
+    """Against a loop over draws and seeds."""
+    rng = np.random.default_rng(2)
+    gold = rng.integers(1, 4, (2, 30))
+    a, b = (paired.Scored(np.stack([rng.binomial(gold, p), gold, gold], -1).astype(float),
+                          paired.f1, "", 1, 1.0) for p in (0.5, 0.6))  # fmt: skip
+    found = paired.compare(a, b, rounds=40, seed=9)
+    weights = np.random.default_rng(9).multinomial(30, np.full(30, 1 / 30), 40)
+    drawn = [
+        np.mean([paired.f1((y * w[:, None]).sum(0)) - paired.f1((x * w[:, None]).sum(0))
+                 for x, y in zip(a.counts, b.counts, strict=True)])
+        for w in weights
+    ]  # fmt: skip
+    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, (2.5, 97.5)))
+    assert found.value == pytest.approx(
+        np.mean([paired.f1(y.sum(0)) - paired.f1(x.sum(0))
+                 for x, y in zip(a.counts, b.counts, strict=True)])
+    )  # fmt: skip
+
+
 def test_a_system_does_not_differ_from_itself():
     counts = np.tile([[1.0, 2, 2], [0, 1, 1]], (20, 1))
-    same = paired.Scored(counts, paired.f1, "", 1, 1.0)
+    same = paired.Scored(counts[None], paired.f1, "", 1, 1.0)
     assert paired.compare(same, same) == (0, 0, 0, 1)
     with pytest.raises(ValueError, match="39 units, expected 40"):
-        paired.compare(same, same._replace(counts=counts[1:]))
+        paired.compare(same, same._replace(counts=counts[None, 1:]))
 
 
 def test_macro_leaves_out_classes_that_do_not_occur():
