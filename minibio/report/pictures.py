@@ -279,16 +279,19 @@ def frontier(lines: Sequence[dict], out: Path) -> None:
     title = "NCBI-disease, F1 by words, mean over seeds"
     figure, panels = panels_of(out, title, title, sharey=True)
     names = ("parameters of the encoder (millions)", "milliseconds, 8 texts of 128")
+    colours = {model: COLOURS[k % 6] for k, model in enumerate(points)}  # the seventh is black
     for i, (ax, name) in enumerate(zip(panels, names, strict=True)):
-        for k, (model, point) in enumerate(points.items()):
-            if point[i] is not None:
-                ax.plot(point[i], point[2], "o", color=COLOURS[k % 6])  # the seventh is black
-                place = (point[i], point[2])
-                ax.annotate(
-                    model, place, (4, 4), textcoords="offset points", color=GREY, fontsize=8
-                )
+        known = {model: (x[i], x[2]) for model, x in points.items() if x[i] is not None}
+        for x in sorted({x for x, _ in known.values()}):
+            of_shape = sorted((f1, model) for model, (at, f1) in known.items() if at == x)
+            middle = sum(f1 for f1, _ in of_shape) / len(of_shape)
+            for k, (f1, model) in enumerate(of_shape):  # names above one another, beside the points
+                ax.plot(x, f1, "o", color=colours[model])
+                place = (8, 11 * (k - len(of_shape) / 2))
+                ax.annotate(model, (x, middle), place, textcoords="offset points",
+                            color=colours[model], fontsize=8)  # fmt: skip
         ax.set_xlabel(name)
-        ax.margins(0.15)
+        ax.margins(0.25)
     save_figure(figure, out)
 
 

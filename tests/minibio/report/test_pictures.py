@@ -136,7 +136,7 @@ def test_every_model_of_a_shape_has_its_speed(tmp_path, monkeypatch, image):
     by_size, by_time = drawn[0].axes
     assert [tuple(map(float, x.get_data()[0])) for x in by_time.lines] == [(43.2,), (43.2,)]
     assert [x.get_text() for x in by_time.texts] == ["a", "b"]
-    assert [x.get_text() for x in by_size.texts] == ["a", "b", "c"]
+    assert [x.get_text() for x in by_size.texts] == ["c", "a", "b"]  # from left to right
 
 
 def test_refusals(tmp_path, image):
