@@ -247,7 +247,7 @@ BEST = ".best"  # in the run's directory: the model that early stopping has foun
 
 
 def fine_tune(objective: Objective, teacher: Model | None, task: Task, tokenizer: Tokenizer,
-              feed: Epochs, recipe: Recipe, run_dir: RunDir, ranks: Ranks) -> Progress:  # fmt: skip
+              feed: Epochs, recipe: Recipe, run_dir: RunDir) -> Progress:  # fmt: skip
     """Train `objective` from its first step, or from the newest checkpoint, to the last.
 
     With early stopping the run ends `recipe.patience` epochs after the best score on the
@@ -257,6 +257,7 @@ def fine_tune(objective: Objective, teacher: Model | None, task: Task, tokenizer
         InputError: MAX_SKIPS steps in a row were not finite, a checkpoint cannot be written or does
             not fit, another rank is gone.
     """
+    ranks = run_dir.ranks
     steps = recipe.epochs * feed.steps
     log_every = recipe.log_every or max(1, steps // 20)
     save_every = recipe.save_every or min(feed.steps, 500)
@@ -397,7 +398,7 @@ def execute(task: Task, source: Path, recipe: Recipe, out: Path, ranks: Ranks, *
                 report.figures(run_dir.finished)
             return run_dir.finished
         began = time.perf_counter()
-        progress = fine_tune(objective, teacher, task, tokenizer, feed, recipe, run_dir, ranks)
+        progress = fine_tune(objective, teacher, task, tokenizer, feed, recipe, run_dir)
         if progress.stopped:
             dist.print0(
                 f"\nstopped by {progress.stopped} after step {progress.step}, saved in "

@@ -217,25 +217,27 @@ def run_score(args: argparse.Namespace) -> None:
                 p = Predictor(place, args.batch, device, precision)
                 if head not in (None, p.head):
                     raise InputError(f"{place} is of another task than {args.directories[0]}")
-                head = p.head
-                if head == "span" and not args.golden:
-                    raise InputError("--golden FILE is needed: the right answers, in BioASQ's form")
-                if head != "span" and len(args.data) > 1:
-                    raise InputError(f"--data has {len(args.data)} paths, expected one")
-                name = f"{label}, {p.precision}"
+                head, name = p.head, f"{label}, {p.precision}"
                 if name in scored:
                     raise InputError(f"{name} is asked for twice")
-                runs.append(
-                    entities(p, args.data[0], args.columns)
-                    if head == "token"
-                    else relations(p, args.data[0], args.fold)
-                    if head == "sequence"
-                    else questions(p, args.data, args.golden)
-                )
+                runs.append(score_of(p, args))
             scored[name] = together(runs)
     print(report(scored))
     if args.out:
         write_json(args.out, record(scored, args.data))
+
+
+def score_of(p: Predictor, args: argparse.Namespace) -> Scored:
+    """One run on the test set, by its task."""
+    if p.head == "span":
+        if not args.golden:
+            raise InputError("--golden FILE is needed: the right answers, in BioASQ's form")
+        return questions(p, args.data, args.golden)
+    if len(args.data) > 1:
+        raise InputError(f"--data has {len(args.data)} paths, expected one")
+    if p.head == "token":
+        return entities(p, args.data[0], args.columns)
+    return relations(p, args.data[0], args.fold)
 
 
 def runs_of(directory: Path) -> list[Path]:

@@ -13,7 +13,6 @@ message names what differs. `--overwrite` starts again.
 import json
 import os
 import signal
-import threading
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -244,7 +243,7 @@ class StopRequest:
 
     A second SIGINT stops at once, with the usual KeyboardInterrupt. Outside the block signals do
     what they did before. (torchrun passes a signal on to every process, and kills those that are
-    still there 30 s later.) In another thread than the main one it catches nothing.
+    still there 30 s later.)
     """
 
     CAUGHT = (signal.SIGTERM, signal.SIGINT)
@@ -253,9 +252,7 @@ class StopRequest:
         self.name = None  # of the first signal that came
 
     def __enter__(self) -> "StopRequest":
-        is_main = threading.current_thread() is threading.main_thread()
-        caught = self.CAUGHT if is_main else ()
-        self.before = {number: signal.signal(number, self.on_signal) for number in caught}
+        self.before = {number: signal.signal(number, self.on_signal) for number in self.CAUGHT}
         return self
 
     def __exit__(self, *error) -> None:

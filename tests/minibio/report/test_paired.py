@@ -76,9 +76,8 @@ def test_a_set_it_was_not_trained_on(place, tagger):
 
 def test_seeds_are_one_system(place):
     """Its score is their mean, a difference that of the means."""
-    data = ["--data", place / "ner"]
+    data = ["--data", place / "ner", "--precision", "fp32"]
     out, other = place / "seeds", place / "others"
-    data += ["--precision", "fp32"]
     for directory, lr in ((out, "3e-3"), (other, "2e-3")):
         words = ["ner", "--model", place / "model", "--out", directory, *SMALL, *data,
                  "--epochs", "1", "--lr", lr, "--seeds", "3", "4"]  # fmt: skip
