@@ -22,7 +22,8 @@ def composed(
     narrow: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     """`torch`: PyTorch's own operations, one after the other."""
-    y = F.layer_norm(x + F.dropout(a, dropout), weight.shape, weight, bias, eps)
+    a = F.dropout(a, dropout) if dropout else a
+    y = F.layer_norm(x + a, weight.shape, weight, bias, eps)
     return y, y if narrow is None else y.to(narrow)
 
 

@@ -25,7 +25,7 @@ from minibio.config import ModelConfig
 from minibio.model.attention import Match, SelfAttention
 from minibio.model.mobilebert import BottleneckEncoder
 from minibio.model.products import PackedLinear, can_pack, replace_linear
-from minibio.model.transformer import ACTIVATIONS, Encoder, EncoderOutput, initialise
+from minibio.model.transformer import ACTIVATIONS, Encoder, EncoderOutput, FeedForward, initialise
 
 ENCODERS = {
     "bert": Encoder,
@@ -253,9 +253,11 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)
     is_packed = is_packed and can_pack(next(model.parameters()).device)
-    for module in model.encoder.modules():
+    for module in [*model.encoder.modules()]:
         if isinstance(module, SelfAttention):
             (module.pack if is_packed else module.join)()
+        elif isinstance(module, FeedForward) and is_packed:
+            module.pack()
     if is_packed:
         replace_linear(model.encoder, lambda x: PackedLinear(x.weight, x.bias))
     return model

@@ -18,6 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAMES = ("weight", "bias")  # of a linear layer
+ACTIVATIONS = {  # as oneDNN names what it applies to a product
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+}
 
 
 class Rounded(torch.autograd.Function):
@@ -100,20 +106,24 @@ class PackedLinear(nn.Module):
     converted, moved or loaded into.
 
     Args:
-        weight: (C_out, C_in)
-        bias:   (C_out,), or None.
+        weight:     (C_out, C_in)
+        bias:       (C_out,), or None.
+        activation: of `ACTIVATIONS`, applied to each part of the product while it is in the cache;
+                    None = the product itself.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None):
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None):
         super().__init__()
         self.dtype = weight.dtype
+        self.activation = ACTIVATIONS[activation]
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., C_in) -> (..., C_out) in the matrix's type."""
+        name, form = self.activation
         return torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.weight, self.bias, "none", [], ""
+            x.to(self.dtype), self.weight, self.bias, name, [], form
         )
 
 

@@ -21,7 +21,7 @@ import kernels
 from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 from minibio.model.attention import AttentionOutput, Match, SelfAttention
-from minibio.model.products import products
+from minibio.model.products import PackedLinear, products
 
 ACTIVATIONS = {
     "gelu": F.gelu,  # the exact one, by erf
@@ -86,14 +86,21 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(C, width)
         self.down = nn.Linear(width, C)
-        self.activation, self.activation_ = ACTIVATIONS[activation], IN_PLACE[activation]
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.up, PackedLinear):
+            return self.down(self.up(x))
         up, down = products([self.up], [self.down])
         h = up(x)  # (N, F)
         if h.requires_grad:
-            return down(self.activation(h))
-        return down(self.activation_(h))  # h is not needed again: its memory is reused
+            return down(ACTIVATIONS[self.activation](h))
+        return down(IN_PLACE[self.activation](h))  # h is not needed again: its memory is reused
+
+    def pack(self) -> None:
+        """Make both products `PackedLinear`, the first with its activation; they only predict."""
+        self.up = PackedLinear(self.up.weight, self.up.bias, self.activation)
+        self.down = PackedLinear(self.down.weight, self.down.bias)
 
 
 class AddNorm(nn.LayerNorm):

@@ -10,6 +10,7 @@ from kernels.machine import has_bf16_products
 from minibio.batch import Batch
 from minibio.model.heads import Model, freeze
 from minibio.model.products import PackedLinear, Rounded, can_pack, products
+from minibio.model.transformer import ACTIVATIONS
 
 BF16 = torch.bfloat16
 
@@ -93,25 +94,30 @@ def test_nothing_to_cast(case, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_a_packed_matrix_multiplies_as_before(dtype, has_bias):
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu"])
+def test_a_packed_matrix_multiplies_as_before(dtype, has_bias, activation):
     """Off the blocks of registers, of one row and of none, of any number of dimensions."""
     if dtype is BF16 and not has_bf16_products(torch.device("cpu")):
         pytest.skip("this processor does not multiply bfloat16")
     torch.manual_seed(0)
     layer = nn.Linear(37, 19, bias=has_bias).to(dtype).requires_grad_(False)
-    packed = PackedLinear(layer.weight, layer.bias)
+    packed = PackedLinear(layer.weight, layer.bias, activation)
+    applied = ACTIVATIONS[activation] if activation else nn.Identity()
     for shape in ((11, 37), (1, 37), (0, 37), (2, 3, 37), (130, 37)):
         x = torch.randn(shape, dtype=dtype)
         got, expected = packed(x), layer(x)
         assert got.shape == expected.shape and got.dtype == dtype
-        exact = F.linear(x.double(), *(p.double() for p in layer.parameters()))
+        exact = applied(F.linear(x.double(), *(p.double() for p in layer.parameters())))
         if x.numel():
             unit = torch.finfo(dtype).eps * exact.abs().max()
             assert (got - exact).abs().max() <= 8 * unit
 
 
 def test_packed_layers_are_for_prediction_alone(monkeypatch):
-    """Every linear layer of the encoder; queries, keys and values of one stream are one."""
+    """Every linear layer of the encoder; queries, keys and values of one stream are one.
+
+    A feed-forward network's first product applies the activation, once.
+    """
     for family in ("bert", "mobilebert"):
         torch.manual_seed(0)
         model = Model(tiny_config(family), "token", labels=3).eval()
@@ -126,6 +132,8 @@ def test_packed_layers_are_for_prediction_alone(monkeypatch):
             one = {n for n in packed if n.endswith(".packed")}  # of queries, keys and values
             assert len(one) == (model.config.L if family == "bert" else 0)
             assert len(packed) + 2 * len(one) == len(layers) >= 6
+            active = {n for n in packed if named[n].activation != ("none", "")}
+            assert active == {n for n in packed if n.endswith("ffn.up")} != set()
             assert (model(batch).logits - expected).abs().max() < 1e-5
     monkeypatch.setattr("minibio.model.heads.can_pack", lambda device: False)
     model = freeze(Model(tiny_config("bert"), "token", labels=3), is_packed=True)
