@@ -6,6 +6,7 @@ printed, and those that make a run small come after them.
 
 import contextlib
 import glob
+import json
 import re
 import shlex
 import shutil
@@ -247,3 +248,52 @@ def test_every_difference_that_the_source_cites_is_in_a_table():
         text = path.read_text("utf-8")
         cited = {f"F{x}" for x in re.findall(r"\bF(\d+[a-e]?)\b", text)} - {"F16", "F32", "F64"}
         assert cited <= rows, (path, cited - rows)
+
+
+def measured() -> dict[str, dict]:
+    """The scores of each row of `make results` that has been run."""
+    lines = (ROOT / "minibio/report/measured.jsonl").read_text("utf-8").splitlines()
+    return {line["name"]: line["scores"] for line in map(json.loads, lines)}
+
+
+def table_below(head: str) -> list[list[str]]:
+    """The cells of the table of results with that head, without the marks of code."""
+    text = (ROOT / "minibio/report/README.md").read_text("utf-8")
+    rows = text.split(head)[1].split("\n\n")[0].splitlines()[2:]  # below the rule
+    return [[x.strip(" `") for x in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_page_of_results_says_what_was_measured():
+    scores = measured()
+
+    def f1(row):
+        seeds = scores[f"ncbi/{row}"]["seeds"]
+        return [seeds[k]["word f1"] for k in sorted(seeds, key=int)]
+
+    def mean(numbers):
+        numbers = [*numbers]
+        return f"{100 * sum(numbers) / len(numbers):.2f}"
+
+    rows = table_below("| row | | parameters | held-out loss | F1 of seeds 0, 1, 2 | mean |")
+    assert {row[0] for row in rows} == {x[5:] for x in scores if x.startswith("ncbi/")}
+    for row, _, parameters, loss, seeds, average, share in rows:
+        assert parameters == f"{scores[f'ncbi/{row}']['parameters'] / 1e6:.1f} M", row
+        known = scores.get(row, {}).get("held_out_loss")
+        assert loss == ("" if known is None else f"{known:.3f}"), row
+        assert seeds == ", ".join(f"{100 * x:.2f}" for x in f1(row)), row
+        assert average == mean(f1(row)), row
+        shares = [x / y for x, y in zip(f1(row), f1("bio-minilm"), strict=False)]  # seed by seed
+        assert share == f"{100 * sum(shares) / len(shares):.1f} %", row
+    front = (ROOT / "README.md").read_text("utf-8")
+    for row in ("bio-minilm", "compact", "alone"):
+        assert mean(f1(row)) in front
+
+
+def test_the_page_of_results_says_what_is_certain():
+    scores = measured()
+    rows = table_below("| row | | difference | 95 % | p |")
+    assert {row[0] for row in rows} == {x for x in scores if "systems" in scores[x]}
+    for row, _, *figures in rows:
+        (d,) = [x["difference"] for x in scores[row]["systems"].values() if x["difference"]]
+        value, low, high = (f"{100 * d[name]:+.2f}" for name in ("value", "low", "high"))
+        assert figures == [value, f"{low} to {high}", f"{d['p']:.2f}"], row
