@@ -4,7 +4,7 @@ Under autocast every linear layer casts its weight and its bias itself, and the 
 again: on a GPU a hundred small launches a step. `products` casts all that it is given by one
 operation, and lays the layers that read the same input side by side, so that they are one product.
 
-On a CPU each product lays its matrix out anew, in the blocks that the processor's registers take:
+On a CPU every product first copies its matrix into the blocks that the processor's registers take:
 for a few rows that is half the work. `PackedLinear` has it done once, where nothing trains it.
 """
 
