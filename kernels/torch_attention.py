@@ -268,7 +268,8 @@ def plain_forward(x: Call) -> Forward:
     if len(parts) == 1:
         q, k, v = (p.view(*parts[0], *p.shape[1:]).transpose(1, 2) for p in x[:3])
         out, lse = (y.transpose(1, 2).flatten(0, 1) for y in flash(q, k, v, scale=x.scale))
-        return Forward(out, lse.new_empty(0), lse, lse.new_empty(0), lse.new_empty(0))
+        row_loss, lse_t, stat = (torch.empty(0, dtype=lse.dtype) for _ in range(3))
+        return Forward(out, row_loss, lse, lse_t, stat)
     y = Forward.blank(x, None)
     for q, k, v, out, lse in zip(*(views(p, parts) for p in (x.q, x.k, x.v, y.out, y.lse))):  # noqa: B905
         o, l = flash(q, k, v, scale=x.scale)

@@ -78,7 +78,9 @@ def fixed_state():
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
     threads = torch.get_num_threads()
+    interrupt = signal.getsignal(signal.SIGINT)
     yield
+    signal.signal(signal.SIGINT, interrupt)
     torch.use_deterministic_algorithms(deterministic, warn_only=only_warns)
     torch.utils.deterministic.fill_uninitialized_memory = fills
     if torch.get_num_threads() != threads:

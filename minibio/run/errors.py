@@ -71,7 +71,6 @@ def in_one_line(name: str, is_common: bool = False):
         record(name, failed)
         sys.exit(failed.status)
     except KeyboardInterrupt:
-        end_at_once()  # from here on: a traceback of Python's own end would be the next answer
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)
 
@@ -127,9 +126,19 @@ def flush() -> None:
             raise
 
 
-def end_at_once() -> None:
-    """From here on, Ctrl-C ends the process with status 130 and without a word."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+def leave(*_) -> None:
+    """The handler of Ctrl-C that ends the process with status 130 and without a word."""
+    os._exit(130)
+
+
+def interrupt(*_) -> None:
+    """The handler of Ctrl-C while a command works: KeyboardInterrupt, and `leave` for the next.
+
+    Where the first is not answered yet, or Python itself is ending, a second one would be a
+    traceback.
+    """
+    signal.signal(signal.SIGINT, leave)
+    raise KeyboardInterrupt
 
 
 def share_cores() -> None:
@@ -150,7 +159,7 @@ def read_early(read, name: str) -> None:
     """
     hold_streams()
     share_cores()
-    end_at_once()
+    signal.signal(signal.SIGINT, leave)
     with in_one_line(name, is_common=True):
         read(sys.argv[1:])
 
@@ -161,8 +170,8 @@ def run(main, name: str) -> None:
     Where the reader of its output has gone away the status is 141, as after SIGPIPE.
     """
     hold_streams()
-    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.default_int_handler):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
     with in_one_line(name):
         status = main()
         flush()

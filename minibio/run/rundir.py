@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from minibio.run import checkpoint, dist, files, log, store
 from minibio.run.checkpoint import FOLDER, LOG, Checkpoints
-from minibio.run.errors import InputError
+from minibio.run.errors import InputError, interrupt
 from minibio.run.log import Progress, RunLog
 
 STAGED = ".model"  # what a run leaves, while it is being written
@@ -241,9 +241,9 @@ class StopRequest:
                 if dist.all_sum([float(stop.name is not None)], ranks)[0]:  # any rank was asked
                     break  # save, say how to resume, exit 0
 
-    A second SIGINT stops at once, with the usual KeyboardInterrupt. Outside the block signals do
-    what they did before. (torchrun passes a signal on to every process, and kills those that are
-    still there 30 s later.)
+    A second SIGINT stops at once, with the usual KeyboardInterrupt, and a third ends the process.
+    Outside the block signals do what they did before. (torchrun passes a signal on to every
+    process, and kills those that are still there 30 s later.)
     """
 
     CAUGHT = (signal.SIGTERM, signal.SIGINT)
@@ -255,8 +255,10 @@ class StopRequest:
         self.before = {number: signal.signal(number, self.on_signal) for number in self.CAUGHT}
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind, *_) -> None:
         for number, handler in self.before.items():
+            if number == signal.SIGINT and kind is KeyboardInterrupt:
+                continue  # it is on its way out: see `errors.interrupt`
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def on_signal(self, number: int, frame) -> None:
@@ -264,7 +266,7 @@ class StopRequest:
         self.name = self.name or signal.Signals(number).name
         text = f"\n{self.name}: stopping after this step"
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, interrupt)
             text += "; once more to stop at once"
         if int(os.environ.get("RANK", 0)) == 0:
             os.write(2, f"{text}\n".encode())  # print may be what the signal interrupted

@@ -107,6 +107,18 @@ def test_an_interrupt_is_no_traceback():
     assert process.returncode == 130
 
 
+def test_a_second_interrupt_waits_for_nothing():
+    """Wherever the first one is just then: between two blocks nothing would catch it."""
+    code = (
+        "import signal, time\n"
+        "def again():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+        "def main():\n    try:\n        again()\n    finally:\n        again()"
+    )
+    process = python(code, stderr=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=50)[1] == ""
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize("error", [ValueError("expected (N, H, D)"), AssertionError()])
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):
