@@ -134,8 +134,8 @@ def leave(*_) -> None:
 def interrupt(*_) -> None:
     """The handler of Ctrl-C while a command works: KeyboardInterrupt, and `leave` for the next.
 
-    Where the first is not answered yet, or Python itself is ending, a second one would be a
-    traceback.
+    Where the first one is not answered yet another would be a traceback, as it would while Python
+    itself is ending.
     """
     signal.signal(signal.SIGINT, leave)
     raise KeyboardInterrupt
@@ -170,9 +170,14 @@ def run(main, name: str) -> None:
     Where the reader of its output has gone away the status is 141, as after SIGPIPE.
     """
     hold_streams()
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    is_heard = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    if is_heard:
         signal.signal(signal.SIGINT, interrupt)
     with in_one_line(name):
-        status = main()
-        flush()
+        try:
+            status = main()
+            flush()
+        finally:
+            if is_heard:
+                signal.signal(signal.SIGINT, leave)
     sys.exit(status or 0)

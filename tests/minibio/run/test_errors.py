@@ -94,28 +94,24 @@ def torchrun(*command):
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_an_interrupt_is_no_traceback():
-    """Nor is another one, which comes when Python waits for processes of its own at its end."""
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        ("again()", "name: interrupted\n"),
+        ("try: again()\n    finally: again()", ""),  # nothing has answered the first one yet
+        ("pass", ""),
+    ],
+)
+def test_an_interrupt_is_no_traceback(work, said):
+    """However many: in the work, on its way out, and while Python waits for others at its end."""
     code = (
         "import atexit, signal, time\n"
         "def again():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
         "atexit.register(again)\n"
-        "def main():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)"
+        f"def main():\n    {work}"
     )
     process = python(code, stderr=subprocess.PIPE, text=True)
-    assert process.communicate(timeout=50)[1] == "name: interrupted\n"
-    assert process.returncode == 130
-
-
-def test_a_second_interrupt_waits_for_nothing():
-    """Wherever the first one is just then: between two blocks nothing would catch it."""
-    code = (
-        "import signal, time\n"
-        "def again():\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
-        "def main():\n    try:\n        again()\n    finally:\n        again()"
-    )
-    process = python(code, stderr=subprocess.PIPE, text=True)
-    assert process.communicate(timeout=50)[1] == ""
+    assert process.communicate(timeout=50)[1] == said
     assert process.returncode == 130
 
 
