@@ -240,8 +240,8 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
 
     Args:
         precision: of the encoder's products: "fp32" (as the context's) | "bf16".
-        is_packed: whether its linear layers become `PackedLinear`, where those run: for prediction
-                   alone, since they have no weights that could be saved or moved.
+        is_packed: whether its linear layers become `PackedLinear`, where those run, and rows are
+                   `filled`: for prediction alone, since nothing could be saved or moved then.
     """
     if precision not in FROZEN_PRECISIONS:
         raise ValueError(
@@ -258,6 +258,7 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
             (module.pack if is_packed else module.join)()
         elif isinstance(module, FeedForward) and is_packed:
             module.pack()
+    model.encoder.fills = is_packed
     if is_packed:
         replace_linear(model.encoder, lambda x: PackedLinear(x.weight, x.bias))
     return model

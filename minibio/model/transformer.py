@@ -28,6 +28,7 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+MULTIPLE, FEW = 32, 128  # tokens; see `filled`
 IN_PLACE = {
     "gelu": torch.ops.aten.gelu_,
     "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
@@ -165,6 +166,7 @@ class Encoder(nn.Module):
         self.config = config
         self.embeddings = embeddings(config)
         self.layers = nn.ModuleList(layer(config) for _ in range(config.L))
+        self.fills = False  # see `filled`
 
     def forward(
         self,
@@ -196,10 +198,11 @@ class Encoder(nn.Module):
         with torch.set_grad_enabled(is_training and frozen is None):
             x = self.embeddings(batch)  # (N, C)
         result = EncoderOutput(x, {0: x} if 0 in hidden else {})
+        x, row = filled(x, batch.row) if self.fills else (x, batch.row)
         narrow = None  # x in the type of the products, where a layer has cast it
         for l, layer in zip(range(1, depth + 1), self.layers, strict=False):
             with torch.set_grad_enabled(is_training and (frozen is None or l > frozen)):
-                x, a, narrow = layer(x, batch.row, match.get(l), l in keep, narrow)
+                x, a, narrow = layer(x, row, match.get(l), l in keep, narrow)
             if l in hidden:
                 result.hidden_states[l] = x
             if l in keep:
@@ -207,6 +210,9 @@ class Encoder(nn.Module):
             if a.rows is not None:
                 result.row_losses[l] = a.rows
         result.last = x
+        if len(x) > batch.N:
+            result.last = x[: batch.N]
+            result.hidden_states = {l: h[: batch.N] for l, h in result.hidden_states.items()}
         return result
 
     def check(self, batch: Batch, depth: int, asked: Collection[int]) -> None:
@@ -239,6 +245,22 @@ class Encoder(nn.Module):
                 f"Encoder: layers {sorted(asked)} are asked for and {depth} run, expected at most "
                 f"the model's {config.L}, and none asked for that is not run"
             )
+
+
+def filled(x: Tensor, row: Row) -> tuple[Tensor, Row]:
+    """The row with a sequence of zeros at its end that makes N a multiple of `MULTIPLE`.
+
+    For each new N oneDNN writes new code for each of the products, which takes as long as half of
+    such a product, and keeps it: no two batches of a prediction would have the same N.
+
+    Args:
+        x: (N, C); N of `FEW` or less is left as it is.
+    """
+    missing = -len(x) % MULTIPLE
+    if len(x) <= FEW or not missing:
+        return x, row
+    ends = torch.cat([row.cu_seqlens, row.cu_seqlens[-1:] + missing])  # (B+2,)
+    return F.pad(x, (0, 0, 0, missing)), Row(ends, max(row.max_len, missing))
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:

@@ -139,3 +139,29 @@ def test_packed_layers_are_for_prediction_alone(monkeypatch):
     model = freeze(Model(tiny_config("bert"), "token", labels=3), is_packed=True)
     assert not any(isinstance(x, PackedLinear) for x in model.modules())
     assert not can_pack(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("family", ["bert", "mobilebert"])
+def test_a_row_of_many_tokens_is_filled_up(family):
+    """So that few numbers of rows are seen; the added ones never come out."""
+    torch.manual_seed(0)
+    model = Model(tiny_config(family), "token", labels=3).eval()
+    sizes = [[5] * 20, [5] * 25 + [3], [16] * 9 + [2], [8] * 20, [16] * 12 + [1]]  # N 100 ... 193
+    batches = [Batch.from_sequences([torch.randint(20, (T,)) for T in T_s]) for T_s in sizes]
+    with torch.no_grad():
+        expected = [model.encoder(batch, hidden={0, 1}) for batch in batches]
+        logits = [model(batch).logits for batch in batches]
+        freeze(model, is_packed=True)
+        seen = set()
+        for x in model.encoder.modules():
+            if isinstance(x, PackedLinear):
+                x.register_forward_pre_hook(lambda _, args: seen.add(len(args[0])))
+        for batch, before, z in zip(batches, expected, logits, strict=True):
+            after = model.encoder(batch, hidden={0, 1})
+            for name, x in (("last", before.last), *before.hidden_states.items()):
+                y = after.last if name == "last" else after.hidden_states[name]
+                assert x.shape == y.shape and (x - y).abs().max() < 1e-5, name
+            assert (model(batch).logits - z).abs().max() < 1e-5
+    of_embeddings = {batch.N for batch in batches} if family == "mobilebert" else set()
+    assert [batch.N for batch in batches] == [100, 128, 146, 160, 193]
+    assert seen - of_embeddings | {100, 128, 160} == {100, 128, 160, 224}
