@@ -271,7 +271,6 @@ def test_the_page_of_results_says_what_was_measured():
         return [seeds[k]["word f1"] for k in sorted(seeds, key=int)]
 
     def mean(numbers):
-        numbers = [*numbers]
         return f"{100 * sum(numbers) / len(numbers):.2f}"
 
     rows = table_below("| row | | parameters | held-out loss | F1 of seeds 0, 1, 2 | mean |")

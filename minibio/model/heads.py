@@ -253,7 +253,7 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)
     is_packed = is_packed and can_pack(next(model.parameters()).device)
-    for module in [*model.encoder.modules()]:
+    for module in model.encoder.modules():
         if isinstance(module, SelfAttention):
             (module.pack if is_packed else module.join)()
         elif isinstance(module, FeedForward) and is_packed:

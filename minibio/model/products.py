@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAMES = ("weight", "bias")  # of a linear layer
-ACTIVATIONS = {  # as oneDNN names what it applies to a product
+FUSED = {  # activations, as oneDNN names them
     None: ("none", ""),
     "gelu": ("gelu", "none"),
     "gelu_new": ("gelu", "tanh"),
@@ -108,14 +108,14 @@ class PackedLinear(nn.Module):
     Args:
         weight:     (C_out, C_in)
         bias:       (C_out,), or None.
-        activation: of `ACTIVATIONS`, applied to each part of the product while it is in the cache;
+        activation: of `FUSED`, applied to each part of the product while it is in the cache;
                     None = the product itself.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None):
         super().__init__()
         self.dtype = weight.dtype
-        self.activation = ACTIVATIONS[activation]
+        self.activation = FUSED[activation]
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         self.bias = None if bias is None else bias.detach()
 

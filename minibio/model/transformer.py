@@ -28,12 +28,12 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-MULTIPLE, FEW = 32, 128  # tokens; see `filled`
 IN_PLACE = {
     "gelu": torch.ops.aten.gelu_,
     "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
     "relu": F.relu_,
 }
+MULTIPLE, FEW = 32, 128  # tokens; see `filled`
 
 
 @dataclass
@@ -99,9 +99,8 @@ class FeedForward(nn.Module):
         return down(IN_PLACE[self.activation](h))  # h is not needed again: its memory is reused
 
     def pack(self) -> None:
-        """Make both products `PackedLinear`, the first with its activation; they only predict."""
+        """Make the first product a `PackedLinear` with the activation; the layer only predicts."""
         self.up = PackedLinear(self.up.weight, self.up.bias, self.activation)
-        self.down = PackedLinear(self.down.weight, self.down.bias)
 
 
 class AddNorm(nn.LayerNorm):
