@@ -137,6 +137,10 @@ MODELS = {
     "sample-demo-student": replace(
         MOBILEBERT, V=1024, L=3, C=64, F=64, C_embed=64, C_intra=32, n_ffn=2, attention_dropout=0.0
     ),
+    # for `make board`: likewise; a BERT of this size still predicts frequencies after 0.9 M tokens
+    "board": replace(
+        IB_BERT, L=4, C=256, F=1024, C_embed=256, C_intra=256, dropout=0.0, attention_dropout=0.0
+    ),
 }  # fmt: skip
 
 
