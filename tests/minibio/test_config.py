@@ -45,7 +45,8 @@ def build(*args, **options) -> Model:
 
 
 def test_every_model_of_the_paper_is_counted():
-    assert set(COUNTS) == {name for name in MODELS if not name.startswith("sample")}
+    own = {name for name in MODELS if name.startswith("sample") or name == "board"}
+    assert set(COUNTS) == set(MODELS) - own
 
 
 @pytest.mark.parametrize("name", COUNTS)
