@@ -579,7 +579,7 @@ TASKS = {"ner": run_ner, "relation": run_relation, "qa": run_qa}
 def main(argv: list[str] | None = None) -> int | None:
     """Read the command line and run the command; returns its exit status, None for 0."""
     args, recipe = read(argv)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # as in train.py, but does not import the compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, not a need
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if args.threads:

@@ -311,6 +311,20 @@ def test_predictions_on_the_command_line(tuned, tmp_path, capsys):
     ] == lines
 
 
+def test_predictions_are_made_without_pytorchs_compiler(tuned, tmp_path):
+    """Importing it takes as long as all else before the first prediction."""
+    (tmp_path / "text").write_text("Acute febrile illness .\n")
+    code = (
+        "import sys, eval\n"
+        "eval.main(sys.argv[1:])\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    given = ["predict", tuned / "tuned-ner", tmp_path / "text", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-c", code, *given], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("{"), done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["distilbert", "mobilebert"])
 def test_other_families(family, base, tmp_path):

@@ -9,11 +9,13 @@ in another order.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from minibio.model.heads import Model
 from minibio.model.hub import how_to_fetch
@@ -54,6 +56,15 @@ class Report:
             if names:
                 rows.append(f"{name:<11} {len(names)}: {', '.join(names)}")
         return "\n".join(rows)
+
+
+class NothingDrawn(TorchFunctionMode):
+    """A mode in which no weight is drawn: on "meta" that imports PyTorch's compiler, for seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__.removesuffix("_") in ("normal", "uniform", "kaiming_uniform"):
+            return None
+        return function(*args, **(kwargs or {}))
 
 
 def match(
@@ -202,13 +213,13 @@ def load_with_report(
     has_pooler = f"{PREFIX[config.family]}.pooler.dense.weight" in tensors
     types = {x.dtype for x in tensors.values() if x.dtype.is_floating_point}
     dtype = torch.float64 if types <= {torch.float64} else torch.float32
-    with torch.device("meta"):  # only shapes: a wrong config.json must not ask for a terabyte
+    # only shapes: a wrong config.json must not ask for a terabyte
+    with torch.device("meta"), NothingDrawn():
         outline = Model(config, head, labels, has_pooler)
     names, report = match(outline, tensors, path, new_head, dtype)
-    if new_head:  # drawn whether or not the file lacks it: later draws do not depend on the file
+    # with a new head, drawn whether or not the file lacks it: later draws do not depend on the file
+    with nullcontext() if new_head else NothingDrawn():
         model = Model(config, head, labels, has_pooler).to(dtype)
-    else:
-        model = outline.to(dtype).to_empty(device="cpu")
     fill(model, tensors, names, path)
     return model.eval(), tokenizer, report
 
