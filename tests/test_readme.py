@@ -250,10 +250,15 @@ def test_every_difference_that_the_source_cites_is_in_a_table():
         assert cited <= rows, (path, cited - rows)
 
 
-def measured() -> dict[str, dict]:
-    """The scores of each row of `make results` that has been run."""
+def lines_measured() -> list[dict]:
+    """What each row of `make results` and of `make board` left."""
     lines = (ROOT / "minibio/report/measured.jsonl").read_text("utf-8").splitlines()
-    return {line["name"]: line["scores"] for line in map(json.loads, lines)}
+    return [json.loads(line) for line in lines]
+
+
+def measured() -> dict[str, dict]:
+    """The scores of each row that has been run."""
+    return {line["name"]: line["scores"] for line in lines_measured()}
 
 
 def table_below(head: str) -> list[list[str]]:
@@ -296,3 +301,19 @@ def test_the_page_of_results_says_what_is_certain():
         (d,) = [x["difference"] for x in scores[row]["systems"].values() if x["difference"]]
         value, low, high = (f"{100 * d[name]:+.2f}" for name in ("value", "low", "high"))
         assert figures == [value, f"{low} to {high}", f"{d['p']:.2f}"], row
+
+
+def test_the_records_of_the_board_are_measured():
+    goal = float(re.search(r"^GOAL \?= (\d+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1])
+    records = table_below("| minutes | F1 | commit | on two cores of an AMD EPYC | what is new |")
+    for minutes, f1, commit, *_ in records:
+        own = (line for line in lines_measured() if line["commit"] == commit)
+        lines = [line for line in own if line["name"].startswith("board/")]
+        seeds = lines[-1]["scores"]["seeds"].values()
+        assert f1 == f"{100 * sum(x['word f1'] for x in seeds) / len(seeds):.2f}"
+        assert minutes == f"{60 * sum(line['hours'] for line in lines):.1f}"
+        assert float(f1) >= goal
+    minutes, f1, commit, *_ = min(records, key=lambda row: float(row[0]))
+    front = (ROOT / "README.md").read_text("utf-8")
+    assert f"an F1 of {goal:g}" in front
+    assert f"{minutes} minutes" in front and f"`{commit}` ({f1})" in front

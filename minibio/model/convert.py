@@ -59,7 +59,7 @@ class Report:
 
 
 class NothingDrawn(TorchFunctionMode):
-    """A mode in which no weight is drawn: on "meta" that imports PyTorch's compiler, for seconds."""
+    """A mode that draws no weight: on "meta" that imports PyTorch's compiler, for seconds."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function.__name__.removesuffix("_") in ("normal", "uniform", "kaiming_uniform"):
