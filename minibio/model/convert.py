@@ -59,7 +59,10 @@ class Report:
 
 
 class NothingDrawn(TorchFunctionMode):
-    """A mode that draws no weight: on "meta" that imports PyTorch's compiler, for seconds."""
+    """A mode in which weights are not drawn.
+
+    On the device "meta" drawing one imports PyTorch's compiler, which takes seconds.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function.__name__.removesuffix("_") in ("normal", "uniform", "kaiming_uniform"):
