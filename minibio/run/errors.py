@@ -159,6 +159,8 @@ def read_early(read, name: str) -> None:
     """
     hold_streams()
     share_cores()
+    # a rank that is gone is one line (dist.Pulse), not what C++ says of its connections besides
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGINT, leave)
     with in_one_line(name, is_common=True):
         read(sys.argv[1:])
