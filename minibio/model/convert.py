@@ -59,13 +59,13 @@ class Report:
 
 
 class NothingDrawn(TorchFunctionMode):
-    """A mode in which weights are not drawn.
+    """A mode in which weights are not drawn: a file's take their place.
 
-    On the device "meta" drawing one imports PyTorch's compiler, which takes seconds.
+    On the device "meta" drawing one imports PyTorch's compiler, too, which takes seconds.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function.__name__.removesuffix("_") in ("normal", "uniform", "kaiming_uniform"):
+        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
             return None
         return function(*args, **(kwargs or {}))
 
