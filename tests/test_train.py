@@ -133,7 +133,8 @@ def test_micro_batches_change_nothing(corpus, teacher, tmp_path):
             assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
 
 
-def test_a_teacher_in_bf16_teaches_the_same(corpus, teacher, tmp_path, capsys):
+def test_a_teacher_in_bf16_teaches_the_same(corpus, teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("minibio.run.precision.has_bf16_products", lambda device: True)
     wide = run(corpus, tmp_path / "a", "--teacher", teacher)
     narrow = run(corpus, tmp_path / "b", "--teacher", teacher, "--teacher-precision", "bf16")
     losses = [[x["loss"] for x in log if x["event"] == "train"] for log in (wide, narrow)]
@@ -534,6 +535,7 @@ def test_an_implementation_that_cannot_run_is_refused(corpus, capsys, monkeypatc
                    "--corpus", corpus, "--out", tmp_path / "out")  # fmt: skip
     assert "--kernels triton: attention: impl is 'triton', expected" in line
     monkeypatch.setattr("kernels.cuda_build.unavailable", lambda device: None)
+    monkeypatch.setattr("minibio.run.precision.has_bf16_products", lambda device: True)
     line = refused(capsys, "--method", "mlm", "--device", "cpu", "--kernels", "attention=cuda",
                    "--precision", "bf16", "--corpus", corpus,
                    "--out", tmp_path / "out")  # fmt: skip

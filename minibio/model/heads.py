@@ -252,7 +252,8 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
         for module in model.encoder.modules():
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)
-    is_packed = is_packed and can_pack(next(model.parameters()).device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    is_packed = is_packed and can_pack(next(model.parameters()).device, dtype)
     for module in model.encoder.modules():
         if isinstance(module, SelfAttention):
             (module.pack if is_packed else module.join)()

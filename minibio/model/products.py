@@ -127,11 +127,16 @@ class PackedLinear(nn.Module):
         )
 
 
-def can_pack(device: torch.device) -> bool:
-    """Whether `PackedLinear` runs there: on a CPU, by a PyTorch that has what it calls."""
-    names = ("_reorder_linear_weight", "_linear_pointwise")
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `PackedLinear` runs there: on a CPU, by a PyTorch that has what it calls.
+
+    Where oneDNN does not multiply bfloat16 (on x86, a processor with AVX2 alone), it lays out none.
+    """
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     has_them = all(hasattr(torch.ops.mkldnn, name) for name in names)
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and has_them
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not has_them:
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def replace_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:

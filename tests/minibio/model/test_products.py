@@ -1,12 +1,13 @@
 """Joined and rounded matrices against autocast's own casts, one layer at a time."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from helpers import tiny_config
-from kernels.machine import has_bf16_products
 from minibio.batch import Batch
 from minibio.model.heads import Model, freeze
 from minibio.model.products import PackedLinear, Rounded, can_pack, products
@@ -97,8 +98,8 @@ def test_nothing_to_cast(case, monkeypatch):
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu"])
 def test_a_packed_matrix_multiplies_as_before(dtype, has_bias, activation):
     """Off the blocks of registers, of one row and of none, of any number of dimensions."""
-    if dtype is BF16 and not has_bf16_products(torch.device("cpu")):
-        pytest.skip("this processor does not multiply bfloat16")
+    if not can_pack(torch.device("cpu"), dtype):
+        pytest.skip("oneDNN does not multiply bfloat16 on this processor")
     torch.manual_seed(0)
     layer = nn.Linear(37, 19, bias=has_bias).to(dtype).requires_grad_(False)
     packed = PackedLinear(layer.weight, layer.bias, activation)
@@ -113,7 +114,7 @@ def test_a_packed_matrix_multiplies_as_before(dtype, has_bias, activation):
             assert (got - exact).abs().max() <= 8 * unit
 
 
-def test_packed_layers_are_for_prediction_alone(monkeypatch):
+def test_packed_layers_are_for_prediction_alone():
     """Every linear layer of the encoder; queries, keys and values of one stream are one.
 
     A feed-forward network's first product applies the activation, once.
@@ -135,10 +136,23 @@ def test_packed_layers_are_for_prediction_alone(monkeypatch):
             active = {n for n in packed if named[n].activation != ("none", "")}
             assert active == {n for n in packed if n.endswith("ffn.up")} != set()
             assert (model(batch).logits - expected).abs().max() < 1e-5
-    monkeypatch.setattr("minibio.model.heads.can_pack", lambda device: False)
-    model = freeze(Model(tiny_config("bert"), "token", labels=3), is_packed=True)
-    assert not any(isinstance(x, PackedLinear) for x in model.modules())
-    assert not can_pack(torch.device("cuda"))
+    assert not can_pack(torch.device("cuda"), torch.float32)
+
+
+def test_bfloat16_is_packed_only_where_it_is_multiplied(monkeypatch):
+    """Elsewhere PyTorch refuses to lay the matrix out: the model predicts without, the same."""
+    torch.manual_seed(0)
+    model = Model(tiny_config("bert"), "token", labels=3)
+    batch = Batch.from_sequences([[1, 2, 3, 4], [5, 6]])
+    with torch.autocast("cpu", BF16):
+        expected = freeze(copy.deepcopy(model), "bf16")(batch).logits
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    for precision, is_packed in (("bf16", False), ("fp32", True)):
+        frozen = freeze(copy.deepcopy(model), precision, is_packed=True)
+        assert any(isinstance(x, PackedLinear) for x in frozen.modules()) is is_packed
+        if precision == "bf16":
+            with torch.autocast("cpu", BF16):
+                assert torch.equal(frozen(batch).logits, expected)
 
 
 @pytest.mark.parametrize("family", ["bert", "mobilebert"])

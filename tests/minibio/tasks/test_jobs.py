@@ -124,7 +124,8 @@ def test_inputs_are_dealt_by_size():
         (["--precision", "bf16"], "precision is fp32, now bf16"),
     ],
 )
-def test_another_run_is_refused(base, capsys, more, message):
+def test_another_run_is_refused(base, capsys, monkeypatch, more, message):
+    monkeypatch.setattr("minibio.run.precision.has_bf16_products", lambda device: True)
     before = contents(base / "whole")
     status, _, told = run(capsys, [*command(base, base / "in"), *more, "--out", base / "whole"])
     assert status == 2 and message in told and told.count("\n") == 1
