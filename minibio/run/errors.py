@@ -151,6 +151,15 @@ def share_cores() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # of GCC's OpenMP, whatever the policy
 
 
+def spare_memory() -> None:
+    """Tell oneDNN, not used yet, to keep 64 products instead of 1,024.
+
+    It keeps each with what was compiled for its shape, about a MiB, in the heap between tensors.
+    Ragged batches have 20 shapes a step that no other step has: training grows by gigabytes.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 def read_early(read, name: str) -> None:
     """Run `read(arguments)` of command `name` before the slow imports.
 
@@ -159,6 +168,7 @@ def read_early(read, name: str) -> None:
     """
     hold_streams()
     share_cores()
+    spare_memory()
     # a rank that is gone is one line (dist.Pulse), not what C++ says of its connections besides
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGINT, leave)

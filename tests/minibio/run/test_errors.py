@@ -180,3 +180,26 @@ def test_a_full_disk_is_one_line():
     error = process.communicate()[1].decode()
     assert error == "name: error: [Errno 28] No space left on device\n"
     assert process.returncode == 2
+
+
+def test_few_products_are_kept():
+    """In a process of its own: the first shape of 70 has to be made again, as oneDNN tells."""
+    source = """
+from minibio.run import errors
+errors.spare_memory()
+import torch
+from minibio.model.products import PackedLinear
+layer = PackedLinear(torch.ones(8, 8), None)
+for n in (*range(1, 71), 1):
+    layer(torch.ones(n, 8))
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", source],
+        env={**os.environ, "ONEDNN_VERBOSE": "profile_create"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout
+    made = [line for line in told.splitlines() if "create:cache" in line and "mb1ic8oc8" in line]
+    assert ["cache_miss" in line for line in made] == [True, True], told
