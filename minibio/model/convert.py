@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
 from minibio.model.heads import Model
@@ -34,6 +33,7 @@ from minibio.model.weights import Stored, check_numbers, clean, read_weights, ti
 from minibio.run.errors import InputError
 from minibio.run.files import read_json, real, staged_dir, write_json
 from minibio.run.options import Parser
+from minibio.run.store import write_tensors
 from minibio.text.tokenizer import Tokenizer
 
 # ---- reading
@@ -298,7 +298,7 @@ def save(
     dtype = model.encoder.embeddings.token.weight.dtype
     with staged_dir(path, overwrite=overwrite) as staged:
         write_json(staged / "config.json", config_to_hf(model, dtype))
-        save_file(tensors, staged / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(staged / "model.safetensors", tensors, {"format": "pt"})
         if tokenizer is not None:
             tokenizer.save(staged)
 

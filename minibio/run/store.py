@@ -127,12 +127,26 @@ def write_file(path: Path, content: bytes | dict[str, Tensor]) -> dict:
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        try:
-            save_file({name: x.cpu().contiguous() for name, x in content.items()}, path)
-        except SafetensorError as error:  # the operating system's word is in its text only
-            raise OSError(errno.EIO, str(error), str(path)) from None
+        write_tensors(path, {name: x.cpu().contiguous() for name, x in content.items()})
     sync(path)
     return size_and_hash(path)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, for whoever may read other new files here.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # the operating system's word is in its text only
+        raise OSError(errno.EIO, str(error), str(path)) from None
+    path.chmod(mode)  # the library replaces the file by one for its owner alone
 
 
 def size_and_hash(path: Path) -> dict:

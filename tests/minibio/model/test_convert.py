@@ -5,6 +5,7 @@ Numbers against transformers are in test_parity.py; this file is about names, fi
 
 import json
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -526,6 +527,23 @@ def test_a_place_that_cannot_be_written(bert, tmp_path):
         with pytest.raises(InputError, match="file"):
             convert.main([str(bert), str(place)])
     assert {p.name for p in tmp_path.iterdir()} == {"bert", "file"}
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A limit on the size of a file stands for it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"too large.*model\.safetensors"):
+            save(make(), None, tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_reads_other_files_reads_the_weights(bert):
+    modes = {x.name: x.stat().st_mode for x in bert.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
 
 
 def test_the_package_hands_out_its_doors():
