@@ -282,13 +282,14 @@ def frontier(lines: Sequence[dict], out: Path) -> None:
     colours = {model: COLOURS[k % 6] for k, model in enumerate(points)}  # the seventh is black
     for i, (ax, name) in enumerate(zip(panels, names, strict=True)):
         known = {model: (x[i], x[2]) for model, x in points.items() if x[i] is not None}
-        for x in sorted({x for x, _ in known.values()}):
+        for j, x in enumerate(sorted({x for x, _ in known.values()})):
             of_shape = sorted((f1, model) for model, (at, f1) in known.items() if at == x)
             middle = sum(f1 for f1, _ in of_shape) / len(of_shape)
+            side, at = (-8, "right") if j else (8, "left")  # away from the frame, and the next ones
             for k, (f1, model) in enumerate(of_shape):  # names above one another, beside the points
                 ax.plot(x, f1, "o", color=colours[model])
-                place = (8, 11 * (k - len(of_shape) / 2))
-                ax.annotate(model, (x, middle), place, textcoords="offset points",
+                place = (side, 11 * (k - len(of_shape) / 2))
+                ax.annotate(model, (x, middle), place, textcoords="offset points", ha=at,
                             color=colours[model], fontsize=8)  # fmt: skip
         ax.set_xlabel(name)
         ax.margins(0.25)
