@@ -285,11 +285,11 @@ def frontier(lines: Sequence[dict], out: Path) -> None:
         for j, x in enumerate(sorted({x for x, _ in known.values()})):
             of_shape = sorted((f1, model) for model, (at, f1) in known.items() if at == x)
             middle = sum(f1 for f1, _ in of_shape) / len(of_shape)
-            side, at = (-8, "right") if j else (8, "left")  # away from the frame, and the next ones
+            side, align = (-8, "right") if j else (8, "left")  # off the frame, and the next ones
             for k, (f1, model) in enumerate(of_shape):  # names above one another, beside the points
                 ax.plot(x, f1, "o", color=colours[model])
                 place = (side, 11 * (k - len(of_shape) / 2))
-                ax.annotate(model, (x, middle), place, textcoords="offset points", ha=at,
+                ax.annotate(model, (x, middle), place, textcoords="offset points", ha=align,
                             color=colours[model], fontsize=8)  # fmt: skip
         ax.set_xlabel(name)
         ax.margins(0.25)

@@ -114,7 +114,7 @@ def test_a_packed_matrix_multiplies_as_before(dtype, has_bias, activation):
             assert (got - exact).abs().max() <= 8 * unit
 
 
-def test_packed_layers_are_for_prediction_alone():
+def test_packed_layers_are_for_prediction_alone(monkeypatch):
     """Every linear layer of the encoder; queries, keys and values of one stream are one.
 
     A feed-forward network's first product applies the activation, once.
@@ -136,6 +136,9 @@ def test_packed_layers_are_for_prediction_alone():
             active = {n for n in packed if named[n].activation != ("none", "")}
             assert active == {n for n in packed if n.endswith("ffn.up")} != set()
             assert (model(batch).logits - expected).abs().max() < 1e-5
+    monkeypatch.setattr("minibio.model.heads.can_pack", lambda device, dtype: False)
+    model = freeze(Model(tiny_config("bert"), "token", labels=3), is_packed=True)
+    assert not any(isinstance(x, PackedLinear) for x in model.modules())
     assert not can_pack(torch.device("cuda"), torch.float32)
 
 
