@@ -293,6 +293,13 @@ def test_the_page_of_results_says_what_was_measured():
         assert mean(f1(row)) in front
 
 
+def test_the_page_of_results_has_the_other_sets():
+    others = ("chem/", "gad/", "chemprot/")
+    runs = {name: x["seeds"]["0"] for name, x in measured().items() if name.startswith(others)}
+    main = {name: f"{100 * next(iter(run.values())):.2f}" for name, run in runs.items()}
+    assert dict(table_below("| row | F1 |")) == main
+
+
 def test_the_page_of_results_says_what_is_certain():
     scores = measured()
     rows = table_below("| row | | difference | 95 % | p |")
