@@ -307,7 +307,8 @@ def test_the_page_of_results_says_what_is_certain():
     for row, _, *figures in rows:
         (d,) = [x["difference"] for x in scores[row]["systems"].values() if x["difference"]]
         value, low, high = (f"{100 * d[name]:+.2f}" for name in ("value", "low", "high"))
-        assert figures == [value, f"{low} to {high}", f"{d['p']:.2f}"], row
+        p = f"{d['p']:.2f}" if d["p"] >= 0.01 else f"{d['p']:.1g}"
+        assert figures == [value, f"{low} to {high}", p], row
 
 
 def test_the_records_of_the_board_are_measured():
