@@ -24,7 +24,7 @@ from minibio.batch import Batch
 from minibio.config import ModelConfig
 from minibio.model.attention import Match, SelfAttention
 from minibio.model.mobilebert import BottleneckEncoder
-from minibio.model.products import PackedLinear, can_pack, replace_linear
+from minibio.model.products import PackedLinear, can_pack, is_mkl_better, replace_linear
 from minibio.model.transformer import ACTIVATIONS, Encoder, EncoderOutput, FeedForward, initialise
 
 ENCODERS = {
@@ -241,7 +241,8 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
     Args:
         precision: of the encoder's products: "fp32" (as the context's) | "bf16".
         is_packed: whether its linear layers become `PackedLinear`, where those run, and rows are
-                   `filled`: for prediction alone, since nothing could be saved or moved then.
+                   `filled` for oneDNN: for prediction alone, since nothing could be saved or moved
+                   then.
     """
     if precision not in FROZEN_PRECISIONS:
         raise ValueError(
@@ -259,7 +260,7 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
             (module.pack if is_packed else module.join)()
         elif isinstance(module, FeedForward) and is_packed:
             module.pack()
-    model.encoder.fills = is_packed
+    model.encoder.fills = is_packed and not is_mkl_better(dtype)
     if is_packed:
         replace_linear(model.encoder, lambda x: PackedLinear(x.weight, x.bias))
     return model

@@ -21,19 +21,14 @@ import kernels
 from minibio.batch import Batch, Row
 from minibio.config import ModelConfig
 from minibio.model.attention import AttentionOutput, Match, SelfAttention
-from minibio.model.products import PackedLinear, products
+from minibio.model.products import FEW, IN_PLACE, PackedLinear, products
 
 ACTIVATIONS = {
     "gelu": F.gelu,  # the exact one, by erf
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-IN_PLACE = {
-    "gelu": torch.ops.aten.gelu_,
-    "gelu_new": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
-    "relu": F.relu_,
-}
-MULTIPLE, FEW = 32, 128  # tokens; see `filled`
+MULTIPLE = 32  # tokens; see `filled`
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers import tiny_config
 from minibio.batch import Batch
 from minibio.model.heads import Model, freeze
-from minibio.model.products import PackedLinear, Rounded, can_pack, products
+from minibio.model.products import PackedLinear, Rounded, can_pack, is_mkl_better, products
 from minibio.model.transformer import ACTIVATIONS
 
 BF16 = torch.bfloat16
@@ -96,17 +96,24 @@ def test_nothing_to_cast(case, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_new", "relu"])
-def test_a_packed_matrix_multiplies_as_before(dtype, has_bias, activation):
-    """Off the blocks of registers, of one row and of none, of any number of dimensions."""
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_packed_matrix_multiplies_as_before(dtype, has_bias, activation, keeps, monkeypatch):
+    """Off the blocks of registers, of one row and of none, of any number of dimensions.
+
+    More than 128 rows too, by the matrix as it was where that is kept.
+    """
     if not can_pack(torch.device("cpu"), dtype):
         pytest.skip("oneDNN does not multiply bfloat16 on this processor")
+    monkeypatch.setattr("minibio.model.products.is_mkl_better", lambda dtype: keeps)
     torch.manual_seed(0)
     layer = nn.Linear(37, 19, bias=has_bias).to(dtype).requires_grad_(False)
     packed = PackedLinear(layer.weight, layer.bias, activation)
     applied = ACTIVATIONS[activation] if activation else nn.Identity()
-    for shape in ((11, 37), (1, 37), (0, 37), (2, 3, 37), (130, 37)):
+    for shape in ((11, 37), (1, 37), (0, 37), (2, 3, 37), (128, 37), (130, 37), (3, 43, 37)):
         x = torch.randn(shape, dtype=dtype)
+        given = x.clone()
         got, expected = packed(x), layer(x)
+        assert torch.equal(x, given)
         assert got.shape == expected.shape and got.dtype == dtype
         exact = applied(F.linear(x.double(), *(p.double() for p in layer.parameters())))
         if x.numel():
@@ -133,13 +140,22 @@ def test_packed_layers_are_for_prediction_alone(monkeypatch):
             one = {n for n in packed if n.endswith(".packed")}  # of queries, keys and values
             assert len(one) == (model.config.L if family == "bert" else 0)
             assert len(packed) + 2 * len(one) == len(layers) >= 6
-            active = {n for n in packed if named[n].activation != ("none", "")}
+            active = {n for n in packed if named[n].activation}
             assert active == {n for n in packed if n.endswith("ffn.up")} != set()
             assert (model(batch).logits - expected).abs().max() < 1e-5
     monkeypatch.setattr("minibio.model.heads.can_pack", lambda device, dtype: False)
     model = freeze(Model(tiny_config("bert"), "token", labels=3), is_packed=True)
     assert not any(isinstance(x, PackedLinear) for x in model.modules())
     assert not can_pack(torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL")
+def test_mkl_multiplies_many_rows_of_float32_by_avx2(monkeypatch):
+    """Not where the processor has wider instructions, and none but float32."""
+    for capability, is_better in (("AVX2", True), ("AVX512", False), ("DEFAULT", False)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        assert is_mkl_better(torch.float32) is is_better
+        assert not is_mkl_better(BF16)
 
 
 def test_bfloat16_is_packed_only_where_it_is_multiplied(monkeypatch):
@@ -159,8 +175,14 @@ def test_bfloat16_is_packed_only_where_it_is_multiplied(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["bert", "mobilebert"])
-def test_a_row_of_many_tokens_is_filled_up(family):
-    """So that few numbers of rows are seen; the added ones never come out."""
+@pytest.mark.parametrize("fills", [True, False])
+def test_a_row_of_many_tokens_is_filled_up(family, fills, monkeypatch):
+    """So that few numbers of rows are seen; the added ones never come out.
+
+    Not where MKL multiplies rows of that many tokens: to it all numbers are alike.
+    """
+    for module in ("heads", "products"):
+        monkeypatch.setattr(f"minibio.model.{module}.is_mkl_better", lambda dtype: not fills)
     torch.manual_seed(0)
     model = Model(tiny_config(family), "token", labels=3).eval()
     sizes = [[5] * 20, [5] * 25 + [3], [16] * 9 + [2], [8] * 20, [16] * 12 + [1]]  # N 100 ... 193
@@ -179,6 +201,10 @@ def test_a_row_of_many_tokens_is_filled_up(family):
                 y = after.last if name == "last" else after.hidden_states[name]
                 assert x.shape == y.shape and (x - y).abs().max() < 1e-5, name
             assert (model(batch).logits - z).abs().max() < 1e-5
-    of_embeddings = {batch.N for batch in batches} if family == "mobilebert" else set()
-    assert [batch.N for batch in batches] == [100, 128, 146, 160, 193]
+    N_s = {100, 128, 146, 160, 193}
+    assert {batch.N for batch in batches} == N_s
+    if not fills:
+        assert seen == N_s
+        return
+    of_embeddings = N_s if family == "mobilebert" else set()
     assert seen - of_embeddings | {100, 128, 160} == {100, 128, 160, 224}
