@@ -28,11 +28,24 @@ def rounded_tokens(x):
     return low + ((x.double() - low) / step.clamp(min=1e-30)).round() * step, step
 
 
+@pytest.fixture(params=["onednn", "float32"])
+def by(request, monkeypatch):
+    """Who multiplies: oneDNN, or float32 where it is not at hand."""
+    if request.param == "onednn" and not int8.has_onednn():
+        pytest.skip("oneDNN does not multiply int8 on this processor")
+    monkeypatch.setattr(int8, "has_onednn", lambda: request.param == "onednn")
+    int8.weight_range.cache_clear()
+    yield request.param
+    int8.weight_range.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("N", "C_in", "C_out"), [(1, 1, 1), (7, 26, 5), (int8.ROWS, 48, 3), (int8.ROWS + 1, 33, 70)]
 )
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_is_its_definition(N, C_in, C_out, bias):
+def test_a_layer_is_its_definition(N, C_in, C_out, bias, by):
+    if by == "float32":
+        assert int8.weight_range() == 127
     linear = nn.Linear(C_in, C_out, bias=bias)
     x = torch.randn(N, C_in) * 10 ** torch.randn(N, 1)
     (x_8, step_x), (W_8, _) = rounded_tokens(x), rounded_weight(linear.weight)
@@ -52,21 +65,34 @@ def test_a_layer_is_its_definition(N, C_in, C_out, bias):
 def test_a_tokens_result_is_its_own():
     """A large activation elsewhere takes nothing from it, and nor does the number of tokens."""
     layer = int8.Int8Linear(nn.Linear(24, 8))
-    x = torch.randn(300, 24)
+    x = torch.randn(int8.ROWS + 172, 24)
     other = x.clone()
     other[1:] *= 1e4
     assert torch.equal(layer(x)[0], layer(other)[0])
     assert torch.equal(layer(x)[:5], layer(x[:5]))
-    assert torch.equal(layer(x.view(3, 100, 24)).flatten(0, 1), layer(x))
+    assert torch.equal(layer(x.view(3, -1, 24)).flatten(0, 1), layer(x))
 
 
-def test_rows_of_zeros_and_no_rows():
+def test_every_byte_is_itself():
+    q = torch.arange(256, dtype=torch.uint8).view(4, 64)
+    assert torch.equal(int8.to_uint8(q.float()), q)
+
+
+def test_rows_of_zeros_and_no_rows(by):
     linear = nn.Linear(6, 4)
     nn.init.zeros_(linear.weight[2])
     layer = int8.Int8Linear(linear)
     assert torch.equal(layer(torch.zeros(3, 6)), linear.bias.detach().expand(3, 4))
     assert torch.equal(layer(torch.randn(3, 6))[:, 2], linear.bias.detach()[2].expand(3))
     assert layer(torch.zeros(0, 6)).shape == (0, 4)
+
+
+def test_what_is_loaded_is_multiplied():
+    x, (a, b) = torch.randn(5, 6), (int8.Int8Linear(nn.Linear(6, 4)) for _ in range(2))
+    expected = a(x)
+    assert not torch.equal(b(x), expected)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(b(x), expected)
 
 
 SUMS_IN_16_BITS = """
