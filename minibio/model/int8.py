@@ -127,11 +127,12 @@ def check_device(device: torch.device) -> None:
 
 
 def to_int8(encoder: nn.Module, device: torch.device) -> nn.Module:
-    """The encoder itself, with `Int8Linear` in the place of its linear layers.
+    """The encoder itself, with `Int8Linear` in the place of its linear layers; rows are `filled`.
 
     Raises:
         InputError: as `check_device`.
     """
     check_device(device)
     replace_linear(encoder, Int8Linear)
+    encoder.fills = has_onednn()
     return encoder

@@ -122,6 +122,7 @@ def test_an_encoder_has_only_its_linear_layers_changed(family):
     before = {*encoder.state_dict()}
     small = copy.deepcopy(encoder)
     assert int8.to_int8(small, torch.device("cpu")) is small
+    assert small.fills is int8.has_onednn()
     kinds = {name: type(m) for name, m in small.named_modules()}
     for name, module in encoder.named_modules():
         expected = int8.Int8Linear if isinstance(module, nn.Linear) else type(module)
