@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from minibio.model.products import replace_linear
+from minibio.model.products import has_operations, replace_linear
 from minibio.run.errors import InputError
 
 ROWS = 512  # of x at a time, so that what lies between two passes stays in the cache
@@ -33,11 +33,8 @@ def has_onednn() -> bool:
 
     `torch._int_mm` is not enough: with AVX2 alone it multiplies one pair of numbers at a time.
     """
-    if not torch.backends.mkldnn.is_available():
-        return False
-    names = ("qlinear_prepack", "qlinear_pointwise")
     is_wide = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    return is_wide and all(hasattr(torch.ops.onednn, name) for name in names)
+    return is_wide and has_operations(torch.ops.onednn, "qlinear_prepack", "qlinear_pointwise")
 
 
 @cache

@@ -143,10 +143,14 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     Where oneDNN does not multiply bfloat16 (on x86, a processor with AVX2 alone), it lays out none.
     """
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-    has_them = all(hasattr(torch.ops.mkldnn, name) for name in names)
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not has_them:
+    if device.type != "cpu" or not has_operations(torch.ops.mkldnn, *names):
         return False
     return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_operations(space, *names: str) -> bool:
+    """Whether PyTorch comes with oneDNN, and with these of its operations in `torch.ops`' space."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(space, name) for name in names)
 
 
 def is_mkl_better(dtype: torch.dtype) -> bool:
