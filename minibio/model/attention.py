@@ -134,13 +134,16 @@ class SelfAttention(nn.Module):
             for layer, part in zip(layers, joint.chunk(3), strict=True):
                 setattr(layer, name, nn.Parameter(part, requires_grad=False))
 
-    def pack(self) -> None:
-        """Make queries, keys and values of one stream one `PackedLinear`; the layer only predicts.
+    def pack(self, make: Callable[[Tensor, Tensor], nn.Module] = PackedLinear) -> None:
+        """Make queries, keys and values of one stream one layer; it only predicts from then on.
 
         Also where three products are as fast: each call has its price, and a short text many calls.
+
+        Args:
+            make: of the matrices and biases, one below the other, that layer.
         """
         if self.is_one_stream:
-            self.packed = PackedLinear(*joined((self.query, self.key, self.value)))
+            self.packed = make(*joined((self.query, self.key, self.value)))
             self.query = self.key = self.value = None
 
 

@@ -262,7 +262,7 @@ def freeze(model: Model, precision: str = "fp32", is_packed: bool = False) -> Mo
             module.pack()
     model.encoder.fills = is_packed and not is_mkl_better(dtype)
     if is_packed:
-        replace_linear(model.encoder, lambda x: PackedLinear(x.weight, x.bias))
+        replace_linear(model.encoder, PackedLinear)
     return model
 
 

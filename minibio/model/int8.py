@@ -21,6 +21,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from minibio.model.attention import SelfAttention
 from minibio.model.products import has_operations, replace_linear
 from minibio.run.errors import InputError
 
@@ -79,17 +80,18 @@ class Int8Linear(nn.Module):
     """A trained linear layer, its matrix in int8.
 
     Args:
-        linear: the layer; it stays as it is.
+        weight: (C_out, C_in); it stays as it is.
+        bias:   (C_out,), or None.
     """
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        W = linear.weight.detach().float()  # (C_out, C_in)
+        W = weight.detach().float()
         scale = W.abs().amax(1).clamp(min=torch.finfo(W.dtype).tiny) / weight_range()  # (C_out,)
         self.register_buffer("weight", (W / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("total", self.weight.sum(1) * scale)  # (C_out,) of each row
-        bias = torch.zeros_like(scale) if linear.bias is None else linear.bias.detach().float()
+        bias = torch.zeros_like(scale) if bias is None else bias.detach().float()
         self.register_buffer("bias", bias.clone())
         self.pack()
         self.register_load_state_dict_post_hook(Int8Linear.pack)
@@ -126,10 +128,15 @@ def check_device(device: torch.device) -> None:
 def to_int8(encoder: nn.Module, device: torch.device) -> nn.Module:
     """The encoder itself, with `Int8Linear` in the place of its linear layers; rows are `filled`.
 
+    Queries, keys and values of one stream are one layer: their tokens are rounded once.
+
     Raises:
         InputError: as `check_device`.
     """
     check_device(device)
+    for module in encoder.modules():
+        if isinstance(module, SelfAttention):
+            module.pack(Int8Linear)
     replace_linear(encoder, Int8Linear)
     encoder.fills = has_onednn()
     return encoder

@@ -163,12 +163,12 @@ def is_mkl_better(dtype: torch.dtype) -> bool:
     return is_avx2 and dtype == torch.float32 and torch.backends.mkl.is_available()
 
 
-def replace_linear(module: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put `make(layer)` in the place of each linear layer within `module`.
+def replace_linear(module: nn.Module, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+    """Put `make(weight, bias)` in the place of each linear layer within `module`.
 
     One by one: of none but the layer at hand are there two.
     """
     for parent in [x for x in module.modules() if not isinstance(x, nn.Linear)]:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
-                setattr(parent, name, make(child))
+                setattr(parent, name, make(child.weight, child.bias))

@@ -13,6 +13,7 @@ import torch.nn as nn
 from helpers import ROOT, random_batch, tiny_config
 from minibio.model import int8
 from minibio.model.heads import Model
+from minibio.model.products import NAMES, replace_linear
 
 
 def rounded_weight(W):
@@ -26,6 +27,10 @@ def rounded_tokens(x):
     low, high = x.double().amin(1, keepdim=True), x.double().amax(1, keepdim=True)
     step = (high - low) / 255
     return low + ((x.double() - low) / step.clamp(min=1e-30)).round() * step, step
+
+
+def made(linear):
+    return int8.Int8Linear(linear.weight, linear.bias)
 
 
 @pytest.fixture(params=["onednn", "float32"])
@@ -51,7 +56,7 @@ def test_a_layer_is_its_definition(N, C_in, C_out, bias, by):
     (x_8, step_x), (W_8, _) = rounded_tokens(x), rounded_weight(linear.weight)
     expected = x_8 @ W_8.T + (linear.bias.double() if bias else 0)
     with torch.no_grad():
-        y = int8.Int8Linear(linear)(x)
+        y = made(linear)(x)
     assert y.dtype == torch.float32
     # a quotient may lie so near to a half that float32 rounds it the other way: one step of x
     size = x.double().abs() @ linear.weight.double().abs().T + 1
@@ -64,7 +69,7 @@ def test_a_layer_is_its_definition(N, C_in, C_out, bias, by):
 
 def test_a_tokens_result_is_its_own():
     """A large activation elsewhere takes nothing from it, and nor does the number of tokens."""
-    layer = int8.Int8Linear(nn.Linear(24, 8))
+    layer = made(nn.Linear(24, 8))
     x = torch.randn(int8.ROWS + 172, 24)
     other = x.clone()
     other[1:] *= 1e4
@@ -81,14 +86,14 @@ def test_every_byte_is_itself():
 def test_rows_of_zeros_and_no_rows(by):
     linear = nn.Linear(6, 4)
     nn.init.zeros_(linear.weight[2])
-    layer = int8.Int8Linear(linear)
+    layer = made(linear)
     assert torch.equal(layer(torch.zeros(3, 6)), linear.bias.detach().expand(3, 4))
     assert torch.equal(layer(torch.randn(3, 6))[:, 2], linear.bias.detach()[2].expand(3))
     assert layer(torch.zeros(0, 6)).shape == (0, 4)
 
 
 def test_what_is_loaded_is_multiplied():
-    x, (a, b) = torch.randn(5, 6), (int8.Int8Linear(nn.Linear(6, 4)) for _ in range(2))
+    x, (a, b) = torch.randn(5, 6), (made(nn.Linear(6, 4)) for _ in range(2))
     expected = a(x)
     assert not torch.equal(b(x), expected)
     b.load_state_dict(a.state_dict())
@@ -101,7 +106,7 @@ from minibio.model import int8
 linear = torch.nn.Linear(64, 8, bias=False)
 torch.nn.init.constant_(linear.weight, 0.5)  # the largest sums of two products that there are
 x = torch.cat([torch.full((3, 63), 2.0), torch.zeros(3, 1)], 1)
-y = int8.Int8Linear(linear)(x)
+y = int8.Int8Linear(linear.weight, linear.bias)(x)
 print(int8.weight_range(), float((y - 63.0).abs().max()))
 """
 
@@ -119,18 +124,28 @@ def test_sums_are_exact_on_every_processor(isa):
 @pytest.mark.parametrize("family", ["bert", "distilbert", "mobilebert"])
 def test_an_encoder_has_only_its_linear_layers_changed(family):
     encoder = Model(tiny_config(family), "encoder").eval().encoder
-    before = {*encoder.state_dict()}
-    small = copy.deepcopy(encoder)
+    layers = {name for name, x in encoder.named_modules() if isinstance(x, nn.Linear)}
+    three, small = copy.deepcopy(encoder), copy.deepcopy(encoder)
+    replace_linear(three, int8.Int8Linear)
     assert int8.to_int8(small, torch.device("cpu")) is small
     assert small.fills is int8.has_onednn()
     kinds = {name: type(m) for name, m in small.named_modules()}
     for name, module in encoder.named_modules():
-        expected = int8.Int8Linear if isinstance(module, nn.Linear) else type(module)
-        assert kinds[name] is expected, name
+        assert name in layers or kinds[name] is type(module), name
+    read_one = ("query", "key", "value") if family != "mobilebert" else ()
+    apart = {name for name in layers if name.endswith(read_one)}
+    joint = {name.rpartition(".")[0] + ".packed" for name in apart}
+    assert len(apart) == 3 * len(joint)
+    assert {
+        name for name, kind in kinds.items() if kind is int8.Int8Linear
+    } == layers - apart | joint
     state = small.state_dict()
-    assert {name for name in state if not name.endswith((".scale", ".total"))} == before
+    names = {name for name in state if not name.endswith((".scale", ".total"))}
+    kept = {n for n in encoder.state_dict() if n.rpartition(".")[0] not in apart}
+    assert names == kept | {f"{name}.{x}" for name in joint for x in NAMES}
     read = safetensors.torch.load(safetensors.torch.save(state))
     assert all(torch.equal(read[name], x) for name, x in state.items())
     with torch.inference_mode():
-        a, b = (m(random_batch()).last for m in (encoder, small))
+        a, b, c = (m(random_batch()).last for m in (encoder, small, three))
+    assert torch.equal(b, c)  # side by side, or one by one
     assert 0 < float((a - b).norm() / a.norm()) <= 0.05
