@@ -86,7 +86,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        W = weight.detach().float()
+        W = weight.detach().float()  # (C_out, C_in)
         scale = W.abs().amax(1).clamp(min=torch.finfo(W.dtype).tiny) / weight_range()  # (C_out,)
         self.register_buffer("weight", (W / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
